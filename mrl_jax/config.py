@@ -1,0 +1,355 @@
+"""The schema of conf/: dataclasses with types and defaults. Every wrong key or value dies here, in one sentence.
+
+Hydra composes the options and the command line into one mapping; `parse` turns that into a `Config`, checking every
+key and value. Nothing downstream sees OmegaConf.
+"""
+
+import dataclasses
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mrl_jax import arms, nesting
+from mrl_jax.data import SOURCES, DataConfig
+from mrl_jax.encoders import CONFIGS as ENCODERS
+from mrl_jax.encoders import EncoderConfig
+from mrl_jax.errors import UserError, nearest, one_of
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    weights: tuple[float, ...] | None = None  # relative importance of each granularity; null: ones
+    label_smoothing: float = 0.0  # share of the target spread evenly over the classes, in [0, 1)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-3  # at the end of warm-up
+    schedule: Literal["cosine", "constant"] = "cosine"  # after warm-up; cosine ends at zero
+    warmup: float = 0.0  # share of the steps over which the learning rate rises from zero
+    weight_decay: float = 1e-2  # decoupled for adamw, added to the gradient for sgd; matrices only
+    momentum: float = 0.9  # sgd (Nesterov), and the first moment of adamw
+    clip_norm: float | None = None  # largest global norm of a gradient
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    epochs: float | None = 10.0  # passes over the training split; ignored when steps is given
+    steps: int | None = None  # optimiser steps
+    batch_size: int = 256  # examples a step, over all devices
+    accumulate: int = 1  # parts a batch is split into, their gradients averaged before one update
+    population: Literal["auto", "loop", "vmap"] = "auto"  # members in turn, or together (auto: together off the CPU)
+    evaluations: int = 10  # times the validation split is scored during training; the best moment is kept
+    log_every: int = 20  # steps between lines of metrics.jsonl
+    checkpoint_seconds: float = 60.0  # time between checkpoints of the training state; 0: at every log line
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    interpolated: bool = True  # also score the dims halfway between neighbouring nesting dims
+    neighbours: bool = True  # knn_top1, map@10 and precision@10 with the training embeddings as the database
+    batch_size: int = 512  # examples embedded at a time
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig
+    encoder: EncoderConfig
+    name: str  # of the experiment: the folder below results_dir
+    width: int  # D, the embedding width
+    nesting_dims: tuple[int, ...]  # ascending, ending at the width
+    arms: tuple[str, ...]
+    seeds: int  # how many: 0 … seeds-1
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    results_dir: str = "results"
+    run: str | None = None  # folder of this run; null: the date and time (or, with resume=true, the latest run)
+    resume: bool = False  # continue an interrupted run
+
+
+# What may differ between the run that is resumed and the command that resumes it.
+NOT_COMPARED = ("resume", "run", "results_dir")
+
+CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if path.is_dir())
+
+
+def register() -> None:
+    """Tell Hydra the defaults of every option; conf/ then only says what differs."""
+    store = ConfigStore.instance()
+    base = {
+        "name": None,
+        "width": 256,
+        "nesting_dims": "log",
+        "arms": ["mrl_e"],
+        "seeds": 1,
+        "results_dir": "results",
+        "run": None,
+        "resume": False,
+    }
+    sections = {"loss": LossConfig, "trainer": TrainerConfig, "evaluation": EvaluationConfig}
+    store.store(name="defaults", node=base | {key: dataclasses.asdict(cls()) for key, cls in sections.items()})
+    for name, encoder in ENCODERS.items():
+        store.store(group="encoder", name=name, node=dataclasses.asdict(encoder()))
+    for source in SOURCES:
+        store.store(group="data", name=source, node=dataclasses.asdict(DataConfig(source=source)))
+    for name, optimizer in {
+        "adamw": OptimizerConfig(),
+        "sgd": OptimizerConfig(name="sgd", learning_rate=0.1, weight_decay=1e-4),
+    }.items():
+        store.store(group="optimizer", name=name, node=dataclasses.asdict(optimizer))
+
+
+register()
+
+
+def from_command_line(overrides: list[str]) -> Config:
+    """Compose conf/ with `overrides` (`key=value` words) and check the outcome; raises `UserError`."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            composed = compose("config", overrides=overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_explain(error, overrides)) from None
+    try:
+        return parse(OmegaConf.to_container(composed, resolve=True))
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
+
+
+def _explain(error: Exception, overrides: list[str]) -> str:
+    """One sentence for what Hydra says in several, naming the override at fault and the nearest allowed one."""
+    message = str(error)
+    groups = _options()
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as syntax:
+        return f"cannot read the command line: {str(syntax).splitlines()[0]}"
+    for override in parsed:
+        key, value = override.key_or_group, override.value()
+        if key in groups:
+            if key == "experiment" and not override.is_add():
+                return f"write +experiment={value} (with a plus sign): experiments are added to the configuration"
+            one_of(key, value if isinstance(value, str) else str(value), groups[key])
+        elif override.is_add() and "/" not in key and "." not in key and isinstance(value, str) and key not in _keys(overrides):
+            one_of("the command-line key", key, (*groups, *_keys(overrides)))
+        elif not override.is_add() and not override.is_delete() and key not in _keys(overrides):
+            keys = _keys(overrides)
+            tail = {k.rsplit(".", 1)[-1]: k for k in keys}
+            hint = nearest(key, keys) or nearest(tail.get(key.rsplit(".", 1)[-1], key), keys)
+            section = key.rsplit(".", 1)[0] + "."
+            allowed = sorted(k for k in keys if k.startswith(section)) if "." in key else sorted(keys)
+            return f"unknown key {key}{hint}; allowed: {', '.join(allowed or sorted(keys))}"
+    return " ".join(message.split())
+
+
+def _options() -> dict[str, list[str]]:
+    """The options of every group: files in conf/ and stored defaults."""
+    return {
+        "experiment": sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")),
+        "data": list(SOURCES),
+        "encoder": list(ENCODERS),
+        "optimizer": ["adamw", "sgd"],
+    }
+
+
+def _keys(overrides: list[str]) -> list[str]:
+    """The keys that exist once the groups named in `overrides` are chosen: what a `key=value` may set."""
+    groups = _options()
+    chosen = [o for o in overrides if o.lstrip("+").split("=", 1)[0] in groups]
+    composed = compose("config", overrides=chosen)
+    flat: list[str] = []
+
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat.append(prefix + key)
+
+    walk(OmegaConf.to_container(composed), "")  # type: ignore[arg-type]
+    return flat
+
+
+def parse(raw: Any) -> Config:
+    """A checked `Config` from the composed mapping. Raises `UserError`."""
+    raw = dict(raw)
+    encoder = raw.get("encoder", {})
+    encoder_class = ENCODERS[one_of("encoder.name", encoder.get("name"), ENCODERS)]
+    raw["encoder"] = build(encoder_class, encoder, "encoder")
+    raw["data"] = build(DataConfig, raw.get("data", {}), "data")
+    if raw.get("name") is None:
+        raw["name"] = raw["data"].name or raw["data"].source
+    raw["nesting_dims"] = _nesting_dims(raw.get("nesting_dims"), raw.get("width"))
+    if isinstance(raw.get("arms"), str):
+        raw["arms"] = [raw["arms"]]
+    config: Config = build(Config, raw, "")
+    _check(config)
+    return config
+
+
+def _nesting_dims(value: Any, width: Any) -> Any:
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+        raise UserError(f"width={width} is not allowed; a whole number of at least 1")
+    if isinstance(value, str):
+        one_of("nesting_dims", value, ("log", "uniform", "a list such as [8,16,32]"))
+        return nesting.log_spaced(width) if value == "log" else nesting.uniform(width)
+    dims = _convert(value, tuple[int, ...], "nesting_dims")
+    try:
+        return nesting.check_dims(dims, width)
+    except ValueError as error:
+        raise UserError(f"nesting_dims: {error} (width={width})") from None
+
+
+def _check(config: Config) -> None:
+    """Values that are of the right type and still wrong."""
+    arms.expand(config.arms, config.nesting_dims)
+    if not config.arms:
+        raise UserError(f"arms is empty; allowed: {', '.join(arms.NAMES)}, all")
+    for key, value, allowed, good in (
+        ("seeds", config.seeds, "at least 1", config.seeds >= 1),
+        ("loss.label_smoothing", config.loss.label_smoothing, "0 ≤ value < 1", 0 <= config.loss.label_smoothing < 1),
+        (
+            "optimizer.learning_rate",
+            config.optimizer.learning_rate,
+            "more than 0",
+            config.optimizer.learning_rate > 0,
+        ),
+        ("optimizer.warmup", config.optimizer.warmup, "a share, 0 ≤ value ≤ 1", 0 <= config.optimizer.warmup <= 1),
+        ("optimizer.weight_decay", config.optimizer.weight_decay, "at least 0", config.optimizer.weight_decay >= 0),
+        ("optimizer.momentum", config.optimizer.momentum, "0 ≤ value < 1", 0 <= config.optimizer.momentum < 1),
+        (
+            "optimizer.clip_norm",
+            config.optimizer.clip_norm,
+            "more than 0, or null",
+            config.optimizer.clip_norm is None or config.optimizer.clip_norm > 0,
+        ),
+        ("trainer.batch_size", config.trainer.batch_size, "at least 1", config.trainer.batch_size >= 1),
+        (
+            "trainer.accumulate",
+            config.trainer.accumulate,
+            f"a divisor of trainer.batch_size={config.trainer.batch_size}",
+            config.trainer.accumulate >= 1 and config.trainer.batch_size % config.trainer.accumulate == 0,
+        ),
+        (
+            "trainer.steps",
+            config.trainer.steps,
+            "at least 1, or null to use trainer.epochs",
+            config.trainer.steps is None or config.trainer.steps >= 1,
+        ),
+        (
+            "trainer.epochs",
+            config.trainer.epochs,
+            "more than 0 (or give trainer.steps)",
+            config.trainer.steps is not None or (config.trainer.epochs is not None and config.trainer.epochs > 0),
+        ),
+        ("trainer.evaluations", config.trainer.evaluations, "at least 1", config.trainer.evaluations >= 1),
+        ("trainer.log_every", config.trainer.log_every, "at least 1", config.trainer.log_every >= 1),
+        (
+            "trainer.checkpoint_seconds",
+            config.trainer.checkpoint_seconds,
+            "at least 0",
+            config.trainer.checkpoint_seconds >= 0,
+        ),
+        ("evaluation.batch_size", config.evaluation.batch_size, "at least 1", config.evaluation.batch_size >= 1),
+    ):
+        if not good:
+            raise UserError(f"{key}={value} is not allowed; {allowed}")
+    weights = config.loss.weights
+    if weights is not None:
+        if len(weights) != len(config.nesting_dims):
+            raise UserError(
+                f"loss.weights={list(weights)} has {len(weights)} entries; nesting_dims={list(config.nesting_dims)} "
+                f"needs {len(config.nesting_dims)}"
+            )
+        if min(weights) < 0 or max(weights) == 0:
+            raise UserError(f"loss.weights={list(weights)} is not allowed; none below 0 and at least one above")
+    for key, path in (("name", config.name), ("run", config.run)):
+        if path is not None and (path in ("", ".", "..") or "/" in path or "\\" in path):
+            raise UserError(f"{key}={path!r} is not allowed; the name of one folder, without slashes")
+
+
+def build(cls: type, raw: Any, key: str) -> Any:
+    """The dataclass `cls` from a mapping, each value checked against its field's type; `key` names the section."""
+    if dataclasses.is_dataclass(raw) and isinstance(raw, cls):
+        return raw
+    if not isinstance(raw, dict):
+        raise UserError(f"{key}={raw} is not allowed; a section with keys {', '.join(get_type_hints(cls))}")
+    hints = get_type_hints(cls)
+    prefix = f"{key}." if key else ""
+    for name in raw:
+        if name not in hints:
+            raise UserError(f"unknown key {prefix}{name}{nearest(name, hints)}; allowed: {', '.join(hints)}")
+    return cls(**{name: _convert(value, hints[name], prefix + name) for name, value in raw.items()})
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    """`value` as `hint`, or a `UserError` that names the key. Whole numbers pass as floats, never the reverse."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        classes = [a for a in args if a is not type(None)]
+        if any(dataclasses.is_dataclass(a) for a in classes):
+            return value
+        for option in classes[:-1]:
+            try:
+                return _convert(value, option, key)
+            except UserError:
+                continue
+        return _convert(value, classes[-1], key)
+    if origin is Literal:
+        return one_of(key, value, args)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{key}={value} is not allowed; a list such as [{_describe(args[0])}, …]")
+        return tuple(_convert(item, args[0], f"{key}[{i}]") for i, item in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, key)  # type: ignore[arg-type]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{key}={value} is not allowed; {_describe(hint)}")
+    if hint is float and value != value:
+        raise UserError(f"{key}=nan is not allowed; a number")
+    return value
+
+
+def _describe(hint: Any) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML, as stored with every run."""
+    return OmegaConf.to_yaml(_plain(dataclasses.asdict(config)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def from_yaml(path: Path) -> Config:
+    """The configuration that a run was made with."""
+    return parse(OmegaConf.to_container(OmegaConf.load(path)))
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`key=old (now new)` for every key in which two configurations differ, but for those of `NOT_COMPARED`."""
+
+    def walk(a: Any, b: Any, key: str) -> list[str]:
+        if isinstance(a, dict) and isinstance(b, dict):
+            return [line for name in {**a, **b} for line in walk(a.get(name), b.get(name), f"{key}.{name}".lstrip("."))]
+        return [] if a == b or key in NOT_COMPARED else [f"{key}={a} (now {b})"]
+
+    return walk(_plain(dataclasses.asdict(old)), _plain(dataclasses.asdict(new)), "")

@@ -1,0 +1,38 @@
+"""Linear classifiers on prefixes: a head a granularity (MRL), or one tied head for all of them (MRL-E).
+
+A population of arms trains both kinds in one program: the loss weights of an arm are a row of `K` entries for each
+kind, and a kind with zero weights gets zero gradient (see `arms.py`).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from mrl_jax.nesting import nested_logits
+
+KINDS = ("separate", "tied")
+
+Head = dict[str, jax.Array | list[jax.Array]]
+
+
+def init(key: jax.Array, kind: str, dims: Sequence[int], classes: int) -> Head:
+    """Zero biases and normal kernels of standard deviation 1/√m, m the width that the head reads.
+
+    The separate head of granularity k starts as the first m_k rows of one shared [D, C] draw, rescaled to its own
+    width, so that a model of width m_k can be started from the same numbers.
+    """
+    draw = jax.random.normal(key, (dims[-1], classes), jnp.float32)
+    if kind == "tied":
+        return {"kernel": draw / jnp.sqrt(dims[-1]), "bias": jnp.zeros(classes)}
+    return {"kernel": [draw[:m] / jnp.sqrt(m) for m in dims], "bias": [jnp.zeros(classes) for _ in dims]}
+
+
+def logits(head: Head, kind: str, z_BxD: jax.Array, dims: Sequence[int]) -> tuple[jax.Array, ...]:
+    """K arrays [B, C]. A tied head takes any `dims`; separate heads only those that they were made for."""
+    if kind == "tied":
+        return nested_logits(z_BxD, head["kernel"], dims, head["bias"])
+    return tuple(
+        jnp.matmul(z_BxD[:, :m], kernel, preferred_element_type=jnp.float32) + bias
+        for m, kernel, bias in zip(dims, head["kernel"], head["bias"], strict=True)
+    )

@@ -1,0 +1,207 @@
+"""How raw examples become the arrays that an encoder reads; kept with the run, so that a loaded model reads alike.
+
+    bag           texts → `ids`, `weights`: the heaviest distinct words by tf-idf
+    transformer   texts → `ids`, `mask`: subwords
+    convnet, mlp  images → `image`;  mlp also features → `features`
+
+Each text is tokenised once, before training. A tokenizer is a function of the training texts alone, not of their order
+or of the machine.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from mrl_jax import runs
+from mrl_jax.data import Dataset, Split
+from mrl_jax.encoders import EncoderConfig
+from mrl_jax.encoders.bag import BagConfig
+from mrl_jax.encoders.transformer import TransformerConfig
+from mrl_jax.errors import UserError
+
+Arrays = dict[str, Any]  # name → array [n, …] (images too many for memory: a lazy object indexed by rows)
+
+READS = {"bag": ("text",), "transformer": ("text",), "convnet": ("image",), "mlp": ("features", "image")}
+
+
+class Reader(Protocol):
+    """Raw inputs of one kind → named arrays."""
+
+    vocabulary: int  # number of token ids; 0 where there are no tokens
+
+    def __call__(self, raw: Any) -> Arrays: ...
+
+    def save(self, directory: Path) -> None: ...
+
+
+def fit(encoder: EncoderConfig, dataset: Dataset) -> Reader:
+    """The reader for an encoder, learnt from the training split. Raises `UserError` when the two do not go together."""
+    if dataset.kind not in READS[encoder.name]:
+        fitting = ", ".join(name for name, kinds in READS.items() if dataset.kind in kinds)
+        raise UserError(f"encoder={encoder.name} cannot read data={dataset.name}, which is {dataset.kind}; use {fitting}")
+    if isinstance(encoder, BagConfig):
+        return Words.fit(dataset.train.inputs, encoder)
+    if isinstance(encoder, TransformerConfig):
+        return Subwords.fit(dataset.train.inputs, encoder)
+    return Plain(dataset.kind)
+
+
+def load(encoder: EncoderConfig, directory: Path, kind: str) -> Reader:
+    """The reader that was saved with a run."""
+    if isinstance(encoder, BagConfig):
+        return Words.load(directory, encoder)
+    if isinstance(encoder, TransformerConfig):
+        return Subwords(_read_tokenizer(directory / "tokenizer.json"), encoder.max_length)
+    return Plain(kind)
+
+
+@dataclass
+class Plain:
+    """Images and features: what is read is what the encoder gets."""
+
+    kind: str
+    vocabulary: int = 0
+
+    def __call__(self, raw: Any) -> Arrays:
+        return {self.kind: raw}
+
+    def save(self, directory: Path) -> None:
+        pass
+
+
+@dataclass
+class Words:
+    """Distinct words weighted by sublinear tf × idf and scaled to unit length, the heaviest `max_words` of a text.
+
+        w = (1 + ln tf) · (1 + ln((1 + n) / (1 + df)))                      (scikit-learn's smoothed idf)
+
+    A text without a known word has no weights at all: its embedding is that of the empty text.
+    """
+
+    tokenizer: Tokenizer
+    idf: np.ndarray  # float32 [vocabulary]
+    max_words: int
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self.idf)
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], config: BagConfig) -> "Words":
+        normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        splitter = pre_tokenizers.Split(Regex(r"\w+"), behavior="removed", invert=True)
+        documents: Counter[str] = Counter()
+        for text in texts:
+            documents.update({word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))})
+        known = sorted((w for w, n in documents.items() if n >= config.min_documents), key=lambda w: (-documents[w], w))
+        if not known:
+            raise UserError(
+                f"no word occurs in encoder.min_documents={config.min_documents} of the {len(texts)} training texts; "
+                "use encoder.min_documents=1 or longer texts"
+            )
+        tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0} | {w: i for i, w in enumerate(known, 1)}, unk_token="[UNK]"))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+        frequency = np.array([documents[w] for w in known])
+        idf = np.concatenate([[0.0], 1 + np.log((1 + len(texts)) / (1 + frequency))])
+        return cls(tokenizer, idf.astype(np.float32), config.max_words)
+
+    @classmethod
+    def load(cls, directory: Path, config: BagConfig) -> "Words":
+        idf = np.asarray(_read_json(directory / "idf.json"), np.float32)
+        return cls(_read_tokenizer(directory / "tokenizer.json"), idf, config.max_words)
+
+    def save(self, directory: Path) -> None:
+        runs.write(directory / "tokenizer.json", self.tokenizer.to_str(pretty=True))
+        runs.write(directory / "idf.json", json.dumps([round(float(x), 6) for x in self.idf]))
+
+    def __call__(self, raw: Sequence[str]) -> Arrays:
+        idf = np.round(self.idf.astype(np.float64), 6).astype(np.float32)  # as it reads back from idf.json
+        rows = []
+        for encoding in _encoded(self.tokenizer, raw):
+            words, counts = np.unique(np.asarray(encoding.ids, np.int32), return_counts=True)
+            words, counts = words[words > 0], counts[words > 0]
+            weights = ((1 + np.log(counts)) * idf[words]).astype(np.float32)
+            if len(words) > self.max_words:
+                heaviest = np.sort(np.argsort(-weights, kind="stable")[: self.max_words])
+                words, weights = words[heaviest], weights[heaviest]
+            rows.append((words, weights / max(float(np.linalg.norm(weights)), 1e-12)))
+        return {"ids": _padded([w for w, _ in rows], np.int32), "weights": _padded([x for _, x in rows], np.float32)}
+
+
+@dataclass
+class Subwords:
+    """Subword ids and their mask, cut at `max_length`."""
+
+    tokenizer: Tokenizer
+    max_length: int
+
+    @property
+    def vocabulary(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], config: TransformerConfig) -> "Subwords":
+        if config.weights is not None:
+            from mrl_jax import pretrained
+
+            folder = pretrained.resolve(config.weights)
+            return cls(pretrained.load_tokenizer(folder, config.max_length), config.max_length)
+        # Byte-level BPE: its trainer is deterministic, WordPiece's is not; and no text is unknown to it.
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=config.vocabulary,
+            special_tokens=["[PAD]"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(sorted(texts), trainer)
+        return cls(tokenizer, config.max_length)
+
+    def save(self, directory: Path) -> None:
+        runs.write(directory / "tokenizer.json", self.tokenizer.to_str(pretty=True))
+
+    def __call__(self, raw: Sequence[str]) -> Arrays:
+        self.tokenizer.enable_truncation(self.max_length)
+        ids = [np.asarray(encoding.ids, np.int32) for encoding in _encoded(self.tokenizer, raw)]
+        return {"ids": _padded(ids, np.int32), "mask": _padded([np.ones(len(row)) for row in ids], np.int8)}
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str], chunk: int = 4096) -> Iterator[Any]:
+    for start in range(0, len(texts), chunk):
+        yield from tokenizer.encode_batch(list(texts[start : start + chunk]))
+
+
+def _padded(rows: list[np.ndarray], dtype: Any) -> np.ndarray:
+    """Rows of unequal length as [n, longest], filled up with zeros; at least one column."""
+    padded = np.zeros((len(rows), max([1, *map(len, rows)])), dtype)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return padded
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises plain Exception
+        raise UserError(f"{path} is not a tokenizer that can be read: {' '.join(str(error).split())}") from None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def arrays(reader: Reader, split: Split) -> Arrays:
+    """One split through a reader; lazily read images stay lazy."""
+    return reader(split.inputs)

@@ -1,0 +1,54 @@
+"""Nested losses: pure functions of arrays that return a scalar and the loss of each granularity.
+
+    L(z, y) = Σ_k c_k · CE(logits_k, y)                                            (MRL paper, eq. 1)
+
+The weights `c` are an argument, not a constant of the program: ones train a Matryoshka embedding, a one-hot row trains
+the fixed-size model of that width, and both run through the same compiled step.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(logits_BxC: jax.Array, labels_B: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Softmax cross-entropy of each example [B], in float32.
+
+    With `label_smoothing` s the target is (1 − s) · one_hot + s / C (Szegedy et al., 2016, arXiv:1512.00567).
+    Written with a gather instead of a one-hot product: no second `B × C` array.
+    """
+    logits_BxC = logits_BxC.astype(jnp.float32)
+    log_normalizer = jax.nn.logsumexp(logits_BxC, axis=-1)
+    true_logit = jnp.take_along_axis(logits_BxC, labels_B[:, None], axis=-1)[:, 0]
+    if label_smoothing == 0.0:
+        return log_normalizer - true_logit
+    return log_normalizer - (1.0 - label_smoothing) * true_logit - label_smoothing * jnp.mean(logits_BxC, axis=-1)
+
+
+def nested_cross_entropy(
+    logits: Sequence[jax.Array] | jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | Sequence[float],
+    label_smoothing: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Σ_k weights[k] · mean over the batch of the cross-entropy at granularity k.
+
+    Args:
+        logits: K arrays [B, C] (or one [K, B, C]), one a granularity; from `nesting.nested_logits` for a tied head
+            (MRL-E) or from K separate heads (MRL).
+        labels: int [B].
+        weights: [K], the relative importance of each granularity. They are summed as given, not normalised.
+        label_smoothing: in [0, 1).
+
+    Returns:
+        The scalar loss, and the unweighted loss of each granularity, float32 [K].
+
+    Raises:
+        ValueError: when the numbers of logits and weights differ.
+    """
+    weights = jnp.asarray(weights, jnp.float32)
+    if weights.shape != (len(logits),):
+        raise ValueError(f"{len(logits)} granularities of logits need as many weights; got shape {weights.shape}")
+    losses_K = jnp.stack([jnp.mean(cross_entropy(logits_BxC, labels, label_smoothing)) for logits_BxC in logits])
+    return jnp.dot(weights, losses_K), losses_K

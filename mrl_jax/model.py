@@ -1,0 +1,83 @@
+"""Use a trained run: `mrl_jax.load(run).encode(texts, dim=64)`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mrl_jax import arms, batches, checkpoint, inputs, nesting, runs
+from mrl_jax import config as configuration
+from mrl_jax.batches import Examples
+from mrl_jax.errors import UserError, one_of
+from mrl_jax.program import Model as Weights
+from mrl_jax.program import Program
+
+
+class Model:
+    """A trained member of a run. `dims` are the prefix lengths that it was trained at."""
+
+    def __init__(self, program: Program, weights: Weights, reader: inputs.Reader, dims: tuple[int, ...]) -> None:
+        self.program, self.weights, self.reader, self.dims = program, weights, reader, dims
+        self._embed = jax.jit(program.embed)
+
+    def encode(self, raw: Sequence[str] | np.ndarray, dim: int | None = None, batch_size: int = 256) -> np.ndarray:
+        """Embeddings of texts (or images, or features), truncated to `dim` and then scaled to unit length.
+
+        Args:
+            raw: n texts, images uint8 [n, h, w, c] or features float32 [n, d], as the run was trained on.
+            dim: prefix length, 1…D; the whole embedding by default.
+            batch_size: examples at a time.
+
+        Returns:
+            float32 [n, dim]; rows have unit length (a zero embedding, as of a text without a known word, stays zero).
+
+        Raises:
+            ValueError: `dim` is outside 1…D, or `raw` is a single text instead of a list.
+        """
+        if isinstance(raw, str):
+            raise ValueError("encode takes a list of texts; got one text")
+        dim = self.program.width if dim is None else dim
+        if not 1 <= dim <= self.program.width:
+            raise ValueError(f"dim={dim} is outside 1…{self.program.width}, the width of these embeddings")
+        examples = Examples(self.reader(raw), np.zeros(len(raw), np.int32))
+        z = np.empty((len(raw), dim), np.float32)
+        if len(raw):
+            for rows, batch, valid in batches.slices(examples, batch_size):
+                del batch["label"]
+                z[rows] = np.asarray(nesting.truncate(self._embed(self.weights, batch), dim))[valid]
+        return z
+
+
+def load(run: str | Path, arm: str | None = None, seed: int = 0) -> Model:
+    """The best model of one member of a run.
+
+    Args:
+        run: a run directory, or an experiment's folder, which stands for its latest run.
+        arm: `mrl`, `mrl_e`, `ff64`, … as in the folder's checkpoints; the first arm of the run by default.
+        seed: which seed of that arm.
+
+    Raises:
+        UserError: no such run, arm or seed, or a damaged file.
+    """
+    directory = runs.find(run)
+    config = configuration.from_yaml(directory / "config.yaml")
+    try:
+        dataset: dict[str, Any] = json.loads((directory / "dataset.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory / 'dataset.json'} cannot be read: {error}") from None
+    known = {a.label: a for a in arms.expand(config.arms, config.nesting_dims, config.loss.weights)}
+    chosen = known[one_of("arm", arm or next(iter(known)), known)]
+    if not 0 <= seed < config.seeds:
+        raise UserError(f"seed={seed} is not in {directory}; allowed: 0…{config.seeds - 1}")
+    label = arms.Member(chosen, seed).label
+    folder = directory / "checkpoints" / label / "model"
+    found = checkpoint.steps(folder)
+    if not found:
+        raise UserError(f"{label} has no finished model in {directory}; continue that run with resume=true")
+    program = Program.of(config, dataset)
+    weights, _ = checkpoint.load(folder, found[-1], jax.eval_shape(program.init, 0).model)
+    reader = inputs.load(config.encoder, directory, dataset["kind"])
+    return Model(program, weights, reader, chosen.trained(config.nesting_dims))

@@ -1,0 +1,97 @@
+"""The arithmetic of nested embeddings: which prefixes there are, and how to score all of them in one pass.
+
+An embedding `z` of width `D` is read at the *nesting dims* `m_1 < … < m_K = D`. Everything that is linear in `z`
+can be computed for all prefixes at the price of one, because a longer prefix only adds a block of coordinates:
+
+    logits_k = z[:m_k] @ W[:m_k] = logits_{k-1} + z[m_{k-1}:m_k] @ W[m_{k-1}:m_k].
+
+Kusupati et al., "Matryoshka Representation Learning", NeurIPS 2022, arXiv:2205.13147.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+def check_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:
+    """Return `dims` as a tuple, or raise `ValueError` unless they ascend, are unique and end at `width`."""
+    dims = tuple(int(m) for m in dims)
+    if not dims:
+        raise ValueError("nesting dims are empty; give at least one, the last equal to the embedding width")
+    if dims[0] < 1:
+        raise ValueError(f"nesting dims {list(dims)} hold {dims[0]}; every dim is at least 1")
+    for smaller, larger in zip(dims, dims[1:], strict=False):
+        if smaller == larger:
+            raise ValueError(f"nesting dims {list(dims)} repeat {larger}; every dim may stand once")
+        if smaller > larger:
+            raise ValueError(f"nesting dims {list(dims)} are not ascending: {larger} follows {smaller}")
+    if dims[-1] > width:
+        raise ValueError(f"nesting dims {list(dims)} go beyond the embedding width {width}")
+    if dims[-1] < width:
+        raise ValueError(f"nesting dims {list(dims)} must end at the embedding width {width}")
+    return dims
+
+
+def log_spaced(width: int, smallest: int = 8) -> tuple[int, ...]:
+    """Halve `width` until `smallest` would be passed: (8, 16, …, width), the schedule of the MRL paper."""
+    dims = [width]
+    while dims[-1] % 2 == 0 and dims[-1] // 2 >= smallest:
+        dims.append(dims[-1] // 2)
+    return tuple(reversed(dims))
+
+
+def uniform(width: int, count: int = 8) -> tuple[int, ...]:
+    """`count` equal steps up to `width` (fewer when `width < count`)."""
+    return tuple(sorted({max(1, round(width * k / count)) for k in range(1, count + 1)}))
+
+
+def interpolated(dims: Sequence[int]) -> tuple[int, ...]:
+    """The dims halfway between neighbouring nesting dims: never trained at, so they show whether the nesting is smooth."""
+    return tuple((a + b) // 2 for a, b in zip(dims, dims[1:], strict=False) if b - a > 1)
+
+
+def blocks(dims: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """The half-open coordinate ranges that each granularity adds: (0, m_1), (m_1, m_2), …"""
+    return tuple(zip((0, *dims[:-1]), dims, strict=True))
+
+
+def nested_logits(
+    z_BxD: jax.Array, kernel_DxC: jax.Array, dims: Sequence[int], bias: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
+    """Logits of every prefix under one tied head (MRL-E), block by block.
+
+    One `B × D × C` product in all, whatever the number of granularities; one more granularity costs one more addition
+    over `B × C`. `bias` [C] is shared by all prefixes, as in the paper. Operands narrower than float32 are
+    accumulated in float32.
+
+    Returns a tuple of K float32 arrays [B, C].
+    """
+    total: jax.Array | None = None
+    logits = []
+    for start, stop in blocks(dims):
+        part = jnp.matmul(z_BxD[:, start:stop], kernel_DxC[start:stop], preferred_element_type=jnp.float32)
+        if total is None:
+            total = part if bias is None else part + bias
+        else:
+            total = total + part
+        logits.append(total)
+    return tuple(logits)
+
+
+def truncate(z: jax.Array, dim: int) -> jax.Array:
+    """The prefix of `dim` coordinates with rows of unit length: truncate first, then renormalise.
+
+    `z` is [..., D]; a zero prefix stays zero. Raises `ValueError` when `dim` is not in 1…D.
+    """
+    if not 1 <= dim <= z.shape[-1]:
+        raise ValueError(f"dim={dim} is outside 1…{z.shape[-1]}, the width of these embeddings")
+    return normalize(z[..., :dim])
+
+
+def normalize(z: jax.Array) -> jax.Array:
+    """Rows of unit Euclidean length, in float32; a zero row stays zero."""
+    z = z.astype(jnp.float32)
+    squares = jnp.sum(z * z, axis=-1, keepdims=True)
+    # The inner `where` keeps the gradient at a zero row finite.
+    return jnp.where(squares > 0, z * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)

@@ -1,0 +1,183 @@
+"""The compiled program that every member of a population runs: encoder, heads, nested loss, optimiser.
+
+`step` and `score` are pure functions of one member's state; the loss weights are an argument, so all arms share one
+compilation. `vmap` over the leading axis turns them into a population.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from mrl_jax import arms, encoders, heads
+from mrl_jax.config import Config, OptimizerConfig
+from mrl_jax.encoders import EncoderConfig
+from mrl_jax.losses import nested_cross_entropy
+
+Inputs = Mapping[str, jax.Array]
+
+
+class Model(NamedTuple):
+    """What is kept of a trained member: everything that evaluation needs."""
+
+    params: Any  # {"encoder": …, "heads": {kind: …}}
+    statistics: Any  # running statistics of batch norm; empty elsewhere
+
+
+class State(NamedTuple):
+    """What training carries from step to step."""
+
+    model: Model
+    optimizer: optax.OptState
+    step: jax.Array  # int32 []
+
+
+class Measures(NamedTuple):
+    """What a training step reports: losses [kinds, K] and the gradient's global norm."""
+
+    losses: jax.Array
+    gradient_norm: jax.Array
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A network and its optimiser for given shapes of data; see the module."""
+
+    encoder: EncoderConfig
+    inputs: dict[str, tuple[int, ...]]  # shape of one example of each input
+    vocabulary: int
+    width: int
+    dims: tuple[int, ...]
+    kinds: tuple[str, ...]
+    classes: int
+    optimizer_config: OptimizerConfig
+    steps: int
+    label_smoothing: float = 0.0
+    accumulate: int = 1
+
+    @classmethod
+    def of(cls, config: Config, dataset: Mapping[str, Any], steps: int = 1) -> "Program":
+        """The program of a run, from its configuration and the content of its dataset.json."""
+        return cls(
+            encoder=config.encoder,
+            inputs={name: tuple(shape) for name, shape in dataset["inputs"].items()},
+            vocabulary=dataset["vocabulary"],
+            width=config.width,
+            dims=config.nesting_dims,
+            kinds=arms.kinds(arms.expand(config.arms, config.nesting_dims, config.loss.weights)),
+            classes=len(dataset["classes"]),
+            optimizer_config=config.optimizer,
+            steps=steps,
+            label_smoothing=config.loss.label_smoothing,
+            accumulate=config.trainer.accumulate,
+        )
+
+    @cached_property
+    def graph(self) -> nnx.GraphDef:
+        graph, _, _ = nnx.eval_shape(lambda: self._split(jax.random.key(0)))
+        return graph
+
+    @cached_property
+    def schedule(self) -> optax.Schedule:
+        config = self.optimizer_config
+        warmup = round(config.warmup * self.steps)
+        if config.schedule == "cosine":
+            after = optax.cosine_decay_schedule(config.learning_rate, max(1, self.steps - warmup))
+        else:
+            after = optax.constant_schedule(config.learning_rate)
+        rise = optax.linear_schedule(config.learning_rate / (warmup + 1), config.learning_rate, max(1, warmup))
+        return optax.join_schedules([rise, after], [warmup])
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        config = self.optimizer_config
+
+        def matrices(params: Any) -> Any:  # no decay on biases, norms and other vectors
+            return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+        decay = optax.add_decayed_weights(config.weight_decay, matrices)
+        clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+        if config.name == "adamw":
+            rule = [optax.scale_by_adam(b1=config.momentum), decay]
+        else:
+            rule = [decay, optax.trace(config.momentum, nesterov=True)]
+        return optax.chain(*clip, *rule, optax.scale_by_learning_rate(self.schedule))
+
+    def _split(self, key: jax.Array) -> tuple[nnx.GraphDef, Any, Any]:
+        module = encoders.create(
+            self.encoder, inputs=self.inputs, vocabulary=self.vocabulary, width=self.width, rngs=nnx.Rngs(key)
+        )
+        graph, params, statistics = nnx.split(module, nnx.Param, ...)
+        return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
+
+    def init(self, seed: int) -> State:
+        """The initial state of every arm of `seed`: the same parameters whatever its weights."""
+        encoder_key, head_key = jax.random.split(jax.random.key(seed))
+        _, encoder, statistics = self._split(encoder_key)
+        head = {
+            kind: heads.init(jax.random.fold_in(head_key, heads.KINDS.index(kind)), kind, self.dims, self.classes)
+            for kind in self.kinds
+        }
+        params = {"encoder": encoder, "heads": head}
+        return State(Model(params, statistics), self.optimizer.init(params), jnp.int32(0))
+
+    def embed(self, model: Model, inputs: Inputs) -> jax.Array:
+        """Embeddings [B, D] as evaluation sees them."""
+        return self._forward(model, inputs, None)[0]
+
+    def _forward(self, model: Model, inputs: Inputs, key: jax.Array | None) -> tuple[jax.Array, Any]:
+        module = nnx.merge(self.graph, model.params["encoder"], model.statistics)
+        z_BxD = module(dict(inputs), rngs=None if key is None else nnx.Rngs(dropout=key))
+        return z_BxD, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+    def _losses(self, params: Any, statistics: Any, batch: Inputs, row: jax.Array, key: jax.Array | None) -> Any:
+        z_BxD, statistics = self._forward(Model(params, statistics), {k: v for k, v in batch.items() if k != "label"}, key)
+        total, losses = jnp.float32(0), []
+        for kind, weights in zip(self.kinds, row, strict=True):
+            logits = heads.logits(params["heads"][kind], kind, z_BxD, self.dims)
+            loss, per_granularity = nested_cross_entropy(logits, batch["label"], weights, self.label_smoothing)
+            total += loss
+            losses.append(per_granularity)
+        return total, (jnp.stack(losses), statistics)
+
+    def step(self, state: State, batch: Inputs, row: jax.Array, key: jax.Array) -> tuple[State, Measures]:
+        """One update. `batch` holds the inputs and `label`, `row` [kinds, K] the arm's loss weights, `key` the seed's."""
+        gradient = jax.grad(self._losses, has_aux=True)
+        key = jax.random.fold_in(key, state.step)
+        params, statistics = state.model
+        if self.accumulate == 1:
+            grads, (losses, statistics) = gradient(params, statistics, batch, row, key)
+        else:
+            parts = jax.tree.map(lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), dict(batch))
+
+            def add(carry: Any, part: Any) -> tuple[Any, None]:
+                sums, statistics = carry
+                index, inputs = part
+                grads, (losses, statistics) = gradient(params, statistics, inputs, row, jax.random.fold_in(key, index))
+                return (jax.tree.map(jnp.add, sums, (grads, losses)), statistics), None
+
+            zeros = jax.tree.map(jnp.zeros_like, (params, row))
+            sums, _ = jax.lax.scan(add, (zeros, statistics), (jnp.arange(self.accumulate), parts))
+            (grads, losses), statistics = jax.tree.map(lambda x: x / self.accumulate, sums[0]), sums[1]
+        updates, optimizer = self.optimizer.update(grads, state.optimizer, params)
+        model = Model(optax.apply_updates(params, updates), statistics)
+        return State(model, optimizer, state.step + 1), Measures(losses, optax.global_norm(grads))
+
+    def score(self, model: Model, batch: Inputs, valid_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Numbers of right answers and summed losses, both [kinds, K], over the rows where `valid_B` is true."""
+        inputs = {k: v for k, v in batch.items() if k != "label"}
+        z_BxD = self.embed(model, inputs)
+        right, lost = [], []
+        for kind in self.kinds:
+            for logits_BxC in heads.logits(model.params["heads"][kind], kind, z_BxD, self.dims):
+                hit_B = jnp.argmax(logits_BxC, axis=-1) == batch["label"]
+                loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, batch["label"])
+                right.append(jnp.sum(hit_B & valid_B))
+                lost.append(jnp.sum(jnp.where(valid_B, loss_B, 0.0)))
+        shape = (len(self.kinds), len(self.dims))
+        return jnp.stack(right).reshape(shape), jnp.stack(lost).reshape(shape)

@@ -1,0 +1,213 @@
+"""The run directory: the one place where results live, and the rules that keep them.
+
+    results/<experiment>/<run>/
+        config.yaml         the resolved configuration
+        environment.json    versions, device, core count, git commit
+        dataset.json        classes, sizes and a fingerprint of the data
+        tokenizer.json      how texts become numbers (text only)
+        metrics.jsonl       the training log, a line a member and interval
+        evaluation.csv      experiment,arm,seed,dim,split,metric,value
+        predictions/        per-example outcomes that paired statistics need
+        checkpoints/        training states while they are needed, then the best model of each member
+        plots/              drawn from metrics.jsonl and evaluation.csv
+
+A run is claimed by creating its folder, so none is ever overwritten; files that are rewritten are replaced atomically.
+"""
+
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from mrl_jax import config as configuration
+from mrl_jax.checkpoint import cannot_write
+from mrl_jax.errors import UserError, nearest
+
+PACKAGES = ("mrl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "tensorflow-datasets")
+
+
+class Row(NamedTuple):
+    """A line of evaluation.csv."""
+
+    experiment: str
+    arm: str
+    seed: int
+    dim: int
+    split: str
+    metric: str
+    value: float
+
+
+def claim(config: configuration.Config) -> Path:
+    """Create and return the folder of a new run; raises `UserError` when a run of that name exists."""
+    parent = Path(config.results_dir) / config.name
+    name = config.run or time.strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in range(1, 1000):
+        directory = parent / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            if config.run is not None:
+                raise UserError(
+                    f"run={config.run} exists in {parent} and is not overwritten; "
+                    "choose another name, or continue it with resume=true"
+                ) from None
+            continue
+        except OSError as error:
+            raise cannot_write(directory, error) from None
+        write(directory / "config.yaml", configuration.to_yaml(config))
+        write(directory / "environment.json", json.dumps(environment(), indent=1) + "\n")
+        _point_latest(parent, directory.name)
+        return directory
+    raise UserError(f"cannot find a free name for a run in {parent}; give one with run=…")
+
+
+def reopen(config: configuration.Config) -> Path:
+    """The folder of the run to resume; raises `UserError` when there is none or its configuration differs."""
+    parent = Path(config.results_dir) / config.name
+    directory = parent / (config.run or "latest")
+    if not (directory / "config.yaml").is_file():
+        names = names_below(parent)
+        found = f"runs there: {', '.join(names)}" if names else "there is no run there"
+        raise UserError(f"resume=true: no run {directory}{nearest(config.run or '', names)}; {found}")
+    changed = configuration.differences(configuration.from_yaml(directory / "config.yaml"), config)
+    if changed:
+        raise UserError(
+            f"resume=true: {directory} was started with another configuration: {'; '.join(changed[:5])}; "
+            "resume with the same keys, or start a new run"
+        )
+    return directory.resolve()
+
+
+def names_below(parent: Path) -> list[str]:
+    """The runs in a folder, oldest name first."""
+    return sorted(path.parent.name for path in parent.glob("*/config.yaml") if not path.parent.is_symlink())
+
+
+def find(path: str | Path) -> Path:
+    """The run directory at `path`, or the only or latest run below it; raises `UserError` when there is none."""
+    path = Path(path)
+    for candidate in (path, path / "latest"):
+        if (candidate / "config.yaml").is_file():
+            return candidate.resolve()
+    names = names_below(path)
+    if names:
+        return (path / names[-1]).resolve()
+    raise UserError(f"{path} is not a run: there is no config.yaml in it or in its folder 'latest'")
+
+
+def _point_latest(parent: Path, name: str) -> None:
+    link = parent / f".latest.{os.getpid()}"
+    try:
+        link.symlink_to(name)
+        os.replace(link, parent / "latest")
+    except OSError:  # a file system without links, or a folder called latest: only a convenience is lost
+        link.unlink(missing_ok=True)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace a file atomically; raises `UserError` when the disk is full."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to reproduce a run: versions, device, cores, commit."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    devices = jax.local_devices()
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "devices": [device.device_kind for device in devices],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+class Log:
+    """metrics.jsonl: appended line by line, and cut back to a checkpoint when a run resumes from it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Add lines and hand them to the operating system, so that a killed process keeps them."""
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        try:
+            with self.path.open("a") as file:
+                file.write(text)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def rewind(self, labels: Iterable[str], step: int) -> None:
+        """Drop what the members `labels` logged after `step` (and a last line that was cut off by a kill)."""
+        dropped = set(labels)
+        kept = [line for line in self.read() if line["member"] not in dropped or line["step"] <= step]
+        write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
+        for line in self.path.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """evaluation.csv, in one atomic replacement. Values are written with 6 decimals, below any real difference."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(Row._fields)
+    writer.writerows((*row[:-1], f"{row.value:.6f}") for row in rows)
+    write(path, buffer.getvalue())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The lines of an evaluation.csv; an absent file has none."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [
+            Row(r["experiment"], r["arm"], int(r["seed"]), int(r["dim"]), r["split"], r["metric"], float(r["value"]))
+            for r in csv.DictReader(file)
+        ]

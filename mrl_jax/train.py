@@ -1,0 +1,190 @@
+"""Run one experiment: its arms and seeds trained, evaluated at every dim, written, tabulated and drawn.
+
+    python -m mrl_jax.train +experiment=newsgroups
+    python -m mrl_jax.train +experiment=newsgroups arms=[mrl,mrl_e,ff] seeds=3
+    python -m mrl_jax.train data=files data.train=a.jsonl data.test=b.jsonl
+    python -m mrl_jax.train +experiment=newsgroups resume=true
+
+Exit status: 0 done, 2 a mistake in the command, the data or the files, 130 interrupted (continue with resume=true).
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from mrl_jax import arms, checkpoint, config, data, evaluate, inputs, report, runs
+from mrl_jax.arms import Member
+from mrl_jax.batches import Examples
+from mrl_jax.config import Config
+from mrl_jax.data import Dataset
+from mrl_jax.errors import UserError
+from mrl_jax.program import Program
+from mrl_jax.runs import Row
+from mrl_jax.trainer import Fitted, Interrupted, Trainer, grouped, steps
+
+SPLITS = ("train", "validation", "test")
+
+
+def train(config: Config) -> Path:
+    """Run the experiment that `config` describes and return its run directory. Raises `UserError`, `Interrupted`."""
+    directory = runs.reopen(config) if config.resume else None
+    dataset = data.load(config.data)
+    _check_splits(dataset)
+    reader = inputs.fit(config.encoder, dataset)
+    splits = {name: Examples(reader(split.inputs), split.labels) for name, split in _splits(dataset)}
+    described = describe(dataset, reader, splits)
+    program = Program.of(config, described, steps(config.trainer, len(splits["train"])))
+    trainer = Trainer(program, config.trainer)
+    if directory is None:
+        directory = runs.claim(config)
+        reader.save(directory)
+        runs.write(directory / "dataset.json", _json(described))
+    elif (directory / "dataset.json").exists() and (directory / "dataset.json").read_text() != _json(described):
+        raise UserError(f"resume=true: the data is no longer that of {directory}; restore it, or start a new run")
+    population = arms.expand(config.arms, config.nesting_dims, config.loss.weights)
+    members = [Member(arm, seed) for seed in range(config.seeds) for arm in population]
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+    print(f"{directory}: {len(members)} to train, {program.steps:,} steps each; {counts}", file=sys.stderr)
+    evaluation = directory / "evaluation.csv"
+    rows = runs.read_rows(evaluation)
+    log = runs.Log(directory / "metrics.jsonl")
+    for group in grouped(members, config.trainer.population):
+        if all(any(_is_of(row, member) for row in rows) for member in group):
+            continue
+        name = group[0].label if len(group) == 1 else "population"
+        states = directory / "checkpoints" / name / "state"
+        with tqdm(total=program.steps, desc=name, unit="step", disable=None, dynamic_ncols=True) as bar:
+            fitted = trainer.fit(group, range(config.seeds), splits["train"], splits["validation"], states, log, bar)
+        for one in fitted:
+            rows = [row for row in rows if not _is_of(row, one.member)]
+            rows += _finish(config, trainer, one, splits, directory)
+            runs.write_rows(evaluation, rows)
+        shutil.rmtree(states, ignore_errors=True)  # only ever needed to finish this group
+    return directory
+
+
+def describe(dataset: Dataset, reader: inputs.Reader, splits: dict[str, Examples]) -> dict[str, Any]:
+    """dataset.json: what a model needs to be built again, and what shows that the data is still the same."""
+    return {
+        "name": dataset.name,
+        "kind": dataset.kind,
+        "classes": list(dataset.classes),
+        "inputs": {name: list(array[:1].shape[1:]) for name, array in _some(splits["train"]).items()},
+        "vocabulary": reader.vocabulary,
+        "examples": {name: len(split) for name, split in splits.items()},
+        "fingerprint": {name: _fingerprint(split) for name, split in splits.items()},
+    }
+
+
+def _some(examples: Examples) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array[np.arange(1)]) for name, array in examples.inputs.items()}
+
+
+def _fingerprint(examples: Examples) -> str:
+    """SHA-256 over labels and inputs; of inputs that are read lazily only the first is looked at."""
+    digest = hashlib.sha256(np.ascontiguousarray(examples.labels))
+    for name, array in sorted(examples.inputs.items()):
+        content = array if isinstance(array, np.ndarray) else _some(examples)[name]
+        digest.update(f"{name} {content.shape} {content.dtype}".encode())
+        digest.update(np.ascontiguousarray(content))
+    return digest.hexdigest()
+
+
+def _splits(dataset: Dataset) -> tuple[tuple[str, data.Split], ...]:
+    return (("train", dataset.train), ("validation", dataset.validation), ("test", dataset.test))
+
+
+def _check_splits(dataset: Dataset) -> None:
+    for name, split in _splits(dataset):
+        if not len(split):
+            hint = "; raise data.validation_fraction or add examples" if name == "validation" else ""
+            raise UserError(f"data={dataset.name}: the {name} split is empty{hint}")
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _is_of(row: Row, member: Member) -> bool:
+    arm = member.arm
+    return (row.arm, row.seed) == (arm.name, member.seed) and arm.width in (None, row.dim)
+
+
+def _finish(
+    config: Config, trainer: Trainer, fitted: Fitted, splits: dict[str, Examples], directory: Path
+) -> list[Row]:
+    """Keep a trained member's model and outcomes, and return its lines of evaluation.csv."""
+    member, arm = fitted.member, fitted.member.arm
+    z = {name: trainer.embed(fitted.model, split, config.evaluation.batch_size) for name, split in splits.items()}
+    wanted = evaluate.dims_of(arm, config.nesting_dims, config.evaluation.interpolated)
+    head = fitted.model.params["heads"][arm.head]
+    rows, outcomes = [], {}
+    for split in ("validation", "test"):
+        labels = splits[split].labels
+        scores = list(evaluate.linear(z[split], labels, head, arm, config.nesting_dims, wanted))
+        if config.evaluation.neighbours:
+            scores += evaluate.nearest(z[split], labels, z["train"], splits["train"].labels, wanted)
+        rows += [Row(config.name, arm.name, member.seed, s.dim, split, s.metric, s.value) for s in scores]
+        outcomes |= {f"{split}/{s.metric}/{s.dim}": s.outcomes for s in scores if s.outcomes is not None}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **outcomes, **{f"{s}/label": splits[s].labels for s in ("validation", "test")})
+    meta = {"member": member.label, "validation_accuracy": fitted.accuracy}
+    checkpoint.save(directory / "checkpoints" / member.label / "model", fitted.step, fitted.model, meta, keep=1)
+    runs.write(directory / "predictions" / f"{member.label}.npz", buffer.getvalue())
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(word.startswith("-") for word in arguments):  # --multirun, --help, --cfg, …: Hydra's own business
+        sys.argv[1:] = arguments
+        _hydra_main()
+        return 0
+    try:
+        return _run(config.from_command_line(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(settings: Config) -> int:
+    """Train, then print and draw what came out."""
+    started = time.monotonic()
+    try:
+        directory = train(settings)
+        print(report.table(directory))
+        drawn = report.draw(directory)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stopped:
+        print(f"{stopped}; continue with the same command and resume=true", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"error: {checkpoint.cannot_write(Path(error.filename or settings.results_dir), error)}", file=sys.stderr)
+        return 2
+    print(f"{time.monotonic() - started:.0f} s; plots: {', '.join(str(path) for path in drawn)}", file=sys.stderr)
+    return 0
+
+
+@hydra.main(config_path=str(config.CONF), config_name="config", version_base="1.3")
+def _hydra_main(composed: DictConfig) -> None:
+    """One job of a sweep; a failing one ends with its sentence and a non-zero status."""
+    status = _run(config.parse(OmegaConf.to_container(composed, resolve=True)))
+    if status:
+        raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

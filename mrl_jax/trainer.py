@@ -1,0 +1,335 @@
+"""Train a population: members (an arm and a seed) through one compiled step, in turn (`loop`) or together (`vmap`).
+
+Members that share a seed see the same batches, dropout and initial parameters. In both ways of running, a *group* of
+members is trained to the end before the next: one member a group in `loop`, all of them in one for `vmap`.
+The moment with the best validation accuracy is kept; a killed run continues from its last checkpoint to the same bits.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from mrl_jax import batches, checkpoint
+from mrl_jax.arms import Member
+from mrl_jax.batches import Examples
+from mrl_jax.config import TrainerConfig
+from mrl_jax.errors import UserError
+from mrl_jax.program import Model, Program, State
+from mrl_jax.runs import Log
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: the state has been saved, the run can be resumed."""
+
+
+class Best(NamedTuple):
+    """The best moment so far, by validation accuracy averaged over an arm's granularities."""
+
+    model: Model
+    accuracy: jax.Array  # [] or [members]
+    step: jax.Array
+
+
+class Fitted(NamedTuple):
+    """A trained member: its best model, that moment's validation accuracy and step."""
+
+    member: Member
+    model: Model
+    accuracy: float
+    step: int
+
+
+def steps(config: TrainerConfig, examples: int) -> int:
+    """Optimiser steps of a run: `trainer.steps`, or `trainer.epochs` passes."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, round((config.epochs or 0) * examples / config.batch_size))
+
+
+def grouped(members: Sequence[Member], population: str) -> list[tuple[Member, ...]]:
+    """The members that are trained together. `auto` is `vmap` on accelerators and `loop` on the CPU, where the
+    members compete for the same cores and a larger working set only costs cache."""
+    together = population == "vmap" or (population == "auto" and jax.default_backend() != "cpu")
+    return [tuple(members)] if together and len(members) > 1 else [(member,) for member in members]
+
+
+class Trainer:
+    """The compiled functions of a `Program`, shared by all groups of a run, and their placement on the devices."""
+
+    def __init__(self, program: Program, config: TrainerConfig) -> None:
+        self.program = program
+        self.config = config
+        devices = jax.local_devices()
+        if config.batch_size % (len(devices) * config.accumulate):
+            raise UserError(
+                f"trainer.batch_size={config.batch_size} cannot be split evenly over {len(devices)} devices "
+                f"with trainer.accumulate={config.accumulate}; use a multiple of {len(devices) * config.accumulate}"
+            )
+        self.mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,))
+        self.step = jax.jit(program.step, donate_argnums=0)
+        self.step_together = jax.jit(jax.vmap(program.step), donate_argnums=0)
+        self._embed = jax.jit(program.embed)
+        self._score = jax.jit(program.score)
+        self._score_together = jax.jit(jax.vmap(program.score, in_axes=(0, None, None)))
+
+    def place(self, tree: Any, *axes: str | None) -> Any:
+        """Put arrays on the devices: whole on each, or split along the axis called "data"."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(*axes)))
+
+    def fit(
+        self,
+        group: Sequence[Member],
+        seeds: Sequence[int],
+        train: Examples,
+        validation: Examples,
+        directory: Path,
+        log: Log,
+        bar: tqdm,
+    ) -> list[Fitted]:
+        """Train the members of one group to the end and return the best model of each.
+
+        `seeds` are those of the whole population.
+
+        Training states are checkpointed below `directory` and continued from there when there are any.
+
+        Raises:
+            UserError: a loss or gradient is not finite (names step, arm, granularity); no intact checkpoint; disk full.
+            Interrupted: after a signal, with the state saved.
+        """
+        return _Group(self, tuple(group), tuple(seeds), train, validation, directory, log, bar).fit()
+
+    def embed(self, model: Model, examples: Examples, batch_size: int) -> np.ndarray:
+        """Embeddings float32 [n, D] of one member for every example, in their order."""
+        z = np.empty((len(examples), self.program.width), np.float32)
+        for rows, batch, valid in batches.slices(examples, batch_size):
+            del batch["label"]
+            z[rows] = np.asarray(self._embed(model, batch))[valid]
+        return z
+
+    def accuracy(self, model: Model, examples: Examples, batch_size: int, together: bool) -> tuple[Any, Any]:
+        """Accuracy and mean loss [(members,) kinds, K] over a split."""
+        score = self._score_together if together else self._score
+        right: Any = 0
+        lost: Any = 0
+        for _, batch, valid in batches.slices(examples, batch_size):
+            hits, losses = score(model, batch, valid)
+            right, lost = right + np.asarray(hits), lost + np.asarray(losses, np.float64)
+        return right / len(examples), lost / len(examples)
+
+
+class _Group:
+    """The fit loop of one group of members."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        members: tuple[Member, ...],
+        seeds: tuple[int, ...],
+        train: Examples,
+        validation: Examples,
+        directory: Path,
+        log: Log,
+        bar: tqdm,
+    ) -> None:
+        self.trainer, self.members, self.seeds = trainer, members, seeds
+        self.train, self.validation = train, validation
+        self.directory, self.log, self.bar = directory, log, bar
+        self.together = len(members) > 1
+        self.config, self.program = trainer.config, trainer.program
+        self.rows = np.stack([m.arm.row(self.program.kinds) for m in members])
+        self.total = self.program.steps
+        moments = np.linspace(0, self.total, self.config.evaluations + 1)[1:]
+        self.moments = {max(1, round(moment)) for moment in moments}
+
+    def fit(self) -> list[Fitted]:
+        state, best, start = self._start()
+        saved = time.monotonic()
+        since, window = time.monotonic(), []
+        # Not the key of the initial parameters: that is split in `Program.init`.
+        key = jnp.stack([jax.random.fold_in(jax.random.key(member.seed), 1) for member in self.members])
+        step_of, rows = self.trainer.step_together, jnp.asarray(self.rows)
+        if not self.together:
+            step_of, rows, key = self.trainer.step, rows[0], key[0]
+        with _signals() as stopped:
+            for step, batch in enumerate(self._batches(start), start + 1):
+                state, measures = step_of(state, batch, rows, key)
+                window.append(measures)
+                self.bar.update()
+                if not (step % self.config.log_every == 0 or step in self.moments or step == self.total or stopped()):
+                    continue
+                self._report(step, window, time.monotonic() - since)
+                if step in self.moments:
+                    best = self._validate(step, state, best)
+                due = time.monotonic() - saved >= self.config.checkpoint_seconds
+                if (due and step < self.total) or stopped():
+                    self._save(step, state, best)
+                    saved = time.monotonic()
+                if stopped():
+                    raise Interrupted(f"stopped at step {step} of {self.total} ({self._names()})")
+                since, window = time.monotonic(), []
+        return [self._fitted(best, i) for i in range(len(self.members))]
+
+    def _start(self) -> tuple[State, Best, int]:
+        """The initial state, or that of the newest intact checkpoint."""
+        states = [self.program.init(member.seed) for member in self.members]
+        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if self.together else states[0]
+        state = self.trainer.place(state)
+        shape = (len(self.members),) if self.together else ()
+        # A copy: the step donates the state's buffers.
+        best = Best(jax.tree.map(jnp.copy, state.model), jnp.full(shape, -1.0), jnp.zeros(shape, jnp.int32))
+        found = checkpoint.steps(self.directory)
+        for at in reversed(found):
+            try:
+                (state, best), _ = checkpoint.load(self.directory, at, (state, best))
+            except UserError as damaged:
+                if at == found[0]:
+                    raise UserError(f"cannot resume: {damaged}; delete {self.directory} to train it again") from None
+                tqdm.write(f"{damaged}; continuing from the one before", file=sys.stderr)
+                continue
+            self.log.rewind([m.label for m in self.members], at)
+            self.bar.update(at)
+            return state, best, at
+        self.log.rewind([m.label for m in self.members], 0)
+        return state, best, 0
+
+    def _batches(self, start: int) -> Iterator[Any]:
+        """Batches on the devices: [B, …] for one member, [members, B, …] for several.
+
+        Texts are padded to the longest of the step in any seed of the population, whichever of them are trained here:
+        the shape of a dropout mask must not depend on how the population is grouped.
+        """
+        size, mine = self.config.batch_size, [m.seed for m in self.members]
+        streams = [batches.stream(self.train, seed, size, start, self.total) for seed in self.seeds]
+
+        def take(parts: tuple[np.ndarray, ...]) -> Any:
+            rows = np.concatenate(parts)
+            length = self.train.padded(rows)
+            if not self.together:
+                return self.trainer.place(self.train.take(parts[self.seeds.index(mine[0])], length), "data")
+            index = [self.seeds.index(seed) for seed in mine]
+            joint = self.train.take(rows, length)
+            stacked = {k: v.reshape(len(parts), size, *v.shape[1:])[index] for k, v in joint.items()}
+            return self.trainer.place(stacked, None, "data")
+
+        yield from batches.prefetch(zip(*streams, strict=True), take)
+
+    def _report(self, step: int, window: list[Any], seconds: float) -> None:
+        """Fetch the measures of the last steps, stop at the first that is not finite, and log their means."""
+        losses = np.stack([np.asarray(m.losses) for m in window])  # [steps, (members,) kinds, K]
+        norms = np.stack([np.asarray(m.gradient_norm) for m in window])
+        if not self.together:
+            losses, norms = losses[:, None], norms[:, None]
+        self._check_finite(step - len(window), losses, norms)
+        speed = len(window) * self.config.batch_size * len(self.members) / max(seconds, 1e-9)
+        rate = float(self.program.schedule(step - 1))
+        mean = losses.mean(0)
+        self.log.append(
+            self._line(i, step, "train", mean[i])
+            | {
+                "gradient_norm": float(norms[:, i].mean()),
+                "learning_rate": rate,
+                "examples_per_second": round(speed, 1),
+            }
+            for i in range(len(self.members))
+        )
+        loss = np.mean([self._average(i, mean[i]) for i in range(len(self.members))])
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} examples/s", refresh=False)
+
+    def _check_finite(self, before: int, losses: np.ndarray, norms: np.ndarray) -> None:
+        weighted = np.where(self.rows > 0, losses, 0.0)  # a granularity that the arm does not train may say anything
+        for offset in range(len(losses)):
+            for i, member in enumerate(self.members):
+                bad = ~np.isfinite(weighted[offset, i]).all(axis=0)
+                if not bad.any() and np.isfinite(norms[offset, i]):
+                    continue
+                where = (
+                    f"the loss at granularity {self.program.dims[int(np.argmax(bad))]}" if bad.any() else "the gradient"
+                )
+                kept = checkpoint.steps(self.directory)
+                last = f"the checkpoint of step {kept[-1]} is kept" if kept else "no checkpoint had been due yet"
+                raise UserError(
+                    f"{where} of arm {member.arm.label}, seed {member.seed}, is not finite at step "
+                    f"{before + offset + 1}; {last} in {self.directory}; "
+                    "try a smaller optimizer.learning_rate or optimizer.clip_norm=1"
+                )
+
+    def _validate(self, step: int, state: State, best: Best) -> Best:
+        """Score the validation split and keep each member's model if it is its best so far."""
+        accuracy, loss = self.trainer.accuracy(
+            state.model, self.validation, self.config.batch_size, self.together
+        )
+        if not self.together:
+            accuracy, loss = accuracy[None], loss[None]
+        self.log.append(
+            self._line(i, step, "validation", loss[i])
+            | {"accuracy": self._per_dim(i, accuracy[i])}
+            for i in range(len(self.members))
+        )
+        average = jnp.asarray([self._average(i, accuracy[i]) for i in range(len(self.members))], jnp.float32)
+        if not self.together:
+            average = average[0]
+        better = average > best.accuracy
+
+        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)
+
+        return jax.tree.map(keep, Best(state.model, average, jnp.full_like(best.step, step)), best)
+
+    def _save(self, step: int, state: State, best: Best) -> None:
+        checkpoint.save(self.directory, step, (state, best), {"members": [m.label for m in self.members]})
+
+    def _fitted(self, best: Best, i: int) -> Fitted:
+        one = jax.tree.map(lambda x: x[i], best) if self.together else best
+        return Fitted(self.members[i], one.model, float(one.accuracy), int(one.step))
+
+    def _line(self, i: int, step: int, split: str, loss: np.ndarray) -> dict[str, Any]:
+        member = self.members[i]
+        names = {"member": member.label, "arm": member.arm.name, "seed": member.seed}
+        width = {} if member.arm.width is None else {"width": member.arm.width}
+        return {"step": step, "split": split, **names, **width, "loss": self._per_dim(i, loss)}
+
+    def _per_dim(self, i: int, values: np.ndarray) -> dict[str, float]:
+        """Values [kinds, K] of the granularities that member i trains, by dim."""
+        active = self.rows[i] > 0
+        return {str(m): float(values[:, k][active[:, k]][0]) for k, m in enumerate(self.program.dims) if active[:, k].any()}
+
+    def _average(self, i: int, values: np.ndarray) -> float:
+        """The mean over the granularities of member i, weighted as its loss is."""
+        return float(np.sum(self.rows[i] * np.where(self.rows[i] > 0, values, 0)) / np.sum(self.rows[i]))
+
+    def _names(self) -> str:
+        return self.members[0].label if not self.together else f"{len(self.members)} members together"
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Note SIGINT and SIGTERM, so that the loop can save at the next step; a second one acts as usual."""
+    caught: list[int] = []
+    previous = {}
+
+    def note(number: int, frame: Any) -> None:
+        caught.append(number)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+    try:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            previous[signum] = signal.signal(signum, note)
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        previous = {}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        if not caught:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
