@@ -128,28 +128,23 @@ def from_command_line(overrides: list[str]) -> Config:
 
 def _explain(error: Exception, overrides: list[str]) -> str:
     """One sentence for what Hydra says in several, naming the override at fault and the nearest allowed one."""
-    message = str(error)
-    groups = _options()
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as syntax:
-        return f"cannot read the command line: {str(syntax).splitlines()[0]}"
+        return f"cannot read the command line: {str(syntax).splitlines()[0]}; every word is key=value"
+    groups, keys = _options(), _keys(overrides)
     for override in parsed:
         key, value = override.key_or_group, override.value()
+        if key == "experiment" and not override.is_add():
+            return f"write +experiment={value} (with a plus sign): experiments are added to the configuration"
         if key in groups:
-            if key == "experiment" and not override.is_add():
-                return f"write +experiment={value} (with a plus sign): experiments are added to the configuration"
             one_of(key, value if isinstance(value, str) else str(value), groups[key])
-        elif override.is_add() and "/" not in key and "." not in key and isinstance(value, str) and key not in _keys(overrides):
-            one_of("the command-line key", key, (*groups, *_keys(overrides)))
-        elif not override.is_add() and not override.is_delete() and key not in _keys(overrides):
-            keys = _keys(overrides)
-            tail = {k.rsplit(".", 1)[-1]: k for k in keys}
-            hint = nearest(key, keys) or nearest(tail.get(key.rsplit(".", 1)[-1], key), keys)
-            section = key.rsplit(".", 1)[0] + "."
-            allowed = sorted(k for k in keys if k.startswith(section)) if "." in key else sorted(keys)
-            return f"unknown key {key}{hint}; allowed: {', '.join(allowed or sorted(keys))}"
-    return " ".join(message.split())
+        elif key not in keys and not override.is_add():
+            level = key.rpartition(".")[0] + "." if "." in key else ""
+            beside = sorted({level + k.removeprefix(level).split(".")[0] for k in keys if k.startswith(level)})
+            known = beside or sorted({k.split(".")[0] for k in keys})
+            return f"unknown key {key}{nearest(key, [*known, *groups])}; allowed: {', '.join(known)}"
+    return " ".join(str(error).split())
 
 
 def _options() -> dict[str, list[str]]:
@@ -165,8 +160,8 @@ def _options() -> dict[str, list[str]]:
 def _keys(overrides: list[str]) -> list[str]:
     """The keys that exist once the groups named in `overrides` are chosen: what a `key=value` may set."""
     groups = _options()
-    chosen = [o for o in overrides if o.lstrip("+").split("=", 1)[0] in groups]
-    composed = compose("config", overrides=chosen)
+    named = [o.lstrip("+").partition("=") for o in overrides]
+    composed = compose("config", overrides=[f"{k}={v}" for k, _, v in named if k != "experiment" and v in groups.get(k, ())])
     flat: list[str] = []
 
     def walk(node: dict[str, Any], prefix: str) -> None:
@@ -207,7 +202,7 @@ def _nesting_dims(value: Any, width: Any) -> Any:
     try:
         return nesting.check_dims(dims, width)
     except ValueError as error:
-        raise UserError(f"nesting_dims: {error} (width={width})") from None
+        raise UserError(f"nesting_dims: {error}") from None
 
 
 def _check(config: Config) -> None:

@@ -44,7 +44,7 @@ def fit(encoder: EncoderConfig, dataset: Dataset) -> Reader:
     """The reader for an encoder, learnt from the training split. Raises `UserError` when the two do not go together."""
     if dataset.kind not in READS[encoder.name]:
         fitting = ", ".join(name for name, kinds in READS.items() if dataset.kind in kinds)
-        raise UserError(f"encoder={encoder.name} cannot read data={dataset.name}, which is {dataset.kind}; use {fitting}")
+        raise UserError(f"encoder={encoder.name} cannot read {dataset.kind}, which {dataset.name} holds; use {fitting}")
     if isinstance(encoder, BagConfig):
         return Words.fit(dataset.train.inputs, encoder)
     if isinstance(encoder, TransformerConfig):

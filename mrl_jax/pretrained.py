@@ -9,12 +9,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, normalizers
 
 from mrl_jax.data.artefacts import Artefact, fetch
@@ -43,6 +43,7 @@ MINILM = Artefact(  # all-MiniLM-L6-v2, Apache-2.0: https://huggingface.co/sente
     ),
 )
 HUB_FILES = ["*.json", "*/config.json", "model.safetensors", "vocab.txt", "LICENSE*", "NOTICE*"]
+Pooling = Literal["mean", "cls"]
 POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 # Tensors of training objectives and unused outputs, which an encoder does not have.
 NOT_OURS = re.compile(r"pooler\.|cls\.|classifier\.|embeddings\.position_ids$")
@@ -85,10 +86,11 @@ class Description:
     """What a folder says of its model, without the tensors."""
 
     architecture: Architecture
-    pooling: str  # mean or cls
+    pooling: Pooling
     max_length: int  # tokens to which a text is truncated
 
 
+@cache  # the hash of the artefact is checked once a process
 def resolve(weights: str) -> Path:
     """The folder that `weights` means: `minilm` (pinned, from the package registry), a folder, or a hub name.
 
@@ -153,24 +155,24 @@ def load(folder: Path, architecture: Architecture) -> dict[ParameterPath, np.nda
     """
     file = folder / "model.safetensors"
     try:
-        stored = load_file(str(file))
+        with safe_open(file, framework="flax") as stored:  # unlike the NumPy reader it knows bfloat16
+            names = {plain_name(name): name for name in stored.keys()}  # noqa: SIM118 (no mapping)
+            found = {name: np.asarray(stored.get_tensor(names[name])) for name in names if not NOT_OURS.match(name)}
     except FileNotFoundError:
         raise UserError(f"{file} is missing; weights are read from one model.safetensors") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read ({error})") from error
-    found = {plain_name(name): array for name, array in stored.items()}
     parameters = {}
     for path, name, shape in tensors(architecture):
         if name not in found:
             raise UserError(f"{file} has no tensor {name}{nearest(name, found)}")
-        array = np.asarray(found.pop(name)).astype(np.float32)
+        array = found.pop(name).astype(np.float32)
         parameters[path] = turned(path, array)
         if parameters[path].shape != shape:
             wanted = shape[::-1] if path[-1] == "kernel" else shape
             raise UserError(f"{file}: tensor {name} has shape {array.shape}, but config.json asks for {wanted}")
-    unknown = sorted(name for name in found if not NOT_OURS.match(name))
-    if unknown:
-        raise UserError(f"{file} has tensor {unknown[0]}, which a BERT encoder of {architecture.layers} layers has not")
+    for name in found:
+        raise UserError(f"{file} has tensor {name}, which a BERT encoder of {architecture.layers} layers does not have")
     return parameters
 
 
@@ -209,10 +211,12 @@ def describe(folder: Path) -> Description:
             raise UserError(f"{file}: {key}={config[key]} is not supported; allowed: {json.dumps(value)}")
     values: dict[str, Any] = {}
     for ours, theirs in CONFIG_KEYS.items():
-        value = values[ours] = config.get(theirs, CONFIG_DEFAULTS.get(theirs))
+        value: Any = config.get(theirs, CONFIG_DEFAULTS.get(theirs))
         numeric = isinstance(value, float | int) if ours == "layer_norm_eps" else isinstance(value, int)
-        if not numeric or isinstance(value, bool) or value <= 0:
-            raise UserError(f"{file}: {theirs}={value} is not allowed; a number above 0 is needed")
+        if not numeric or isinstance(value, bool) or not value > 0:
+            wanted = "a number" if ours == "layer_norm_eps" else "a whole number"
+            raise UserError(f"{file}: {theirs}={json.dumps(value)} is not allowed; {wanted} above 0")
+        values[ours] = value
     architecture = Architecture(**values)
     check_modules(folder)
     return Description(architecture, read_pooling(folder), read_max_length(folder, architecture.positions))
@@ -245,7 +249,7 @@ def check_modules(folder: Path) -> None:
             raise UserError(f"{file}: module {kind} is not supported; allowed: Transformer, Pooling, Normalize")
 
 
-def read_pooling(folder: Path) -> str:
+def read_pooling(folder: Path) -> Pooling:
     """`mean` or `cls` from 1_Pooling/config.json; `mean`, as sentence-transformers does, where there is none."""
     file = folder / "1_Pooling" / "config.json"
     if not file.exists():
@@ -256,7 +260,7 @@ def read_pooling(folder: Path) -> str:
     modes = [mode] if mode is not None else [POOLINGS.get(key, key.removeprefix("pooling_mode_")) for key in flags]
     if len(modes) != 1 or modes[0] not in POOLINGS.values():
         raise UserError(f"{file}: pooling {' + '.join(map(str, modes)) or 'none'} is not supported; allowed: mean, cls")
-    return str(modes[0])
+    return cast(Pooling, modes[0])
 
 
 def read_max_length(folder: Path, positions: int) -> int:

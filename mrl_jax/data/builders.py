@@ -1,0 +1,107 @@
+"""Run a TFDS builder without TensorFlow: prepare it once as ArrayRecord files, then read a split into memory once.
+
+Needs `file_format="array_record"` and features that decode without TensorFlow (Text, ClassLabel, Tensor).
+Reading costs one pass of `__getitems__`; afterwards an epoch is an index permutation over memory.
+"""
+
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from mrl_jax.data.artefacts import default_cache
+from mrl_jax.data.base import Dataset, Split
+from mrl_jax.errors import UserError
+
+Example = tf_example_pb2.Example
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """The configured cache folder, or the default one."""
+    return Path(cache_dir).expanduser().absolute() if cache_dir else default_cache().absolute()
+
+
+def prepared(builder_class: type[Any], cache_dir: str | None, **options: Any) -> Any:
+    """An instance of one of our builders with its files written under CACHE/prepared."""
+    cache = cache_folder(cache_dir)
+
+    def new() -> Any:
+        return builder_class(data_dir=cache / "prepared", file_format="array_record", **options)
+
+    builder = new()
+    if builder.data_path.exists():
+        return builder
+    print(f"preparing {builder.info.full_name} in {builder.data_path}", file=sys.stderr, flush=True)
+    try:
+        with quiet():
+            builder.download_and_prepare(download_dir=cache)  # builders keep their artefacts in this folder
+    except OSError as error:  # two processes prepare at once and the other one was first to rename its folder
+        if not new().data_path.exists():
+            raise UserError(f"cannot write the prepared data set to {builder.data_path}: {error}") from error
+    return new()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence TFDS' progress bars, its messages on stdout (ours may be read by a program) and logs below warnings."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+class Records:
+    """Random access to the fields of one split's records, without TFDS' per-example decoding.
+
+    A record is a serialised `tf.train.Example`. TFDS' own decoding costs 65 µs an example (18,821 posts: 1.2 s),
+    reading and parsing the message alone 12 µs (0.2 s). That is enough here: texts, labels and encoded images are
+    plain top-level fields.
+    """
+
+    def __init__(self, builder: Any, split: str) -> None:
+        raw = tfds.core.decode.DeserializeMethod.RAW_BYTES
+        self.source = builder.as_data_source(split, deserialize_method=raw)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def fields(self, rows: Sequence[int]) -> list[Any]:
+        """The messages' field maps of these rows."""
+        return [Example.FromString(record).features.feature for record in self.source.__getitems__(rows)]
+
+    def inputs(self, rows: Sequence[int], key: str) -> list[bytes]:
+        """The bytes field `key` of these rows."""
+        return [field[key].bytes_list.value[0] for field in self.fields(rows)]
+
+    def labels(self, rows: Sequence[int]) -> np.ndarray:
+        """The labels of these rows, int32 [n]."""
+        return np.array([field["label"].int64_list.value[0] for field in self.fields(rows)], np.int32)
+
+    def all(self, key: str) -> tuple[list[bytes], np.ndarray]:
+        """The bytes field `key` and the labels, int32 [n], of every row in stored order."""
+        fields = self.fields(range(len(self)))
+        labels = np.array([field["label"].int64_list.value[0] for field in fields], np.int32)
+        return [field[key].bytes_list.value[0] for field in fields], labels
+
+
+def texts(name: str, builder: Any) -> Dataset:
+    """The text data set of a prepared builder with the features `text` and `label`; its validation split is empty."""
+
+    def part(split: str) -> Split:
+        inputs, labels = Records(builder, split).all("text")
+        return Split([text.decode("utf-8") for text in inputs], labels)
+
+    classes = tuple(builder.info.features["label"].names)
+    return Dataset(name, "text", classes, part("train"), Split([], np.zeros(0, np.int32)), part("test"))

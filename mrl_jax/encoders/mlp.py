@@ -1,0 +1,69 @@
+"""Vectors (or small images as vectors) → embeddings: `z = W_L … dropout(relu(W_1 x + b_1)) … + b_L`.
+
+With no hidden layer it is one linear map: the adaptor that makes frozen embeddings of another model Matryoshka.
+Nothing follows the last linear map, so FF(m) sees the first m of its columns and no more.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mrl_jax.errors import UserError, one_of
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """A multilayer perceptron."""
+
+    name: str = "mlp"
+    hidden: tuple[int, ...] = (512,)  # widths of the hidden layers; empty: a linear map
+    dropout: float = 0.0  # share of each hidden layer's units dropped in training
+    dtype: Dtype = "float32"  # "bfloat16": bfloat16 operands; sums, activations and parameters stay float32
+
+
+class MLP(nnx.Module):
+    """Perceptron: `{"features": float32 [B, d]}` or `{"image": uint8 [B, h, w, c]}` (as [0, 1]) → float32 [B, width].
+
+    Raises `UserError` for a value of the configuration that is not supported or inputs that are neither.
+    """
+
+    def __init__(
+        self, config: MLPConfig, *, inputs: dict[str, tuple[int, ...]], vocabulary: int, width: int, rngs: nnx.Rngs
+    ):
+        del vocabulary  # text only
+        if not inputs.keys() & {"features", "image"}:
+            raise UserError(f"encoder=mlp needs features or images, but the data has {', '.join(inputs) or 'no input'}")
+        if any(units < 1 for units in config.hidden):
+            raise UserError(f"encoder.hidden={list(config.hidden)} must be positive widths, or empty for a linear map")
+        if not 0 <= config.dropout < 1:
+            raise UserError(f"encoder.dropout={config.dropout} must be at least 0 and less than 1")
+        one_of("encoder.dtype", config.dtype, get_args(Dtype))
+        self.input = "features" if "features" in inputs else "image"
+        product = bfloat16_product if config.dtype == "bfloat16" else jax.lax.dot_general
+        widths = [math.prod(inputs[self.input]), *config.hidden]
+        he = nnx.initializers.he_normal()
+        self.hidden = nnx.List(
+            [nnx.Linear(a, b, kernel_init=he, dot_general=product, rngs=rngs) for a, b in pairwise(widths)]
+        )
+        self.last = nnx.Linear(widths[-1], width, dot_general=product, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(self, inputs: dict[str, jax.Array], *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = inputs[self.input]
+        x = x if self.input == "features" else x.reshape(len(x), -1).astype(jnp.float32) / 255
+        for layer in self.hidden:
+            x = self.dropout(nnx.relu(layer(x)), deterministic=rngs is None, rngs=rngs)
+        return self.last(x)
+
+
+def bfloat16_product(x: jax.Array, w: jax.Array, dimension_numbers: Any, precision: Any = None, **_: Any) -> jax.Array:
+    """`dot_general` with operands rounded to bfloat16 and a float32 sum."""
+    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    return jax.lax.dot_general(x, w, dimension_numbers, precision, preferred_element_type=jnp.float32)

@@ -1,0 +1,46 @@
+"""Small data and short runs that several tests share."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TOPICS = ("orbit", "hockey", "kernel", "garden")
+
+
+def write_texts(path: Path, count: int, seed: int) -> Path:
+    """JSONL of texts whose words give their topic away, mixed with words that all topics share."""
+    rng = np.random.default_rng(seed)
+    with path.open("w") as file:
+        for i in range(count):
+            topic = i % len(TOPICS)
+            words = [f"{TOPICS[topic]}{n}" for n in rng.integers(0, 30, rng.integers(1, 6))]
+            words += [f"common{n}" for n in rng.integers(0, 40, rng.integers(3, 20))]
+            file.write(json.dumps({"text": " ".join(rng.permutation(words)), "label": TOPICS[topic]}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Paths of a train and a test file with four classes."""
+    folder = tmp_path_factory.mktemp("texts")
+    return {"train": write_texts(folder / "train.jsonl", 240, 0), "test": write_texts(folder / "test.jsonl", 80, 1)}
+
+
+@pytest.fixture(scope="session")
+def tiny(texts: dict[str, Path]) -> list[str]:
+    """A command line for a run of about a second."""
+    return [
+        "data=files",
+        f"data.train={texts['train']}",
+        f"data.test={texts['test']}",
+        "name=tiny",
+        "width=16",
+        "nesting_dims=[4,8,16]",
+        "trainer.steps=30",
+        "trainer.batch_size=32",
+        "trainer.log_every=5",
+        "trainer.evaluations=3",
+        "optimizer.learning_rate=0.02",
+    ]

@@ -1,0 +1,339 @@
+"""The main job from the command line: contracts of the run directory, resuming, and every mistake a user can make."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mrl_jax
+from mrl_jax import checkpoint, config, train
+from mrl_jax.runs import read_rows
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of all arms and two seeds."""
+    results = tmp_path_factory.mktemp("results")
+    assert train.main([*tiny, "arms=all", "seeds=2", f"results_dir={results}", "run=first"]) == 0
+    return results / "tiny" / "first"
+
+
+def comparable(directory: Path) -> tuple[str, list[dict]]:
+    """What two runs of the same command must agree on to the bit."""
+    log = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    for line in log:
+        line.pop("examples_per_second", None)
+    return (directory / "evaluation.csv").read_text(), sorted(log, key=lambda x: (x["member"], x["step"], x["split"]))
+
+
+# -- contracts ---------------------------------------------------------------------------------------------------------
+
+
+def test_run_directory_holds_what_was_promised(finished: Path) -> None:
+    expected = {"config.yaml", "environment.json", "dataset.json", "tokenizer.json", "metrics.jsonl", "evaluation.csv"}
+    assert expected <= {path.name for path in finished.iterdir()}
+    assert {p.suffix for p in (finished / "plots").iterdir()} == {".png", ".svg"}
+    environment = json.loads((finished / "environment.json").read_text())
+    assert environment["versions"]["jax"]
+    assert environment["cores"] >= 1
+    assert (finished.parent / "latest").resolve() == finished.resolve()
+
+
+def test_evaluation_is_tidy_and_complete(finished: Path) -> None:
+    with (finished / "evaluation.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == ["experiment", "arm", "seed", "dim", "split", "metric", "value"]
+    rows = read_rows(finished / "evaluation.csv")
+    assert len({row[:-1] for row in rows}) == len(rows)
+    have = {(r.arm, r.dim, r.metric) for r in rows if r.split == "test"}
+    everywhere = {"linear_top1", "linear_top5", "ece", "knn_top1", "map@10", "precision@10"}
+    nesting, between = {4, 8, 16}, {6, 12}
+    assert have == (
+        {("mrl", m, metric) for m in nesting for metric in everywhere}
+        | {("mrl", m, metric) for m in between for metric in ("knn_top1", "map@10", "precision@10")}
+        | {("mrl_e", m, metric) for m in nesting | between for metric in everywhere}
+        | {("ff", m, metric) for m in nesting for metric in everywhere}
+    )
+    assert {r.seed for r in rows} == {0, 1}
+    assert all(0 <= r.value <= 1 for r in rows)
+
+
+def test_predictions_are_the_outcomes_behind_the_table(finished: Path) -> None:
+    rows = {(r.arm, r.seed, r.dim, r.split, r.metric): r.value for r in read_rows(finished / "evaluation.csv")}
+    checked = 0
+    for label, arm, dims in (("mrl-seed1", "mrl", (4, 6)), ("ff8-seed0", "ff", (8,))):
+        with np.load(finished / "predictions" / f"{label}.npz") as outcomes:
+            for key in outcomes.files:
+                split, metric, *dim = key.split("/")
+                if dim and int(dim[0]) in dims:
+                    value = rows[arm, int(label[-1]), int(dim[0]), split, metric]
+                    assert outcomes[key].mean() == pytest.approx(value, abs=1e-6)
+                    checked += 1
+            assert len(outcomes["test/label"]) == 80
+    assert checked > 10
+
+
+def test_log_has_a_loss_for_each_granularity_that_an_arm_trains(finished: Path) -> None:
+    log = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    by_member = {line["member"]: set(line["loss"]) for line in log if line["split"] == "train"}
+    assert by_member["mrl-seed0"] == by_member["mrl_e-seed1"] == {"4", "8", "16"}
+    assert by_member["ff8-seed0"] == {"8"}
+    assert {line["step"] for line in log if line["split"] == "train"} == {5, 10, 15, 20, 25, 30}
+
+
+def test_it_learns(finished: Path) -> None:
+    top1 = {(r.arm, r.dim): r.value for r in read_rows(finished / "evaluation.csv") if r.metric == "linear_top1"}
+    assert min(top1["mrl", 16], top1["mrl_e", 16], top1["ff", 16]) > 0.9  # chance is 0.25
+
+
+def test_loaded_model_embeds_as_the_evaluation_did(finished: Path, texts: dict[str, Path]) -> None:
+    lines = [json.loads(line) for line in texts["test"].read_text().splitlines()]
+    model = mrl_jax.load(finished, arm="mrl", seed=1)
+    z = model.encode([line["text"] for line in lines], dim=8)
+    assert z.shape == (80, 8)
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-6)
+    database = [json.loads(line) for line in texts["train"].read_text().splitlines()]
+    kept = set(range(240))
+    from mrl_jax.data.base import cut
+
+    kept = cut(np.array([sorted({x["label"] for x in database}).index(x["label"]) for x in database]), 0.1)[0]
+    train_z = model.encode([database[i]["text"] for i in kept], dim=8)
+    nearest = (z @ train_z.T).argmax(axis=1)
+    hits = np.mean([database[kept[n]]["label"] == line["label"] for n, line in zip(nearest, lines, strict=True)])
+    value = {(r.arm, r.seed, r.dim, r.split, r.metric): r.value for r in read_rows(finished / "evaluation.csv")}
+    assert hits == pytest.approx(value["mrl", 1, 8, "test", "knn_top1"], abs=1e-6)
+
+
+def test_same_text_same_vector_in_any_batch(finished: Path) -> None:
+    model = mrl_jax.load(finished)
+    words = ["orbit1 common2", "garden3 " * 40 + " ".join(f"common{i}" for i in range(40)), "", "unknownword"]
+    together = model.encode(words, batch_size=3)
+    alone = np.concatenate([model.encode([text]) for text in words])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_loading_says_what_is_wrong(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(mrl_jax.errors.UserError, match="is not a run"):
+        mrl_jax.load(tmp_path)
+    with pytest.raises(mrl_jax.errors.UserError, match=r"arm=mlr .*did you mean mrl\?"):
+        mrl_jax.load(finished, arm="mlr")
+    with pytest.raises(mrl_jax.errors.UserError, match="seed=2"):
+        mrl_jax.load(finished, seed=2)
+    model = mrl_jax.load(finished)
+    with pytest.raises(ValueError, match="dim=17 is outside 1…16"):
+        model.encode(["a"], dim=17)
+    with pytest.raises(ValueError, match="list of texts"):
+        model.encode("a")
+
+
+# -- never overwritten, always resumable -------------------------------------------------------------------------------
+
+
+def test_an_existing_run_is_never_overwritten(finished: Path, tiny: list[str], capsys: pytest.CaptureFixture) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    arguments = [*tiny, "arms=all", "seeds=2", f"results_dir={finished.parent.parent}", "run=first"]
+    assert train.main(arguments) == 2
+    assert "run=first exists" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_resume_with_another_configuration_is_refused(
+    finished: Path, tiny: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [*tiny, "arms=all", "seeds=2", f"results_dir={finished.parent.parent}", "run=first", "resume=true"]
+    assert train.main([*arguments, "optimizer.learning_rate=0.5"]) == 2
+    assert "optimizer.learning_rate=0.02 (now 0.5)" in capsys.readouterr().err
+    assert train.main([*arguments[:-2], "resume=true", "run=frist"]) == 2
+    assert "did you mean first?" in capsys.readouterr().err
+
+
+def test_killed_at_any_moment_a_run_resumes_to_the_same_bits(tiny: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mrl_jax.train", *tiny, "arms=[mrl,ff]", "nesting_dims=[4,16]"]
+    command += ["trainer.steps=200", "trainer.checkpoint_seconds=0", f"results_dir={tmp_path}"]
+    assert subprocess.run([*command, "run=whole"], cwd=ROOT, capture_output=True, check=False).returncode == 0
+    victim = tmp_path / "tiny" / "killed"
+    deaths = 0
+    for attempt in range(12):
+        extra = ["run=killed", *(["resume=true"] if (victim / "config.yaml").exists() else [])]
+        process = subprocess.Popen([*command, *extra], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        states = len(list(victim.glob("checkpoints/*/state/step-*"))), len(list(victim.glob("checkpoints/*/model")))
+        while process.poll() is None and attempt < 4:  # kill once it has visibly come further than before
+            now = len(list(victim.glob("checkpoints/*/state/step-*"))), len(list(victim.glob("checkpoints/*/model")))
+            if now != states and now[0]:
+                time.sleep(0.05 * attempt)
+                process.send_signal(signal.SIGKILL)
+            time.sleep(0.01)
+        if process.wait() == 0:
+            break
+        deaths += 1
+    assert deaths >= 1
+    assert comparable(victim) == comparable(tmp_path / "tiny" / "whole")
+
+
+def test_ctrl_c_saves_and_resumes_to_the_same_bits(tiny: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mrl_jax.train", *tiny, "trainer.steps=3000", f"results_dir={tmp_path}"]
+    command += ["trainer.evaluations=3", "run=a"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "tiny" / "a" / "metrics.jsonl"
+    while not log.exists() or log.read_text().count("\n") < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "resume=true" in errors
+    assert "Traceback" not in errors
+    assert train.main([*command[3:], "resume=true"]) == 0
+    assert train.main([*command[3:-1], "run=b"]) == 0
+    # The interrupted run reported at the step where it stopped, so only its training lines differ.
+    assert comparable(log.parent)[0] == comparable(tmp_path / "tiny" / "b")[0]
+
+
+def test_a_finished_run_resumes_to_itself(finished: Path, tiny: list[str]) -> None:
+    before = comparable(finished)
+    arguments = [*tiny, "arms=all", "seeds=2", f"results_dir={finished.parent.parent}", "run=first", "resume=true"]
+    assert train.main(arguments) == 0
+    assert comparable(finished) == before
+
+
+def test_a_corrupted_checkpoint_is_named_and_nothing_is_lost(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [*tiny, f"results_dir={tmp_path}", "run=a", "trainer.checkpoint_seconds=0"]
+    real, calls = checkpoint.save, []
+
+    def full_after_three(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > 3:
+            raise OSError(28, "No space left on device", "somewhere")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save", full_after_three)
+    assert train.main(arguments) == 2
+    assert "no space left" in capsys.readouterr().err
+    monkeypatch.setattr(checkpoint, "save", real)
+    states = tmp_path / "tiny" / "a" / "checkpoints" / "mrl_e-seed0" / "state"
+    assert checkpoint.steps(states) == [10, 15]
+    for step in (10, 15):
+        victim = next(p for p in (states / f"step-{step:08d}" / "arrays").rglob("*") if p.stat().st_size > 500)
+        data = bytearray(victim.read_bytes())
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+    assert train.main([*arguments, "resume=true"]) == 2
+    error = capsys.readouterr().err
+    assert "damaged" in error
+    assert "SHA-256" in error
+    assert checkpoint.steps(states) == [10, 15]
+
+
+def test_when_only_the_newest_checkpoint_is_damaged_the_one_before_is_used(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [*tiny, f"results_dir={tmp_path}", "trainer.checkpoint_seconds=0"]
+    assert train.main([*arguments, "run=whole"]) == 0
+    monkeypatch.setattr(train, "_finish", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert train.main([*arguments, "run=a"]) == 2
+    monkeypatch.undo()
+    states = tmp_path / "tiny" / "a" / "checkpoints" / "mrl_e-seed0" / "state"
+    newest = checkpoint.steps(states)[-1]
+    (states / f"step-{newest:08d}" / "manifest.json").write_text("{")
+    capsys.readouterr()
+    assert train.main([*arguments, "run=a", "resume=true"]) == 0
+    assert "continuing from the one before" in capsys.readouterr().err
+    assert comparable(tmp_path / "tiny" / "a") == comparable(tmp_path / "tiny" / "whole")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_name(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [*tiny, "optimizer=sgd", "optimizer.learning_rate=1e30", f"results_dir={tmp_path}", "arms=[mrl]"]
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "arm mrl, seed 0, is not finite at step" in error
+    assert "granularity" in error or "gradient" in error
+    assert "Traceback" not in error
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+MISTAKES = {
+    "+experiment=newsgroup": "did you mean newsgroups?",
+    "experiment=newsgroups": "+experiment=newsgroups",
+    "trainer.step=5": "did you mean trainer.steps?",
+    "+trainer.step=5": "did you mean steps?",
+    "trainer.steps=abc": "trainer.steps=abc is not allowed; a whole number",
+    "trainer.steps=1.5": "a whole number",
+    "trainer.batch_size=0": "at least 1",
+    "trainer.accumulate=3": "a divisor of trainer.batch_size=32",
+    "encoder=bagg": "did you mean bag?",
+    "encoder=convnet": "encoder=convnet cannot read text",
+    "data=newsgrups": "did you mean newsgroups?",
+    "optimizer=adam": "did you mean adamw?",
+    "optimizer.learning_rate=-1": "more than 0",
+    "nesting_dims=[8,4,16]": "not ascending",
+    "nesting_dims=[4,4,16]": "repeat 4",
+    "nesting_dims=[4,32]": "beyond the embedding width 16",
+    "nesting_dims=[4,8]": "end at the embedding width 16",
+    "nesting_dims=[]": "empty",
+    "nesting_dims=[0,16]": "at least 1",
+    "nesting_dims=lgo": "did you mean log?",
+    "nesting_dims=[a,16]": "a whole number",
+    "width=wide": "width=wide",
+    "arms=mlr": "did you mean mrl?",
+    "seeds=0": "at least 1",
+    "loss.weights=[1,2]": "needs 3",
+    "loss.weights=[1,2,-1]": "none below 0",
+    "loss.label_smoothing=1": "0 ≤ value < 1",
+    "resume=maybe": "true or false",
+    "name=a/b": "one folder",
+    "nesting_dims=[8,16": "cannot read the command line",
+    "newsgroups": "cannot read the command line",
+    "data.train=/nowhere/a.jsonl": "/nowhere/a.jsonl",
+}
+
+
+@pytest.mark.parametrize("word", MISTAKES)
+def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(
+    word: str, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    key = word.lstrip("+").partition("=")[0]
+    arguments = [w for w in tiny if w.partition("=")[0] != key]
+    status = train.main([*arguments, f"results_dir={tmp_path / 'results'}", word])
+    error = capsys.readouterr().err
+    assert status == 2
+    assert MISTAKES[word] in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("path", sorted((config.CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_composes_and_says_how_to_run_it(path: Path) -> None:
+    settings = config.from_command_line([f"+experiment={path.stem}"])
+    assert settings.name == path.stem
+    assert f"python -m mrl_jax.train +experiment={path.stem}" in path.read_text()
+
+
+def test_configuration_survives_its_yaml(tmp_path: Path, tiny: list[str]) -> None:
+    settings = config.from_command_line(tiny)
+    (tmp_path / "config.yaml").write_text(config.to_yaml(settings))
+    assert config.from_yaml(tmp_path / "config.yaml") == settings
+    assert config.differences(settings, config.from_command_line([*tiny, "seeds=2"])) == ["seeds=1 (now 2)"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+def test_a_sweep_makes_a_run_for_each_job(tiny: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mrl_jax.train", "--multirun", *tiny, f"results_dir={tmp_path}", "seeds=1,2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    finished = [p for p in (tmp_path / "tiny").iterdir() if not p.is_symlink()]
+    assert len(finished) == 2
+    assert all(read_rows(p / "evaluation.csv") for p in finished)
