@@ -39,7 +39,7 @@ class Arm:
 
     def row(self, kinds: Sequence[str]) -> np.ndarray:
         """The loss weights [len(kinds), K] in a program that holds the head kinds `kinds`."""
-        return np.stack([np.float32(self.weights) * (kind == self.head) for kind in kinds])
+        return np.stack([np.asarray(self.weights, np.float32) * (kind == self.head) for kind in kinds])
 
 
 @dataclass(frozen=True)

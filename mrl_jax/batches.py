@@ -31,7 +31,7 @@ class Examples:
         """The length to which the texts at `rows` are padded together; None where there is nothing to pad."""
         if self.lengths is None:
             return None
-        longest = next(iter(self.inputs.values())).shape[1]
+        longest = int(next(iter(self.inputs.values())).shape[1])
         needed = int(self.lengths[rows].max(initial=1))
         return min(longest, next((n for n in LENGTHS if n >= needed), longest))
 

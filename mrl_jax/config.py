@@ -161,7 +161,9 @@ def _keys(overrides: list[str]) -> list[str]:
     """The keys that exist once the groups named in `overrides` are chosen: what a `key=value` may set."""
     groups = _options()
     named = [o.lstrip("+").partition("=") for o in overrides]
-    composed = compose("config", overrides=[f"{k}={v}" for k, _, v in named if k != "experiment" and v in groups.get(k, ())])
+    composed = compose(
+        "config", overrides=[f"{k}={v}" for k, _, v in named if k != "experiment" and v in groups.get(k, ())]
+    )
     flat: list[str] = []
 
     def walk(node: dict[str, Any], prefix: str) -> None:

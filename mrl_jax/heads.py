@@ -5,6 +5,7 @@ kind, and a kind with zero weights gets zero gradient (see `arms.py`).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from mrl_jax.nesting import nested_logits
 
 KINDS = ("separate", "tied")
 
-Head = dict[str, jax.Array | list[jax.Array]]
+Head = dict[str, Any]  # tied: kernel [D, C], bias [C]; separate: a list of K kernels [m_k, C] and of K biases [C]
 
 
 def init(key: jax.Array, kind: str, dims: Sequence[int], classes: int) -> Head:

@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mrl_jax import runs
-from mrl_jax.data import Dataset, Split
+from mrl_jax.data import Dataset
 from mrl_jax.encoders import EncoderConfig
 from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.encoders.transformer import TransformerConfig
@@ -33,7 +33,10 @@ READS = {"bag": ("text",), "transformer": ("text",), "convnet": ("image",), "mlp
 class Reader(Protocol):
     """Raw inputs of one kind → named arrays."""
 
-    vocabulary: int  # number of token ids; 0 where there are no tokens
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids; 0 where there are no tokens."""
+        ...
 
     def __call__(self, raw: Any) -> Arrays: ...
 
@@ -46,9 +49,9 @@ def fit(encoder: EncoderConfig, dataset: Dataset) -> Reader:
         fitting = ", ".join(name for name, kinds in READS.items() if dataset.kind in kinds)
         raise UserError(f"encoder={encoder.name} cannot read {dataset.kind}, which {dataset.name} holds; use {fitting}")
     if isinstance(encoder, BagConfig):
-        return Words.fit(dataset.train.inputs, encoder)
+        return Words.fit(cast(Sequence[str], dataset.train.inputs), encoder)
     if isinstance(encoder, TransformerConfig):
-        return Subwords.fit(dataset.train.inputs, encoder)
+        return Subwords.fit(cast(Sequence[str], dataset.train.inputs), encoder)
     return Plain(dataset.kind)
 
 
@@ -105,7 +108,9 @@ class Words:
                 f"no word occurs in encoder.min_documents={config.min_documents} of the {len(texts)} training texts; "
                 "use encoder.min_documents=1 or longer texts"
             )
-        tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0} | {w: i for i, w in enumerate(known, 1)}, unk_token="[UNK]"))
+        tokenizer = Tokenizer(
+            models.WordLevel({"[UNK]": 0} | {w: i for i, w in enumerate(known, 1)}, unk_token="[UNK]")
+        )
         tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
         frequency = np.array([documents[w] for w in known])
         idf = np.concatenate([[0.0], 1 + np.log((1 + len(texts)) / (1 + frequency))])
@@ -200,8 +205,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-
-
-def arrays(reader: Reader, split: Split) -> Arrays:
-    """One split through a reader; lazily read images stay lazy."""
-    return reader(split.inputs)

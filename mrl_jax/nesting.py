@@ -9,6 +9,7 @@ Kusupati et al., "Matryoshka Representation Learning", NeurIPS 2022, arXiv:2205.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ def check_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:
         raise ValueError("nesting dims are empty; give at least one, the last equal to the embedding width")
     if dims[0] < 1:
         raise ValueError(f"nesting dims {list(dims)} hold {dims[0]}; every dim is at least 1")
-    for smaller, larger in zip(dims, dims[1:], strict=False):
+    for smaller, larger in pairwise(dims):
         if smaller == larger:
             raise ValueError(f"nesting dims {list(dims)} repeat {larger}; every dim may stand once")
         if smaller > larger:
@@ -47,8 +48,8 @@ def uniform(width: int, count: int = 8) -> tuple[int, ...]:
 
 
 def interpolated(dims: Sequence[int]) -> tuple[int, ...]:
-    """The dims halfway between neighbouring nesting dims: never trained at, so they show whether the nesting is smooth."""
-    return tuple((a + b) // 2 for a, b in zip(dims, dims[1:], strict=False) if b - a > 1)
+    """The dims halfway between neighbouring nesting dims: never trained at, they show whether the nesting is smooth."""
+    return tuple((a + b) // 2 for a, b in pairwise(dims) if b - a > 1)
 
 
 def blocks(dims: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -67,15 +68,11 @@ def nested_logits(
 
     Returns a tuple of K float32 arrays [B, C].
     """
-    total: jax.Array | None = None
-    logits = []
+    logits: list[jax.Array] = []
     for start, stop in blocks(dims):
         part = jnp.matmul(z_BxD[:, start:stop], kernel_DxC[start:stop], preferred_element_type=jnp.float32)
-        if total is None:
-            total = part if bias is None else part + bias
-        else:
-            total = total + part
-        logits.append(total)
+        before = logits[-1] if logits else bias
+        logits.append(part if before is None else before + part)
     return tuple(logits)
 
 

@@ -206,9 +206,9 @@ def describe(folder: Path) -> Description:
     config = read_json(file)
     if config.get("model_type") != "bert":
         raise UserError(f"{file}: model_type={config.get('model_type')} is not supported; allowed: bert")
-    for key, value in CONFIG_FIXED.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{file}: {key}={config[key]} is not supported; allowed: {json.dumps(value)}")
+    for key, only in CONFIG_FIXED.items():
+        if config.get(key, only) != only:
+            raise UserError(f"{file}: {key}={json.dumps(config[key])} is not supported; allowed: {json.dumps(only)}")
     values: dict[str, Any] = {}
     for ours, theirs in CONFIG_KEYS.items():
         value: Any = config.get(theirs, CONFIG_DEFAULTS.get(theirs))

@@ -78,7 +78,7 @@ class Program:
         )
 
     @cached_property
-    def graph(self) -> nnx.GraphDef:
+    def graph(self) -> nnx.GraphDef[Any]:
         graph, _, _ = nnx.eval_shape(lambda: self._split(jax.random.key(0)))
         return graph
 
@@ -108,11 +108,11 @@ class Program:
             rule = [decay, optax.trace(config.momentum, nesterov=True)]
         return optax.chain(*clip, *rule, optax.scale_by_learning_rate(self.schedule))
 
-    def _split(self, key: jax.Array) -> tuple[nnx.GraphDef, Any, Any]:
+    def _split(self, key: jax.Array) -> tuple[nnx.GraphDef[Any], Any, Any]:
         module = encoders.create(
             self.encoder, inputs=self.inputs, vocabulary=self.vocabulary, width=self.width, rngs=nnx.Rngs(key)
         )
-        graph, params, statistics = nnx.split(module, nnx.Param, ...)
+        graph, params, statistics = nnx.split(module, nnx.Param, nnx.BatchStat)
         return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
 
     def init(self, seed: int) -> State:
@@ -136,7 +136,9 @@ class Program:
         return z_BxD, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
     def _losses(self, params: Any, statistics: Any, batch: Inputs, row: jax.Array, key: jax.Array | None) -> Any:
-        z_BxD, statistics = self._forward(Model(params, statistics), {k: v for k, v in batch.items() if k != "label"}, key)
+        z_BxD, statistics = self._forward(
+            Model(params, statistics), {k: v for k, v in batch.items() if k != "label"}, key
+        )
         total, losses = jnp.float32(0), []
         for kind, weights in zip(self.kinds, row, strict=True):
             logits = heads.logits(params["heads"][kind], kind, z_BxD, self.dims)
@@ -146,7 +148,7 @@ class Program:
         return total, (jnp.stack(losses), statistics)
 
     def step(self, state: State, batch: Inputs, row: jax.Array, key: jax.Array) -> tuple[State, Measures]:
-        """One update. `batch` holds the inputs and `label`, `row` [kinds, K] the arm's loss weights, `key` the seed's."""
+        """One update. `batch` holds the inputs and `label`, `row` [kinds, K] the loss weights, `key` the seed's."""
         gradient = jax.grad(self._losses, has_aux=True)
         key = jax.random.fold_in(key, state.step)
         params, statistics = state.model

@@ -1,6 +1,6 @@
 """Tables and plots of a run, drawn from its evaluation.csv and metrics.jsonl and from nothing else.
 
-    python -m mrl_jax.report results/newsgroups/latest
+python -m mrl_jax.report results/newsgroups/latest
 """
 
 import sys

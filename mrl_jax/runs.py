@@ -33,7 +33,7 @@ from mrl_jax import config as configuration
 from mrl_jax.checkpoint import cannot_write
 from mrl_jax.errors import UserError, nearest
 
-PACKAGES = ("mrl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "tensorflow-datasets")
+PACKAGES = ("mrl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 
 
 class Row(NamedTuple):
@@ -132,7 +132,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 def environment() -> dict[str, Any]:
     """What a reader needs to reproduce a run: versions, device, cores, commit."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)

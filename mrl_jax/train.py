@@ -128,7 +128,8 @@ def _finish(
     z = {name: trainer.embed(fitted.model, split, config.evaluation.batch_size) for name, split in splits.items()}
     wanted = evaluate.dims_of(arm, config.nesting_dims, config.evaluation.interpolated)
     head = fitted.model.params["heads"][arm.head]
-    rows, outcomes = [], {}
+    rows: list[Row] = []
+    outcomes = {f"{split}/label": splits[split].labels for split in ("validation", "test")}
     for split in ("validation", "test"):
         labels = splits[split].labels
         scores = list(evaluate.linear(z[split], labels, head, arm, config.nesting_dims, wanted))
@@ -137,7 +138,7 @@ def _finish(
         rows += [Row(config.name, arm.name, member.seed, s.dim, split, s.metric, s.value) for s in scores]
         outcomes |= {f"{split}/{s.metric}/{s.dim}": s.outcomes for s in scores if s.outcomes is not None}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **outcomes, **{f"{s}/label": splits[s].labels for s in ("validation", "test")})
+    np.savez_compressed(buffer, allow_pickle=False, **outcomes)
     meta = {"member": member.label, "validation_accuracy": fitted.accuracy}
     checkpoint.save(directory / "checkpoints" / member.label / "model", fitted.step, fitted.model, meta, keep=1)
     runs.write(directory / "predictions" / f"{member.label}.npz", buffer.getvalue())

@@ -84,7 +84,8 @@ class Trainer:
 
     def place(self, tree: Any, *axes: str | None) -> Any:
         """Put arrays on the devices: whole on each, or split along the axis called "data"."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(*axes)))
+        sharding = NamedSharding(self.mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]
+        return jax.device_put(tree, sharding)
 
     def fit(
         self,
@@ -265,14 +266,11 @@ class _Group:
 
     def _validate(self, step: int, state: State, best: Best) -> Best:
         """Score the validation split and keep each member's model if it is its best so far."""
-        accuracy, loss = self.trainer.accuracy(
-            state.model, self.validation, self.config.batch_size, self.together
-        )
+        accuracy, loss = self.trainer.accuracy(state.model, self.validation, self.config.batch_size, self.together)
         if not self.together:
             accuracy, loss = accuracy[None], loss[None]
         self.log.append(
-            self._line(i, step, "validation", loss[i])
-            | {"accuracy": self._per_dim(i, accuracy[i])}
+            self._line(i, step, "validation", loss[i]) | {"accuracy": self._per_dim(i, accuracy[i])}
             for i in range(len(self.members))
         )
         average = jnp.asarray([self._average(i, accuracy[i]) for i in range(len(self.members))], jnp.float32)
@@ -283,7 +281,8 @@ class _Group:
         def keep(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)
 
-        return jax.tree.map(keep, Best(state.model, average, jnp.full_like(best.step, step)), best)
+        kept: Best = jax.tree.map(keep, Best(state.model, average, jnp.full_like(best.step, step)), best)
+        return kept
 
     def _save(self, step: int, state: State, best: Best) -> None:
         checkpoint.save(self.directory, step, (state, best), {"members": [m.label for m in self.members]})
@@ -301,7 +300,8 @@ class _Group:
     def _per_dim(self, i: int, values: np.ndarray) -> dict[str, float]:
         """Values [kinds, K] of the granularities that member i trains, by dim."""
         active = self.rows[i] > 0
-        return {str(m): float(values[:, k][active[:, k]][0]) for k, m in enumerate(self.program.dims) if active[:, k].any()}
+        dims = enumerate(self.program.dims)
+        return {str(m): float(values[:, k][active[:, k]][0]) for k, m in dims if active[:, k].any()}
 
     def _average(self, i: int, values: np.ndarray) -> float:
         """The mean over the granularities of member i, weighted as its loss is."""
@@ -315,7 +315,7 @@ class _Group:
 def _signals() -> Iterator[Callable[[], bool]]:
     """Note SIGINT and SIGTERM, so that the loop can save at the next step; a second one acts as usual."""
     caught: list[int] = []
-    previous = {}
+    previous: dict[int, Any] = {}
 
     def note(number: int, frame: Any) -> None:
         caught.append(number)
@@ -323,8 +323,8 @@ def _signals() -> Iterator[Callable[[], bool]]:
             signal.signal(signum, handler)
 
     try:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            previous[signum] = signal.signal(signum, note)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
     except ValueError:  # not the main thread: whoever runs us handles signals
         previous = {}
     try:

@@ -36,7 +36,7 @@ class ConvNetConfig:
     depth: int = 18  # 18 (features: 8 × channels) or 50 (features: 32 × channels)
     channels: int = 64  # base width; 64 is the published network, 16 trains on a CPU
     stem: Stem = "small"  # small: 3×3; strided: 5×5, stride 2; imagenet: 7×7, stride 2, and a max-pool of stride 2
-    augment: Augmentation = "none"  # in training; flip: mirror; flip_crop: and shift ≤ 4 pixels; resized_crop: ImageNet's
+    augment: Augmentation = "none"  # in training; flip_crop: mirror and shift by ≤ 4 pixels; resized_crop: ImageNet's
     crop: int = 0  # side of the square the network sees (from the centre in evaluation); 0: the whole image
     mean: tuple[float, ...] = (0.5,)  # of the pixels in [0, 1]: one number, or one for each channel
     std: tuple[float, ...] = (0.25,)

@@ -84,7 +84,8 @@ def check(config: TransformerConfig) -> None:
     for key in (*SIZES, "max_length"):
         if not getattr(config, key) > 0:
             raise UserError(f"encoder.{key}={getattr(config, key)} is not allowed; a number above 0")
-    assert config.hidden is not None and config.heads is not None  # completed
+    assert config.hidden is not None
+    assert config.heads is not None
     if config.hidden % config.heads:
         raise UserError(f"encoder.heads={config.heads} is not allowed; a divisor of encoder.hidden={config.hidden}")
     for key in ("dropout", "attention_dropout"):
@@ -162,7 +163,8 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """[B, L, hidden] → [B, L, hidden]; no token looks at one where `mask` [B, L] is False."""
         x = self.attention_norm(x + drop(self.attended(self.attention(x, mask, rngs)), self.dropout, rngs))
-        return self.output_norm(x + drop(self.down(gelu(self.up(x))), self.dropout, rngs))
+        x = self.output_norm(x + drop(self.down(gelu(self.up(x))), self.dropout, rngs))
+        return x
 
     def attention(self, x: jax.Array, mask: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """softmax(q kᵀ / √k) v for each head, the heads side by side: [B, L, hidden].

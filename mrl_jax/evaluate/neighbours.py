@@ -73,9 +73,7 @@ def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k
     return (np.concatenate(part) for part in zip(*parts, strict=True))
 
 
-def outcomes(
-    indices: np.ndarray, labels: np.ndarray, database_labels: np.ndarray, k: int
-) -> dict[str, np.ndarray]:
+def outcomes(indices: np.ndarray, labels: np.ndarray, database_labels: np.ndarray, k: int) -> dict[str, np.ndarray]:
     """Per-query values of every metric, each float32 [Q], from the neighbours [Q, min(k, N)], nearest first."""
     relevant = database_labels[indices] == labels[:, None]
     counts = np.bincount(database_labels, minlength=int(labels.max(initial=0)) + 1)[labels]
