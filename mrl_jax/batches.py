@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 MASKS = ("mask", "weights")  # inputs that are zero exactly at padding; their rows are trimmed to the longest text
-LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # a batch is padded to one of these: few shapes to compile
+LENGTHS = (16, 32, 64, 96, 128, 160, 192, 224, 256, 384, 512)  # a batch is padded to one of these: few to compile
 WINDOW = 50  # batches within which texts are grouped by length
 
 

@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from mrl_jax import runs
 from mrl_jax.data import Dataset
-from mrl_jax.encoders import EncoderConfig
+from mrl_jax.encoders import EncoderConfig, transformer
 from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.errors import UserError
@@ -60,7 +60,7 @@ def load(encoder: EncoderConfig, directory: Path, kind: str) -> Reader:
     if isinstance(encoder, BagConfig):
         return Words.load(directory, encoder)
     if isinstance(encoder, TransformerConfig):
-        return Subwords(_read_tokenizer(directory / "tokenizer.json"), encoder.max_length)
+        return Subwords(_read_tokenizer(directory / "tokenizer.json"))
     return Plain(kind)
 
 
@@ -141,10 +141,9 @@ class Words:
 
 @dataclass
 class Subwords:
-    """Subword ids and their mask, cut at `max_length`."""
+    """Subword ids and their mask. The tokenizer knows where to cut."""
 
     tokenizer: Tokenizer
-    max_length: int
 
     @property
     def vocabulary(self) -> int:
@@ -156,7 +155,7 @@ class Subwords:
             from mrl_jax import pretrained
 
             folder = pretrained.resolve(config.weights)
-            return cls(pretrained.load_tokenizer(folder, config.max_length), config.max_length)
+            return cls(pretrained.load_tokenizer(folder, config.max_length))
         # Byte-level BPE: its trainer is deterministic, WordPiece's is not; and no text is unknown to it.
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -169,13 +168,13 @@ class Subwords:
             show_progress=False,
         )
         tokenizer.train_from_iterator(sorted(texts), trainer)
-        return cls(tokenizer, config.max_length)
+        tokenizer.enable_truncation(config.max_length or transformer.SCRATCH.positions)
+        return cls(tokenizer)
 
     def save(self, directory: Path) -> None:
         runs.write(directory / "tokenizer.json", self.tokenizer.to_str(pretty=True))
 
     def __call__(self, raw: Sequence[str]) -> Arrays:
-        self.tokenizer.enable_truncation(self.max_length)
         ids = [np.asarray(encoding.ids, np.int32) for encoding in _encoded(self.tokenizer, raw)]
         return {"ids": _padded(ids, np.int32), "mask": _padded([np.ones(len(row)) for row in ids], np.int8)}
 

@@ -1,5 +1,6 @@
 """Use a trained run: `mrl_jax.load(run).encode(texts, dim=64)`."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +78,8 @@ def load(run: str | Path, arm: str | None = None, seed: int = 0) -> Model:
     found = checkpoint.steps(folder)
     if not found:
         raise UserError(f"{label} has no finished model in {directory}; continue that run with resume=true")
-    program = Program.of(config, dataset)
+    encoder = configuration.build(type(config.encoder), dataset["encoder"], "encoder")
+    program = Program.of(dataclasses.replace(config, encoder=encoder), dataset)
     weights, _ = checkpoint.load(folder, found[-1], jax.eval_shape(program.init, 0).model)
-    reader = inputs.load(config.encoder, directory, dataset["kind"])
+    reader = inputs.load(encoder, directory, dataset["kind"])
     return Model(program, weights, reader, chosen.trained(config.nesting_dims))

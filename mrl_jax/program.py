@@ -79,7 +79,9 @@ class Program:
 
     @cached_property
     def graph(self) -> nnx.GraphDef[Any]:
-        graph, _, _ = nnx.eval_shape(lambda: self._split(jax.random.key(0)))
+        # Without pretrained weights: shapes are enough, and files cannot be read under a trace.
+        encoder, _ = encoders.standalone(self.encoder, self.vocabulary)
+        graph, _, _ = nnx.eval_shape(lambda: self._split(encoder, jax.random.key(0)))
         return graph
 
     @cached_property
@@ -108,17 +110,18 @@ class Program:
             rule = [decay, optax.trace(config.momentum, nesterov=True)]
         return optax.chain(*clip, *rule, optax.scale_by_learning_rate(self.schedule))
 
-    def _split(self, key: jax.Array) -> tuple[nnx.GraphDef[Any], Any, Any]:
+    def _split(self, encoder: EncoderConfig, key: jax.Array) -> tuple[nnx.GraphDef[Any], Any, Any]:
         module = encoders.create(
-            self.encoder, inputs=self.inputs, vocabulary=self.vocabulary, width=self.width, rngs=nnx.Rngs(key)
+            encoder, inputs=self.inputs, vocabulary=self.vocabulary, width=self.width, rngs=nnx.Rngs(key)
         )
-        graph, params, statistics = nnx.split(module, nnx.Param, nnx.BatchStat)
+        parts: Any = nnx.split(module, nnx.Param, nnx.BatchStat)
+        graph, params, statistics = parts
         return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
 
     def init(self, seed: int) -> State:
         """The initial state of every arm of `seed`: the same parameters whatever its weights."""
         encoder_key, head_key = jax.random.split(jax.random.key(seed))
-        _, encoder, statistics = self._split(encoder_key)
+        _, encoder, statistics = self._split(self.encoder, encoder_key)
         head = {
             kind: heads.init(jax.random.fold_in(head_key, heads.KINDS.index(kind)), kind, self.dims, self.classes)
             for kind in self.kinds

@@ -31,7 +31,7 @@ def table(directory: Path, split: str = "test") -> str:
     rows = [row for row in runs.read_rows(directory / "evaluation.csv") if row.split == split]
     values = _by_seed(rows)
     seeds = max((len(v) for v in values.values()), default=0)
-    width = 14 if seeds > 1 else 12
+    width = 16 if seeds > 1 else 14
     lines = []
     for arm in _in_order(row.arm for row in rows):
         note = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""

@@ -8,6 +8,7 @@
 Exit status: 0 done, 2 a mistake in the command, the data or the files, 130 interrupted (continue with resume=true).
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -22,7 +23,8 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from mrl_jax import arms, checkpoint, config, data, evaluate, inputs, report, runs
+from mrl_jax import arms, checkpoint, data, encoders, evaluate, inputs, report, runs
+from mrl_jax import config as configuration
 from mrl_jax.arms import Member
 from mrl_jax.batches import Examples
 from mrl_jax.config import Config
@@ -42,7 +44,7 @@ def train(config: Config) -> Path:
     _check_splits(dataset)
     reader = inputs.fit(config.encoder, dataset)
     splits = {name: Examples(reader(split.inputs), split.labels) for name, split in _splits(dataset)}
-    described = describe(dataset, reader, splits)
+    described = describe(config, dataset, reader, splits)
     program = Program.of(config, described, steps(config.trainer, len(splits["train"])))
     trainer = Trainer(program, config.trainer)
     if directory is None:
@@ -73,14 +75,16 @@ def train(config: Config) -> Path:
     return directory
 
 
-def describe(dataset: Dataset, reader: inputs.Reader, splits: dict[str, Examples]) -> dict[str, Any]:
+def describe(config: Config, dataset: Dataset, reader: inputs.Reader, splits: dict[str, Examples]) -> dict[str, Any]:
     """dataset.json: what a model needs to be built again, and what shows that the data is still the same."""
+    encoder, vocabulary = encoders.standalone(config.encoder, reader.vocabulary)
     return {
         "name": dataset.name,
         "kind": dataset.kind,
         "classes": list(dataset.classes),
         "inputs": {name: list(array[:1].shape[1:]) for name, array in _some(splits["train"]).items()},
-        "vocabulary": reader.vocabulary,
+        "encoder": dataclasses.asdict(encoder),
+        "vocabulary": vocabulary,
         "examples": {name: len(split) for name, split in splits.items()},
         "fingerprint": {name: _fingerprint(split) for name, split in splits.items()},
     }
@@ -153,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         _hydra_main()
         return 0
     try:
-        return _run(config.from_command_line(arguments))
+        return _run(configuration.from_command_line(arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -179,10 +183,10 @@ def _run(settings: Config) -> int:
     return 0
 
 
-@hydra.main(config_path=str(config.CONF), config_name="config", version_base="1.3")
+@hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")
 def _hydra_main(composed: DictConfig) -> None:
     """One job of a sweep; a failing one ends with its sentence and a non-zero status."""
-    status = _run(config.parse(OmegaConf.to_container(composed, resolve=True)))
+    status = _run(configuration.parse(OmegaConf.to_container(composed, resolve=True)))
     if status:
         raise SystemExit(status)
 

@@ -111,6 +111,23 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_state():
     assert 0 < jnp.linalg.norm(exact - rounded) < 0.05 * jnp.linalg.norm(exact)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_imagenet_stem_passes_gradients_through_its_pool(dtype):
+    module = build(stem="imagenet", dtype=dtype)
+    graph, params, statistics = split(module)
+
+    @jax.jit
+    def gradient(params):
+        def total(params):
+            return (nnx.merge(graph, params, statistics)({"image": images()}) ** 2).sum()
+
+        return jax.grad(total)(params)
+
+    kernel = gradient(params)["stem"]["kernel"]
+    assert jnp.isfinite(kernel).all()
+    assert (kernel != 0).any()
+
+
 # Batch norm
 
 
@@ -203,11 +220,14 @@ def test_flip_crop_cuts_a_window_of_the_padded_image(size):
         for step in (1, -1)
         for window in [padded[i : i + size[0], j : j + size[1]]]
     }
-    out = np.asarray(convnet.flip_crop(KEY, MANY, size))
-    assert out.shape == (40, *size, 3)
+    out = np.asarray(convnet.flip_crop(KEY, jnp.repeat(PICTURE, 2000, 0), size))
+    assert out.shape == (2000, *size, 3)
     assert out.dtype == np.uint8
-    corners = {windows[np.ascontiguousarray(image).tobytes()] for image in out}  # a KeyError if it is not a window
-    assert len(corners) > 15
+    corners = np.array([windows[image.tobytes()] for image in out])  # a KeyError if it is not a window
+    for axis, places in enumerate((rows, columns)):  # every place equally often
+        share = np.bincount(corners[:, axis], minlength=places) * places / len(out)
+        assert share.shape == (places,)
+        assert 0.7 < share.min() < share.max() < 1.3
 
 
 def test_boxes_are_inside_and_follow_the_recipe():

@@ -4,6 +4,7 @@ from typing import assert_never
 
 from flax import nnx
 
+from mrl_jax.encoders import transformer
 from mrl_jax.encoders.bag import Bag, BagConfig
 from mrl_jax.encoders.convnet import ConvNet, ConvNetConfig
 from mrl_jax.encoders.mlp import MLP, MLPConfig
@@ -17,6 +18,11 @@ CONFIGS: dict[str, type[EncoderConfig]] = {
     "convnet": ConvNetConfig,
     "mlp": MLPConfig,
 }
+
+
+def standalone(config: EncoderConfig, vocabulary: int) -> tuple[EncoderConfig, int]:
+    """The encoder as it can be rebuilt from a run alone, and its number of token ids."""
+    return transformer.standalone(config, vocabulary) if isinstance(config, TransformerConfig) else (config, vocabulary)
 
 
 def create(

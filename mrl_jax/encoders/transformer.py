@@ -24,6 +24,7 @@ from mrl_jax.errors import UserError, one_of
 from mrl_jax.pretrained import Architecture
 
 SCRATCH = Architecture(vocabulary=0, layers=6, hidden=384, heads=12, intermediate=1536, positions=256)
+SIZES = ("layers", "hidden", "heads", "intermediate", "layer_norm_eps")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class TransformerConfig:
     heads: int | None = None  # attention heads, a divisor of hidden; from scratch 12
     intermediate: int | None = None  # width inside a feed-forward block; from scratch 1536
     max_length: int | None = None  # tokens at which a text is cut; from scratch 256
+    positions: int | None = None  # rows of the table of positions; from scratch max_length
+    vocabulary: int = 8192  # from scratch: subwords learnt from the training texts
     layer_norm_eps: float | None = None  # from scratch 1e-12
     pooling: pretrained.Pooling | None = None  # from scratch mean
     projection: bool = False  # a last linear map hidden → width; without it width must equal hidden
@@ -48,12 +51,12 @@ class TransformerConfig:
 def complete(config: TransformerConfig, vocabulary: int) -> tuple[TransformerConfig, Architecture]:
     """`config` without nulls, and the architecture it asks for with `vocabulary` token ids. Raises `UserError`.
 
-    From scratch the table of positions has `max_length` rows; with weights it has theirs.
+    From scratch the table of positions has `max_length` rows unless it is given; with weights it has theirs.
     """
     if config.weights is None:
         given = {key: value for key in SIZES if (value := getattr(config, key)) is not None}
         length = SCRATCH.positions if config.max_length is None else config.max_length
-        architecture = replace(SCRATCH, vocabulary=vocabulary, positions=length, **given)
+        architecture = replace(SCRATCH, vocabulary=vocabulary, positions=config.positions or length, **given)
         pooling: pretrained.Pooling = "mean"
     else:
         found = pretrained.describe(pretrained.resolve(config.weights))
@@ -67,16 +70,25 @@ def complete(config: TransformerConfig, vocabulary: int) -> tuple[TransformerCon
             asked, theirs = getattr(config, key), getattr(architecture, key)
             if asked is not None and asked != theirs:
                 raise UserError(f"encoder.{key}={asked} is not allowed; encoder.weights={config.weights} have {theirs}")
+        if config.positions not in (None, architecture.positions):
+            raise UserError(
+                f"encoder.positions={config.positions} is not allowed; encoder.weights={config.weights} have "
+                f"{architecture.positions}"
+            )
         length = length if config.max_length is None else config.max_length
-        if length > architecture.positions:
-            raise UserError(f"encoder.max_length={length} is not allowed; the weights have {architecture.positions}")
+    if length > architecture.positions:
+        raise UserError(f"encoder.max_length={length} is not allowed; there are {architecture.positions} positions")
     sizes = {key: getattr(architecture, key) for key in SIZES}
     config = replace(config, **sizes, max_length=length, pooling=config.pooling or pooling)
     check(config)
     return config, architecture
 
 
-SIZES = ("layers", "hidden", "heads", "intermediate", "layer_norm_eps")
+def standalone(config: TransformerConfig, vocabulary: int) -> tuple[TransformerConfig, int]:
+    """The same encoder without its pretrained weights, and its number of token ids: what a trained one is rebuilt from
+    where the weights that it started from are not at hand."""
+    config, sizes = complete(config, vocabulary)
+    return replace(config, weights=None, positions=sizes.positions), sizes.vocabulary
 
 
 def check(config: TransformerConfig) -> None:
@@ -258,7 +270,7 @@ def drop(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
 
 
 def hash_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint32 [*shape]: a counter hashed with two words of `key`. 25 times as fast as `jax.random.bits` on a CPU.
+    """uint32 [*shape]: a counter hashed with two words of `key`. 20 times as fast as `jax.random.bits` on a CPU.
 
     Two rounds of a bijective integer hash (multipliers of C. Wellons' `lowbias32`), each after a key word is mixed in.
     Good enough to choose what to drop, not for anything that must be hard to guess.
