@@ -213,7 +213,7 @@ def test_schedule_warms_up_and_ends_at_zero() -> None:
 
 
 def test_best_moment_is_the_one_with_the_best_validation_accuracy(tmp_path: Path) -> None:
-    setup = program(40, optimizer_config=OptimizerConfig("sgd", learning_rate=0.3, schedule="constant"))
+    setup = program(40, optimizer_config=OptimizerConfig("sgd", learning_rate=0.05, schedule="constant"))
     member = Member(arms.expand(["mrl"], DIMS)[0], 0)
     config = TrainerConfig(batch_size=16, evaluations=20, log_every=4)
     log = Log(tmp_path / "log")
