@@ -172,7 +172,8 @@ def test_the_block_cumulative_form_has_the_gradients_of_one_product_a_prefix():
 
     def naive(z, kernel, bias):
         return sum(
-            w * jnp.mean(cross_entropy(z[:, :m] @ kernel[:m] + bias, LABELS)) for m, w in zip(DIMS, weights, strict=True)
+            w * jnp.mean(cross_entropy(z[:, :m] @ kernel[:m] + bias, LABELS))
+            for m, w in zip(DIMS, weights, strict=True)
         )
 
     wanted = jax.jit(jax.grad(naive, argnums=(0, 1, 2)))(z, kernel, bias)
