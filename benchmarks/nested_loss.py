@@ -62,7 +62,7 @@ def measure(setting: Setting, rounds: int) -> dict[str, Any]:
             return nested_cross_entropy(logits(head, z), labels, weights)
 
         step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-        return lambda: jax.block_until_ready(step(head, z, labels, weights))
+        return lambda: jax.block_until_ready(step(head, z, labels, weights))  # type: ignore[no-untyped-call]
 
     variants = {
         "fixed": variant("separate", (width,), lambda head, z: heads.logits(head, "separate", z, (width,))),
@@ -123,9 +123,7 @@ def main() -> None:
         floor = sum(dims) / setting.width
         goals = {"mrl_e": GOALS[name], "mrl": 1.05 * floor}
         print(f"\nB={setting.batch} D={setting.width} C={setting.classes}, {len(dims)} dims {dims[0]} … {dims[-1]}")
-        print(
-            f"FLOP floor of separate heads Σm/D = {floor:.3f}; {arguments.threads} thread(s), milliseconds and ratios"
-        )
+        print(f"FLOP floor of separate heads Σm/D = {floor:.3f}; {arguments.threads} thread(s), ms and ratio to fixed")
         figures = {}
         for variant in runs[name][0]["milliseconds"]:
             times = summary([run["milliseconds"][variant] for run in runs[name]])

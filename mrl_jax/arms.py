@@ -59,12 +59,14 @@ def expand(names: Sequence[str], dims: Sequence[int], weights: Sequence[float] |
 
     `weights` [K] is the relative importance of the granularities in the nested arms (ones by default).
     """
+    for name in names:
+        one_of("arms", name, (*NAMES, "all"))
     if "all" in names:
         names = NAMES
     nested = tuple(float(c) for c in weights) if weights is not None else (1.0,) * len(dims)
     arms: list[Arm] = []
     for name in names:
-        match one_of("arms", name, (*NAMES, "all")):
+        match name:
             case "mrl":
                 arms.append(Arm("mrl", "separate", nested))
             case "mrl_e":

@@ -98,6 +98,8 @@ def slices(examples: Examples, batch_size: int) -> Iterator[tuple[np.ndarray, di
     """Every example once, for evaluation: (rows, batch, valid). Texts go by length; the last batch is filled up with
     repeats, for which `valid` is false, so that all batches have one size."""
     n = len(examples)
+    if not n:
+        return
     rows = np.arange(n) if examples.lengths is None else np.argsort(examples.lengths, kind="stable")
     batch_size = min(batch_size, n)
     for start in range(0, n, batch_size):

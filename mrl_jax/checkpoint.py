@@ -10,8 +10,11 @@ that changed afterwards is noticed by its hash, named, and never loaded.
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +39,13 @@ def save(directory: Path, step: int, tree: Any, meta: dict[str, Any], keep: int 
         for leftover in directory.glob(".step-*.partial*"):
             shutil.rmtree(leftover)
         partial.mkdir()
-        checkpointer = ocp.StandardCheckpointer()
-        checkpointer.save(partial / "arrays", tree)
-        checkpointer.wait_until_finished()
-        checkpointer.close()
+        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial / "arrays", tree)
+            checkpointer.wait_until_finished()
         files = {str(p.relative_to(partial)): _sha256(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         manifest = partial / "manifest.json"
-        manifest.write_text(json.dumps({"step": step, "meta": meta, "files": files}, indent=1))
+        content = {"step": step, "meta": meta, "arrays": _shapes(tree), "files": files}
+        manifest.write_text(json.dumps(content, indent=1))
         for path in (*map(partial.joinpath, files), manifest):
             _sync(path)
         if final.exists():
@@ -60,8 +63,8 @@ def save(directory: Path, step: int, tree: Any, meta: dict[str, Any], keep: int 
 def cannot_write(path: Path, error: Exception) -> Exception:
     """The `UserError` for a disk that refuses `path`, or `error` itself when it is about something else."""
     text = str(error)
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text
-    if full:
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if getattr(error, "errno", None) in codes or any(os.strerror(code) in text for code in codes):
         return UserError(f"no space left for {path}; what was saved before is kept: free some space, then resume=true")
     if isinstance(error, OSError):
         return UserError(f"cannot write {path}: {error.strerror or text}")
@@ -70,7 +73,8 @@ def cannot_write(path: Path, error: Exception) -> Exception:
 
 def steps(directory: Path) -> list[int]:
     """The steps that have a checkpoint under its final name, ascending."""
-    return sorted(int(path.name.removeprefix("step-")) for path in directory.glob("step-*") if path.is_dir())
+    names = (path.name.removeprefix("step-") for path in directory.glob("step-*") if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def load(directory: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -83,7 +87,7 @@ def load(directory: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     manifest = path / "manifest.json"
     try:
         content = json.loads(manifest.read_text())
-        files, meta = content["files"], content["meta"]
+        files, meta, arrays = dict(content["files"]), content["meta"], dict(content["arrays"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"checkpoint {path} is damaged: manifest.json is missing or cannot be read") from None
     for name, expected in files.items():
@@ -92,13 +96,33 @@ def load(directory: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
             raise UserError(f"checkpoint {path} is damaged: {name} is missing")
         if _sha256(file) != expected:
             raise UserError(f"checkpoint {path} is damaged: {name} does not have the SHA-256 sum that was recorded")
-    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    expected = _shapes(like)
+    if arrays != expected:
+        key = next(k for k in {**expected, **arrays} if arrays.get(k) != expected.get(k))
+        raise UserError(
+            f"checkpoint {path} holds other arrays than this configuration expects: {key} is "
+            f"{arrays.get(key, 'absent')}, not {expected.get(key, 'absent')}"
+        )
+    with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path / "arrays", jax.tree.map(ocp.utils.to_shape_dtype_struct, like)), meta
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """`dtype[shape]` of every leaf by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Orbax from logging the traceback of an error that it also raises, and that we put into words."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path / "arrays", like), meta
-    except (ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"checkpoint {path} holds other arrays than this configuration expects: {reason}") from None
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _sha256(path: Path) -> str:

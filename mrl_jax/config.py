@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from mrl_jax import arms, nesting
 from mrl_jax.data import SOURCES, DataConfig
@@ -338,7 +339,10 @@ def _plain(value: Any) -> Any:
 
 def from_yaml(path: Path) -> Config:
     """The configuration that a run was made with."""
-    return parse(OmegaConf.to_container(OmegaConf.load(path)))
+    try:
+        return parse(OmegaConf.to_container(OmegaConf.load(path)))
+    except (OSError, ValueError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read as a configuration: {' '.join(str(error).split())}") from None
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -68,9 +68,12 @@ def nested_logits(
 
     Returns a tuple of K float32 arrays [B, C].
     """
+    # `split` rather than a slice a block: its gradient is one concatenation, not a sum of K arrays padded to [D, C].
+    zs = jnp.split(z_BxD, dims, axis=1)[: len(dims)]
+    kernels = jnp.split(kernel_DxC, dims, axis=0)[: len(dims)]
     logits: list[jax.Array] = []
-    for start, stop in blocks(dims):
-        part = jnp.matmul(z_BxD[:, start:stop], kernel_DxC[start:stop], preferred_element_type=jnp.float32)
+    for z, kernel in zip(zs, kernels, strict=True):
+        part = jnp.matmul(z, kernel, preferred_element_type=jnp.float32)
         before = logits[-1] if logits else bias
         logits.append(part if before is None else before + part)
     return tuple(logits)

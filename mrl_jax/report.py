@@ -3,6 +3,7 @@
 python -m mrl_jax.report results/newsgroups/latest
 """
 
+import io
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -59,10 +60,10 @@ def draw(directory: Path) -> list[Path]:
     with matplotlib.rc_context({"svg.hashsalt": "mrl_jax", "svg.fonttype": "none"}):
         for name, figure in figures.items():
             for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                path = directory / "plots" / f"{name}.{suffix}"
-                path.parent.mkdir(exist_ok=True)
-                figure.savefig(path, dpi=150, metadata=metadata)
-                drawn.append(path)
+                content = io.BytesIO()
+                figure.savefig(content, format=suffix, dpi=150, metadata=metadata)
+                drawn.append(directory / "plots" / f"{name}.{suffix}")
+                runs.write(drawn[-1], content.getvalue())
     return drawn
 
 

@@ -14,6 +14,7 @@
 A run is claimed by creating its folder, so none is ever overwritten; files that are rewritten are replaced atomically.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -126,7 +127,8 @@ def write(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
 
 
