@@ -52,11 +52,12 @@ def measure(setting: Setting, rounds: int) -> dict[str, Any]:
     labels = jax.random.randint(keys[1], (batch,), 0, classes)
 
     def naive(head: heads.Head, z: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(z[:, :m] @ head["kernel"][:m] + head["bias"] for m in dims)
+        (kernel,) = head["kernel"]  # one array: prefixes of it are read, not blocks
+        return tuple(z[:, :m] @ kernel[:m] + head["bias"] for m in dims)
 
-    def variant(kind: str, at: tuple[int, ...], logits: Callable[..., Any]) -> Callable[[], Any]:
+    def variant(kind: str, at: tuple[int, ...], logits: Callable[..., Any], losses: int) -> Callable[[], Any]:
         head = heads.init(keys[2], kind, at, classes)
-        weights = jnp.ones(len(at))
+        weights = jnp.ones(losses)
 
         def loss(head: heads.Head, z: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
             return nested_cross_entropy(logits(head, z), labels, weights)
@@ -65,10 +66,10 @@ def measure(setting: Setting, rounds: int) -> dict[str, Any]:
         return lambda: jax.block_until_ready(step(head, z, labels, weights))  # type: ignore[no-untyped-call]
 
     variants = {
-        "fixed": variant("separate", (width,), lambda head, z: heads.logits(head, "separate", z, (width,))),
-        "mrl_e": variant("tied", dims, lambda head, z: heads.logits(head, "tied", z, dims)),
-        "mrl": variant("separate", dims, lambda head, z: heads.logits(head, "separate", z, dims)),
-        "mrl_e_naive": variant("tied", dims, naive),
+        "fixed": variant("separate", (width,), lambda head, z: heads.logits(head, "separate", z, (width,)), 1),
+        "mrl_e": variant("tied", dims, lambda head, z: heads.logits(head, "tied", z, dims), len(dims)),
+        "mrl": variant("separate", dims, lambda head, z: heads.logits(head, "separate", z, dims), len(dims)),
+        "mrl_e_naive": variant("tied", (width,), naive, len(dims)),
     }
     times: dict[str, list[float]] = {name: [] for name in variants}
     for warming_up in (True, True, *[False] * rounds):

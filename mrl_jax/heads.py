@@ -4,6 +4,7 @@ A population of arms trains both kinds in one program: the loss weights of an ar
 kind, and a kind with zero weights gets zero gradient (see `arms.py`).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from mrl_jax.nesting import nested_logits
 
 KINDS = ("separate", "tied")
 
-Head = dict[str, Any]  # tied: kernel [D, C], bias [C]; separate: a list of K kernels [m_k, C] and of K biases [C]
+# separate: K kernels [m_k, C] and K biases [C]; tied: the K blocks of rows of one kernel [D, C], and one bias [C]
+Head = dict[str, Any]
 
 
 def init(key: jax.Array, kind: str, dims: Sequence[int], classes: int) -> Head:
@@ -25,14 +27,16 @@ def init(key: jax.Array, kind: str, dims: Sequence[int], classes: int) -> Head:
     """
     draw = jax.random.normal(key, (dims[-1], classes), jnp.float32)
     if kind == "tied":
-        return {"kernel": draw / jnp.sqrt(dims[-1]), "bias": jnp.zeros(classes)}
+        return {"kernel": jnp.split(draw / jnp.sqrt(dims[-1]), dims[:-1]), "bias": jnp.zeros(classes)}
     return {"kernel": [draw[:m] / jnp.sqrt(m) for m in dims], "bias": [jnp.zeros(classes) for _ in dims]}
 
 
 def logits(head: Head, kind: str, z_BxD: jax.Array, dims: Sequence[int]) -> tuple[jax.Array, ...]:
     """K arrays [B, C]. A tied head takes any `dims`; separate heads only those that they were made for."""
     if kind == "tied":
-        return nested_logits(z_BxD, head["kernel"], dims, head["bias"])
+        made_for = tuple(itertools.accumulate(len(rows) for rows in head["kernel"]))
+        kernel = head["kernel"] if tuple(dims) == made_for else jnp.concatenate(head["kernel"])
+        return nested_logits(z_BxD, kernel, dims, head["bias"])
     return tuple(
         jnp.matmul(z_BxD[:, :m], kernel, preferred_element_type=jnp.float32) + bias
         for m, kernel, bias in zip(dims, head["kernel"], head["bias"], strict=True)

@@ -246,7 +246,7 @@ def test_linear_metrics_come_from_the_arms_own_heads(name, scored):
     assert {dim for dim, _ in scores} == scored
     for dim in scored:
         tied = arm.head == "tied"
-        kernel = head["kernel"][:dim] if tied else head["kernel"][DIMS.index(dim)]
+        kernel = np.concatenate(head["kernel"])[:dim] if tied else head["kernel"][DIMS.index(dim)]
         logits = z[:, :dim] @ np.asarray(kernel)
         assert scores[dim, "linear_top1"].value == pytest.approx(np.mean(logits.argmax(1) == labels))
         top5 = top_k_accuracy_score(labels, logits, k=5, labels=np.arange(7))

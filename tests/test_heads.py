@@ -28,7 +28,7 @@ def test_separate_heads_begin_as_a_rescaled_slice_of_one_draw(separate):
 
 
 def test_a_head_of_width_m_begins_with_standard_deviation_one_over_root_m(separate, tied):
-    for m, kernel in [*zip(DIMS, separate["kernel"], strict=True), (DIMS[-1], tied["kernel"])]:
+    for m, kernel in [*zip(DIMS, separate["kernel"], strict=True), (DIMS[-1], np.concatenate(tied["kernel"]))]:
         # The standard error of a standard deviation from n draws is σ / √(2n).
         assert np.std(kernel) == pytest.approx(1 / np.sqrt(m), rel=4 / np.sqrt(2 * m * CLASSES))
 
@@ -54,7 +54,7 @@ def test_a_tied_head_answers_at_dims_it_was_not_made_for(tied):
     z = rng.normal(size=(3, DIMS[-1])).astype(np.float32)
     head = tied | {"bias": rng.normal(size=CLASSES).astype(np.float32)}
     for m, got in zip((7, 40), heads.logits(head, "tied", z, (7, 40)), strict=True):
-        wanted = z[:, :m].astype(np.float64) @ np.asarray(head["kernel"], np.float64)[:m] + head["bias"]
+        wanted = z[:, :m].astype(np.float64) @ np.concatenate(head["kernel"]).astype(np.float64)[:m] + head["bias"]
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 

@@ -165,3 +165,16 @@ def test_the_gradient_of_scaling_is_the_projection_off_the_row():
 def test_truncating_to_a_width_that_is_not_there_is_refused(dim):
     with pytest.raises(ValueError, match=rf"dim={dim} is outside 1…{WIDTH}"):
         nesting.truncate(jnp.ones((1, WIDTH)), dim)
+
+
+def test_a_kernel_in_blocks_gives_the_logits_and_gradients_of_the_whole_one():
+    dims, rng = (2, 3, 8), np.random.default_rng(5)
+    z, kernel = rng.normal(size=(4, 8)).astype(np.float32), rng.normal(size=(8, 5)).astype(np.float32)
+
+    def total(kernel, z):
+        return sum(jnp.sum(jnp.tanh(x)) for x in nesting.nested_logits(z, kernel, dims))
+
+    whole, of_whole = jax.value_and_grad(total)(jnp.asarray(kernel), z)
+    parts, of_parts = jax.value_and_grad(total)([jnp.asarray(kernel[a:b]) for a, b in nesting.blocks(dims)], z)
+    assert float(parts) == pytest.approx(float(whole), rel=1e-6)
+    np.testing.assert_allclose(np.concatenate(of_parts), of_whole, atol=1e-6)

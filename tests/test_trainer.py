@@ -179,7 +179,7 @@ def test_one_step_of_sgd_is_the_formula() -> None:
             head, tied = params["heads"]["separate"], params["heads"]["tied"]
             for c, w, b in (
                 (row[0, k], head["kernel"][k], head["bias"][k]),
-                (row[1, k], tied["kernel"][:m], tied["bias"]),
+                (row[1, k], jnp.concatenate(tied["kernel"])[:m], tied["bias"]),
             ):
                 total += c * optax.softmax_cross_entropy_with_integer_labels(z[:, :m] @ w + b, batch["label"]).mean()
         return total
