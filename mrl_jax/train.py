@@ -49,9 +49,11 @@ def train(config: Config) -> Path:
     trainer = Trainer(program, config.trainer)
     if directory is None:
         directory = runs.claim(config)
+    recorded = directory / "dataset.json"
+    if not recorded.exists():
         reader.save(directory)
-        runs.write(directory / "dataset.json", _json(described))
-    elif (directory / "dataset.json").exists() and (directory / "dataset.json").read_text() != _json(described):
+        runs.write(recorded, _json(described))
+    elif recorded.read_text() != _json(described):
         raise UserError(f"resume=true: the data is no longer that of {directory}; restore it, or start a new run")
     population = arms.expand(config.arms, config.nesting_dims, config.loss.weights)
     members = [Member(arm, seed) for seed in range(config.seeds) for arm in population]
@@ -176,6 +178,9 @@ def _run(settings: Config) -> int:
     except Interrupted as stopped:
         print(f"{stopped}; continue with the same command and resume=true", file=sys.stderr)
         return 130
+    except KeyboardInterrupt:
+        print("interrupted; continue with the same command and resume=true", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"error: {checkpoint.cannot_write(Path(error.filename or settings.results_dir), error)}", file=sys.stderr)
         return 2
@@ -186,7 +191,11 @@ def _run(settings: Config) -> int:
 @hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")
 def _hydra_main(composed: DictConfig) -> None:
     """One job of a sweep; a failing one ends with its sentence and a non-zero status."""
-    status = _run(configuration.parse(OmegaConf.to_container(composed, resolve=True)))
+    try:
+        status = _run(configuration.parse(OmegaConf.to_container(composed, resolve=True)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
     if status:
         raise SystemExit(status)
 

@@ -112,9 +112,11 @@ class Trainer:
     def embed(self, model: Model, examples: Examples, batch_size: int) -> np.ndarray:
         """Embeddings float32 [n, D] of one member for every example, in their order."""
         z = np.empty((len(examples), self.program.width), np.float32)
-        for rows, batch, valid in batches.slices(examples, batch_size):
-            del batch["label"]
-            z[rows] = np.asarray(self._embed(model, batch))[valid]
+        with tqdm(total=len(examples), desc="embed", unit="example", disable=None, leave=False) as bar:
+            for rows, batch, valid in batches.slices(examples, batch_size):
+                del batch["label"]
+                z[rows] = np.asarray(self._embed(model, batch))[valid]
+                bar.update(len(rows))
         return z
 
     def accuracy(self, model: Model, examples: Examples, batch_size: int, together: bool) -> tuple[Any, Any]:
