@@ -101,7 +101,6 @@ def slices(examples: Examples, batch_size: int) -> Iterator[tuple[np.ndarray, di
     if not n:
         return
     rows = np.arange(n) if examples.lengths is None else np.argsort(examples.lengths, kind="stable")
-    batch_size = min(batch_size, n)
     for start in range(0, n, batch_size):
         part = rows[start : start + batch_size]
         filled = np.resize(part, batch_size)

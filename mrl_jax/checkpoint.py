@@ -45,7 +45,7 @@ def save(directory: Path, step: int, tree: Any, meta: dict[str, Any], keep: int 
         files = {str(p.relative_to(partial)): _sha256(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         manifest = partial / "manifest.json"
         content = {"step": step, "meta": meta, "arrays": _shapes(tree), "files": files}
-        manifest.write_text(json.dumps(content, indent=1))
+        manifest.write_text(json.dumps(content, indent=1), encoding="utf-8")
         for path in (*map(partial.joinpath, files), manifest):
             _sync(path)
         if final.exists():
@@ -86,7 +86,7 @@ def load(directory: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     path = directory.absolute() / f"step-{step:08d}"
     manifest = path / "manifest.json"
     try:
-        content = json.loads(manifest.read_text())
+        content = json.loads(manifest.read_text(encoding="utf-8"))
         files, meta, arrays = dict(content["files"]), content["meta"], dict(content["arrays"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"checkpoint {path} is damaged: manifest.json is missing or cannot be read") from None

@@ -5,6 +5,7 @@ key and value. Nothing downstream sees OmegaConf.
 """
 
 import dataclasses
+import math
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ class OptimizerConfig:
     name: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-3  # at the end of warm-up
     schedule: Literal["cosine", "constant"] = "cosine"  # after warm-up; cosine ends at zero
-    warmup: float = 0.0  # share of the steps over which the learning rate rises from zero
+    warmup: float = 0.0  # share of the steps over which the learning rate rises to its value
     weight_decay: float = 1e-2  # decoupled for adamw, added to the gradient for sgd; matrices only
     momentum: float = 0.9  # sgd (Nesterov), and the first moment of adamw
     clip_norm: float | None = None  # largest global norm of a gradient
@@ -116,10 +117,13 @@ register()
 
 def from_command_line(overrides: list[str]) -> Config:
     """Compose conf/ with `overrides` (`key=value` words) and check the outcome; raises `UserError`."""
+    for word in overrides:
+        if word.lstrip("+~").startswith("hydra"):
+            raise UserError(f"{word} is not for a single run; add --multirun, or leave it out")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             composed = compose("config", overrides=overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(_explain(error, overrides)) from None
     try:
         return parse(OmegaConf.to_container(composed, resolve=True))
@@ -127,12 +131,30 @@ def from_command_line(overrides: list[str]) -> Config:
         raise UserError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
 
 
+def check_sweep(overrides: list[str]) -> None:
+    """Check a sweep before its first job: the configuration with the first value of each swept key."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        first = [
+            f"{str(o.input_line).partition('=')[0]}={next(iter(o.sweep_string_iterator()))}"
+            if o.is_sweep_override()
+            else o.input_line
+            for o in parsed
+        ]
+    except HydraException as error:
+        raise UserError(_explain(error, overrides)) from None
+    from_command_line([word for word in first if word is not None and not word.startswith("hydra")])
+
+
 def _explain(error: Exception, overrides: list[str]) -> str:
     """One sentence for what Hydra says in several, naming the override at fault and the nearest allowed one."""
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as syntax:
-        return f"cannot read the command line: {str(syntax).splitlines()[0]}; every word is key=value"
+        return (
+            f"cannot read the command line: {str(syntax).splitlines()[0]}; every word is key=value, and a value with "
+            "spaces, brackets or letters beyond ASCII stands in quotes within quotes: \"data.train='my file.csv'\""
+        )
     groups, keys = _options(), _keys(overrides)
     for override in parsed:
         key, value = override.key_or_group, override.value()
@@ -186,7 +208,8 @@ def parse(raw: Any) -> Config:
     raw["encoder"] = build(encoder_class, encoder, "encoder")
     raw["data"] = build(DataConfig, raw.get("data", {}), "data")
     if raw.get("name") is None:
-        raw["name"] = raw["data"].name or raw["data"].source
+        raw["name"] = (raw["data"].name or raw["data"].source).replace("/", "_")
+    raw |= {key: str(raw[key]) for key in ("name", "run") if isinstance(raw.get(key), int)}
     raw["nesting_dims"] = _nesting_dims(raw.get("nesting_dims"), raw.get("width"))
     if isinstance(raw.get("arms"), str):
         raw["arms"] = [raw["arms"]]
@@ -247,8 +270,9 @@ def _check(config: Config) -> None:
         (
             "trainer.epochs",
             config.trainer.epochs,
-            "more than 0 (or give trainer.steps)",
-            config.trainer.steps is not None or (config.trainer.epochs is not None and config.trainer.epochs > 0),
+            "more than 0 and at most 1e6 (or give trainer.steps)",
+            config.trainer.steps is not None
+            or (config.trainer.epochs is not None and 0 < config.trainer.epochs <= 1e6),
         ),
         ("trainer.evaluations", config.trainer.evaluations, "at least 1", config.trainer.evaluations >= 1),
         ("trainer.log_every", config.trainer.log_every, "at least 1", config.trainer.log_every >= 1),
@@ -287,6 +311,9 @@ def build(cls: type, raw: Any, key: str) -> Any:
     for name in raw:
         if name not in hints:
             raise UserError(f"unknown key {prefix}{name}{nearest(name, hints)}; allowed: {', '.join(hints)}")
+    for item in dataclasses.fields(cls):
+        if item.name not in raw and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise UserError(f"{prefix}{item.name} is missing; it needs a value")
     return cls(**{name: _convert(value, hints[name], prefix + name) for name, value in raw.items()})
 
 
@@ -317,8 +344,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return float(value)
     if type(value) is not hint:
         raise UserError(f"{key}={value} is not allowed; {_describe(hint)}")
-    if hint is float and value != value:
-        raise UserError(f"{key}=nan is not allowed; a number")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{key}={value} is not allowed; a finite number")
     return value
 
 

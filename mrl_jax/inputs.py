@@ -118,8 +118,14 @@ class Words:
 
     @classmethod
     def load(cls, directory: Path, config: BagConfig) -> "Words":
-        idf = np.asarray(_read_json(directory / "idf.json"), np.float32)
-        return cls(_read_tokenizer(directory / "tokenizer.json"), idf, config.max_words)
+        tokenizer = _read_tokenizer(directory / "tokenizer.json")
+        try:
+            idf = np.asarray(_read_json(directory / "idf.json"), np.float32)
+        except (TypeError, ValueError):
+            idf = np.zeros(0, np.float32)
+        if idf.shape != (tokenizer.get_vocab_size(),):
+            raise UserError(f"{directory / 'idf.json'} is damaged: it should hold a number for each word")
+        return cls(tokenizer, idf, config.max_words)
 
     def save(self, directory: Path) -> None:
         runs.write(directory / "tokenizer.json", self.tokenizer.to_str(pretty=True))
@@ -201,6 +207,6 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None

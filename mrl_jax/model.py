@@ -1,10 +1,8 @@
 """Use a trained run: `mrl_jax.load(run).encode(texts, dim=64)`."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -33,16 +31,19 @@ class Model:
             batch_size: examples at a time.
 
         Returns:
-            float32 [n, dim]; rows have unit length (a zero embedding, as of a text without a known word, stays zero).
+            float32 [n, dim]; rows have unit length (a zero embedding, as a plain bag of no known word, stays zero).
 
         Raises:
-            ValueError: `dim` is outside 1…D, or `raw` is a single text instead of a list.
+            ValueError: `dim` is outside 1…D, `batch_size` below 1, or `raw` is a single text instead of a list.
         """
         if isinstance(raw, str):
             raise ValueError("encode takes a list of texts; got one text")
         dim = self.program.width if dim is None else dim
         if not 1 <= dim <= self.program.width:
             raise ValueError(f"dim={dim} is outside 1…{self.program.width}, the width of these embeddings")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} is not allowed; at least 1")
+        batch_size = min(batch_size, 1 << (len(raw) - 1).bit_length()) if len(raw) else 1  # few shapes to compile
         examples = Examples(self.reader(raw), np.zeros(len(raw), np.int32))
         z = np.empty((len(raw), dim), np.float32)
         if len(raw):
@@ -65,10 +66,7 @@ def load(run: str | Path, arm: str | None = None, seed: int = 0) -> Model:
     """
     directory = runs.find(run)
     config = configuration.from_yaml(directory / "config.yaml")
-    try:
-        dataset: dict[str, Any] = json.loads((directory / "dataset.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory / 'dataset.json'} cannot be read: {error}") from None
+    dataset = runs.read_dataset(directory)
     known = {a.label: a for a in arms.expand(config.arms, config.nesting_dims, config.loss.weights)}
     chosen = known[one_of("arm", arm or next(iter(known)), known)]
     if not 0 <= seed < config.seeds:

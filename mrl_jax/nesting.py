@@ -71,7 +71,7 @@ def nested_logits(
     """
     # `split` rather than a slice a block: its gradient is one concatenation, not a sum of K arrays padded to [B, D].
     zs = jnp.split(z_BxD, dims, axis=1)[: len(dims)]
-    kernels = jnp.split(kernel, dims, axis=0)[: len(dims)] if isinstance(kernel, jax.Array) else kernel
+    kernels = kernel if isinstance(kernel, list | tuple) else jnp.split(jnp.asarray(kernel), dims)[: len(dims)]
     logits: list[jax.Array] = []
     for z, rows in zip(zs, kernels, strict=True):
         part = jnp.matmul(z, rows, preferred_element_type=jnp.float32)

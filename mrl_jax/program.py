@@ -40,8 +40,8 @@ class State(NamedTuple):
 class Measures(NamedTuple):
     """What a training step reports: losses [kinds, K] and the gradient's global norm."""
 
-    losses: jax.Array
-    gradient_norm: jax.Array
+    losses: Any
+    gradient_norm: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +117,10 @@ class Program:
         parts: Any = nnx.split(module, nnx.Param, nnx.BatchStat)
         graph, params, statistics = parts
         return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
+
+    def check(self) -> None:
+        """Raise the `UserError` of an encoder that cannot be built, before anything is written. Shapes only."""
+        _ = self.graph
 
     def init(self, seed: int) -> State:
         """The initial state of every arm of `seed`: the same parameters whatever its weights."""

@@ -162,9 +162,17 @@ def _frame(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def forgiving_output() -> None:
+    """Print `?` for a sign that the terminal's encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    forgiving_output()
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: python -m mrl_jax.report RUN", file=sys.stderr)
         return 2

@@ -4,7 +4,7 @@
         config.yaml         the resolved configuration
         environment.json    versions, device, core count, git commit
         dataset.json        classes, sizes and a fingerprint of the data
-        tokenizer.json      how texts become numbers (text only)
+        tokenizer.json      how texts become numbers (text only; idf.json beside it for a bag of words)
         metrics.jsonl       the training log, a line a member and interval
         evaluation.csv      experiment,arm,seed,dim,split,metric,value
         predictions/        per-example outcomes that paired statistics need
@@ -16,6 +16,7 @@ A run is claimed by creating its folder, so none is ever overwritten; files that
 
 import contextlib
 import csv
+import fcntl
 import io
 import json
 import os
@@ -88,6 +89,17 @@ def reopen(config: configuration.Config) -> Path:
             "resume with the same keys, or start a new run"
         )
     return directory.resolve()
+
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Keep a run to this process; raises `UserError` when another one has it. The kernel unlocks for a killed one."""
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{directory} is being trained by another process; wait for it, or stop it") from None
+        yield
 
 
 def names_below(parent: Path) -> list[str]:
@@ -174,7 +186,7 @@ class Log:
         """Add lines and hand them to the operating system, so that a killed process keeps them."""
         text = "".join(json.dumps(line) + "\n" for line in lines)
         try:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
             raise cannot_write(self.path, error) from error
@@ -188,11 +200,13 @@ class Log:
     def read(self) -> Iterator[dict[str, Any]]:
         if not self.path.exists():
             return
-        for line in self.path.read_text().splitlines():
+        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                yield json.loads(line)
+                line = json.loads(text)
             except ValueError:
                 continue
+            if isinstance(line, dict) and {"member", "step", "split"} <= line.keys():
+                yield line
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -208,8 +222,27 @@ def read_rows(path: Path) -> list[Row]:
     """The lines of an evaluation.csv; an absent file has none."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [
-            Row(r["experiment"], r["arm"], int(r["seed"]), int(r["dim"]), r["split"], r["metric"], float(r["value"]))
-            for r in csv.DictReader(file)
-        ]
+    rows = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for r in csv.DictReader(file):
+                place = (r["experiment"], r["arm"], int(r["seed"]), int(r["dim"]), r["split"], r["metric"])
+                rows.append(Row(*place, float(r["value"])))
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"{path} is damaged after line {len(rows) + 1} ({error}); delete it and use resume=true to write it again"
+        ) from None
+    return rows
+
+
+def read_dataset(directory: Path) -> dict[str, Any]:
+    """The content of a run's dataset.json; raises `UserError` when it is missing or damaged."""
+    path = directory / "dataset.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    missing = {"kind", "classes", "inputs", "encoder", "vocabulary"} - set(content if isinstance(content, dict) else ())
+    if missing:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
+    return dict(content)

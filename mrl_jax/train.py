@@ -8,6 +8,7 @@
 Exit status: 0 done, 2 a mistake in the command, the data or the files, 130 interrupted (continue with resume=true).
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -32,14 +33,19 @@ from mrl_jax.data import Dataset
 from mrl_jax.errors import UserError
 from mrl_jax.program import Program
 from mrl_jax.runs import Row
-from mrl_jax.trainer import Fitted, Interrupted, Trainer, grouped, steps
-
-SPLITS = ("train", "validation", "test")
+from mrl_jax.trainer import Fitted, Interrupted, Trainer, grouped, save_model, steps
 
 
 def train(config: Config) -> Path:
     """Run the experiment that `config` describes and return its run directory. Raises `UserError`, `Interrupted`."""
+    with contextlib.ExitStack() as held:
+        return _train(config, held)
+
+
+def _train(config: Config, held: contextlib.ExitStack) -> Path:
     directory = runs.reopen(config) if config.resume else None
+    if directory is not None:
+        held.enter_context(runs.lock(directory))
     dataset = data.load(config.data)
     _check_splits(dataset)
     reader = inputs.fit(config.encoder, dataset)
@@ -47,14 +53,16 @@ def train(config: Config) -> Path:
     described = describe(config, dataset, reader, splits)
     program = Program.of(config, described, steps(config.trainer, len(splits["train"])))
     trainer = Trainer(program, config.trainer)
+    program.check()
     if directory is None:
         directory = runs.claim(config)
-    recorded = directory / "dataset.json"
-    if not recorded.exists():
-        reader.save(directory)
-        runs.write(recorded, _json(described))
-    elif recorded.read_text() != _json(described):
+        held.enter_context(runs.lock(directory))
+    elif (directory / "dataset.json").exists() and runs.read_dataset(directory) != json.loads(_json(described)):
         raise UserError(f"resume=true: the data is no longer that of {directory}; restore it, or start a new run")
+    elif (directory / "checkpoints").exists() and not (directory / "dataset.json").exists():
+        raise UserError(f"resume=true: {directory} has checkpoints but no dataset.json to compare the data with")
+    reader.save(directory)
+    runs.write(directory / "dataset.json", _json(described))
     population = arms.expand(config.arms, config.nesting_dims, config.loss.weights)
     members = [Member(arm, seed) for seed in range(config.seeds) for arm in population]
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
@@ -63,7 +71,9 @@ def train(config: Config) -> Path:
     rows = runs.read_rows(evaluation)
     log = runs.Log(directory / "metrics.jsonl")
     for group in grouped(members, config.trainer.population):
-        if all(any(_is_of(row, member) for row in rows) for member in group):
+        models = [directory / "checkpoints" / member.label / "model" for member in group]
+        done = [any(_is_of(row, member) for row in rows) for member in group]
+        if all(done) and all(map(checkpoint.steps, models)):
             continue
         name = group[0].label if len(group) == 1 else "population"
         states = directory / "checkpoints" / name / "state"
@@ -74,6 +84,8 @@ def train(config: Config) -> Path:
             rows += _finish(config, trainer, one, splits, directory)
             runs.write_rows(evaluation, rows)
         shutil.rmtree(states, ignore_errors=True)  # only ever needed to finish this group
+        with contextlib.suppress(OSError):
+            states.parent.rmdir()  # of a population: its members have folders of their own
     return directory
 
 
@@ -131,7 +143,8 @@ def _finish(
 ) -> list[Row]:
     """Keep a trained member's model and outcomes, and return its lines of evaluation.csv."""
     member, arm = fitted.member, fitted.member.arm
-    z = {name: trainer.embed(fitted.model, split, config.evaluation.batch_size) for name, split in splits.items()}
+    needed = {name: split for name, split in splits.items() if name != "train" or config.evaluation.neighbours}
+    z = {name: trainer.embed(fitted.model, split, config.evaluation.batch_size) for name, split in needed.items()}
     wanted = evaluate.dims_of(arm, config.nesting_dims, config.evaluation.interpolated)
     head = fitted.model.params["heads"][arm.head]
     rows: list[Row] = []
@@ -145,8 +158,7 @@ def _finish(
         outcomes |= {f"{split}/{s.metric}/{s.dim}": s.outcomes for s in scores if s.outcomes is not None}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **outcomes)
-    meta = {"member": member.label, "validation_accuracy": fitted.accuracy}
-    checkpoint.save(directory / "checkpoints" / member.label / "model", fitted.step, fitted.model, meta, keep=1)
+    save_model(directory / "checkpoints" / member.label / "model", fitted)
     runs.write(directory / "predictions" / f"{member.label}.npz", buffer.getvalue())
     return rows
 
@@ -154,15 +166,21 @@ def _finish(
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if any(word.startswith("-") for word in arguments):  # --multirun, --help, --cfg, …: Hydra's own business
-        sys.argv[1:] = arguments
-        _hydra_main()
-        return 0
+    report.forgiving_output()
     try:
-        return _run(configuration.from_command_line(arguments))
+        if not any(word.startswith("-") for word in arguments):
+            return _run(configuration.from_command_line(arguments))
+        if {"-m", "--multirun"} & set(arguments):
+            configuration.check_sweep([word for word in arguments if not word.startswith("-")])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    sys.argv[1:] = arguments  # --multirun, --help, --cfg, …: Hydra's own business
+    _failed.clear()
+    _hydra_main()
+    if _failed:
+        print(f"error: {len(_failed)} of the jobs failed, see above", file=sys.stderr)
+    return max(_failed, default=0)
 
 
 def _run(settings: Config) -> int:
@@ -182,7 +200,7 @@ def _run(settings: Config) -> int:
         print("interrupted; continue with the same command and resume=true", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"error: {checkpoint.cannot_write(Path(error.filename or settings.results_dir), error)}", file=sys.stderr)
+        print(f"error: {error.filename or settings.results_dir}: {error.strerror or error}", file=sys.stderr)
         return 2
     print(f"{time.monotonic() - started:.0f} s; plots: {', '.join(str(path) for path in drawn)}", file=sys.stderr)
     return 0
@@ -190,14 +208,19 @@ def _run(settings: Config) -> int:
 
 @hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")
 def _hydra_main(composed: DictConfig) -> None:
-    """One job of a sweep; a failing one ends with its sentence and a non-zero status."""
+    """One job of a sweep. One that fails says why and stops no other; an interrupt stops them all."""
     try:
         status = _run(configuration.parse(OmegaConf.to_container(composed, resolve=True)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
-    if status:
+    if status == 130:
         raise SystemExit(status)
+    if status:
+        _failed.append(status)
+
+
+_failed: list[int] = []  # exit statuses of the jobs of a sweep in this process
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from mrl_jax.arms import Member
 from mrl_jax.batches import Examples
 from mrl_jax.config import TrainerConfig
 from mrl_jax.errors import UserError
-from mrl_jax.program import Model, Program, State
+from mrl_jax.program import Measures, Model, Program, State
 from mrl_jax.runs import Log
 
 
@@ -47,6 +47,12 @@ class Fitted(NamedTuple):
     model: Model
     accuracy: float
     step: int
+
+
+def save_model(folder: Path, fitted: Fitted) -> Path:
+    """Write the best model of a member, and only that, to `folder`."""
+    meta = {"member": fitted.member.label, "validation_accuracy": fitted.accuracy}
+    return checkpoint.save(folder, fitted.step, fitted.model, meta, keep=1)
 
 
 def steps(config: TrainerConfig, examples: int) -> int:
@@ -155,9 +161,8 @@ class _Group:
         self.moments = {max(1, round(moment)) for moment in moments}
 
     def fit(self) -> list[Fitted]:
-        state, best, start = self._start()
-        saved = time.monotonic()
-        since, window = time.monotonic(), []
+        state, best, start, window = self._start()
+        saved = since = time.monotonic()
         # Not the key of the initial parameters: that is split in `Program.init`.
         key = jnp.stack([jax.random.fold_in(jax.random.key(member.seed), 1) for member in self.members])
         step_of, rows = self.trainer.step_together, jnp.asarray(self.rows)
@@ -168,22 +173,26 @@ class _Group:
                 state, measures = step_of(state, batch, rows, key)
                 window.append(measures)
                 self.bar.update()
-                if not (step % self.config.log_every == 0 or step in self.moments or step == self.total or stopped()):
+                report = step % self.config.log_every == 0 or step in self.moments or step == self.total
+                if not report and not stopped():
                     continue
-                self._report(step, window, time.monotonic() - since)
+                window = [Measures(*map(np.asarray, measured)) for measured in window]
+                self._check_finite(step - len(window), window, best)
+                if report:
+                    self._report(step, window, time.monotonic() - since)
+                    since, window = time.monotonic(), []
                 if step in self.moments:
                     best = self._validate(step, state, best)
-                due = time.monotonic() - saved >= self.config.checkpoint_seconds
-                if (due and step < self.total) or stopped():
-                    self._save(step, state, best)
+                due = time.monotonic() - saved >= self.config.checkpoint_seconds and step < self.total
+                if due or stopped():
+                    self._save(step, state, best, window)
                     saved = time.monotonic()
                 if stopped():
                     raise Interrupted(f"stopped at step {step} of {self.total} ({self._names()})")
-                since, window = time.monotonic(), []
         return [self._fitted(best, i) for i in range(len(self.members))]
 
-    def _start(self) -> tuple[State, Best, int]:
-        """The initial state, or that of the newest intact checkpoint."""
+    def _start(self) -> tuple[State, Best, int, list[Measures]]:
+        """The initial state, or that of the newest intact checkpoint, with its step and what it had not logged yet."""
         states = [self.program.init(member.seed) for member in self.members]
         state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if self.together else states[0]
         state = self.trainer.place(state)
@@ -193,17 +202,19 @@ class _Group:
         found = checkpoint.steps(self.directory)
         for at in reversed(found):
             try:
-                (state, best), _ = checkpoint.load(self.directory, at, (state, best))
+                (state, best), meta = checkpoint.load(self.directory, at, (state, best))
             except UserError as damaged:
                 if at == found[0]:
                     raise UserError(f"cannot resume: {damaged}; delete {self.directory} to train it again") from None
                 tqdm.write(f"{damaged}; continuing from the one before", file=sys.stderr)
                 continue
             self.log.rewind([m.label for m in self.members], at)
-            self.bar.update(at)
-            return state, best, at
+            self.bar.n = self.bar.initial = at
+            self.bar.refresh()
+            window = [Measures(*(np.asarray(x, np.float32) for x in measured)) for measured in meta["window"]]
+            return state, best, at, window
         self.log.rewind([m.label for m in self.members], 0)
-        return state, best, 0
+        return state, best, 0, []
 
     def _batches(self, start: int) -> Iterator[Any]:
         """Batches on the devices: [B, …] for one member, [members, B, …] for several.
@@ -226,13 +237,9 @@ class _Group:
 
         yield from batches.prefetch(zip(*streams, strict=True), take)
 
-    def _report(self, step: int, window: list[Any], seconds: float) -> None:
-        """Fetch the measures of the last steps, stop at the first that is not finite, and log their means."""
-        losses = np.stack([np.asarray(m.losses) for m in window])  # [steps, (members,) kinds, K]
-        norms = np.stack([np.asarray(m.gradient_norm) for m in window])
-        if not self.together:
-            losses, norms = losses[:, None], norms[:, None]
-        self._check_finite(step - len(window), losses, norms)
+    def _report(self, step: int, window: list[Measures], seconds: float) -> None:
+        """Log the means of the last steps."""
+        losses, norms = self._by_member(window)
         speed = len(window) * self.config.batch_size * len(self.members) / max(seconds, 1e-9)
         rate = float(self.program.schedule(step - 1))
         mean = losses.mean(0)
@@ -248,7 +255,14 @@ class _Group:
         loss = np.mean([self._average(i, mean[i]) for i in range(len(self.members))])
         self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} examples/s", refresh=False)
 
-    def _check_finite(self, before: int, losses: np.ndarray, norms: np.ndarray) -> None:
+    def _by_member(self, window: list[Measures]) -> tuple[np.ndarray, np.ndarray]:
+        """Losses [steps, members, kinds, K] and gradient norms [steps, members]."""
+        losses, norms = np.stack([m.losses for m in window]), np.stack([m.gradient_norm for m in window])
+        return (losses, norms) if self.together else (losses[:, None], norms[:, None])
+
+    def _check_finite(self, before: int, window: list[Measures], best: Best) -> None:
+        """Stop the run at the first step whose losses or gradient are not finite."""
+        losses, norms = self._by_member(window)
         weighted = np.where(self.rows > 0, losses, 0.0)  # a granularity that the arm does not train may say anything
         for offset in range(len(losses)):
             for i, member in enumerate(self.members):
@@ -258,13 +272,20 @@ class _Group:
                 where = (
                     f"the loss at granularity {self.program.dims[int(np.argmax(bad))]}" if bad.any() else "the gradient"
                 )
-                kept = checkpoint.steps(self.directory)
-                last = f"the checkpoint of step {kept[-1]} is kept" if kept else "no checkpoint had been due yet"
                 raise UserError(
                     f"{where} of arm {member.arm.label}, seed {member.seed}, is not finite at step "
-                    f"{before + offset + 1}; {last} in {self.directory}; "
+                    f"{before + offset + 1}; {self._keep_best(i, best)}; "
                     "try a smaller optimizer.learning_rate or optimizer.clip_norm=1"
                 )
+
+    def _keep_best(self, i: int, best: Best) -> str:
+        """Save the best model so far of member i where `load` finds it; says where."""
+        fitted = self._fitted(best, i)
+        if fitted.step == 0:
+            return "nothing is kept: it had not been validated yet"
+        folder = self.directory.parent.parent / fitted.member.label / "model"
+        path = save_model(folder, fitted)
+        return f"its best model, of step {fitted.step}, is kept in {path}"
 
     def _validate(self, step: int, state: State, best: Best) -> Best:
         """Score the validation split and keep each member's model if it is its best so far."""
@@ -286,8 +307,9 @@ class _Group:
         kept: Best = jax.tree.map(keep, Best(state.model, average, jnp.full_like(best.step, step)), best)
         return kept
 
-    def _save(self, step: int, state: State, best: Best) -> None:
-        checkpoint.save(self.directory, step, (state, best), {"members": [m.label for m in self.members]})
+    def _save(self, step: int, state: State, best: Best, window: list[Measures]) -> None:
+        meta = {"members": [m.label for m in self.members], "window": [[x.tolist() for x in m] for m in window]}
+        checkpoint.save(self.directory, step, (state, best), meta)
 
     def _fitted(self, best: Best, i: int) -> Fitted:
         one = jax.tree.map(lambda x: x[i], best) if self.together else best

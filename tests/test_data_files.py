@@ -148,3 +148,17 @@ def test_a_parquet_file_without_the_column_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "y": ["x"]}), path)
     with pytest.raises(UserError, match="has no column label; its columns are text, y"):
         load(DataConfig("files", train=str(path), test=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "cut \\ud83d emoji", "label": "a"}', "half of a surrogate pair"),
+        ('{"text": "x", "label": ' + "9" * 5000 + "}", "line 1"),
+    ],
+)
+def test_what_json_can_write_and_text_cannot_hold(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(UserError, match=message):
+        load(DataConfig(source="files", train=str(path), test=str(path)))

@@ -325,7 +325,7 @@ def test_broken_tokenizers(folder: Path) -> None:
     [
         ({"layers": 6}, 30, ("encoder.layers=6", "have 2")),
         ({"layer_norm_eps": 1e-5}, 30, ("encoder.layer_norm_eps=1e-05", "have 1e-07")),
-        ({"max_length": 11}, 30, ("encoder.max_length=11", "have 10")),
+        ({"max_length": 11}, 30, ("encoder.max_length=11", "10 positions")),
         ({}, 31, ("know 30 token ids, the tokenizer has 31",)),
     ],
 )

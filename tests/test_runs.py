@@ -191,7 +191,7 @@ def test_write_makes_the_folder_and_takes_bytes(tmp_path):
 
 
 def line(member: str, step: int) -> dict:
-    return {"member": member, "step": step, "loss": {"8": 0.1 + step}}
+    return {"member": member, "step": step, "split": "train", "loss": {"8": 0.1 + step}}
 
 
 def test_a_log_reads_back_what_was_appended(tmp_path):

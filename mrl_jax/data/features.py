@@ -5,7 +5,9 @@ Either `.npz` files with the arrays `features` [n, d] and `labels` [n], or `.npy
 numbers or strings. Pickled objects are refused: loading them could run code.
 """
 
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,12 @@ import numpy as np
 from mrl_jax.data.base import DataConfig, Dataset, Split, class_names
 from mrl_jax.data.files import existing
 from mrl_jax.errors import UserError
+
+# What NumPy raises for a file that is not what its name says, or was damaged.
+DAMAGED = (
+    *(ValueError, OSError, EOFError, SyntaxError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 
 
 class Part(NamedTuple):
@@ -82,7 +90,7 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
                     found = ", ".join(arrays.files) or "none"
                     raise UserError(f"{path} has no array {name}; its arrays are {found}")
             return arrays["features"], arrays["labels"]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise unreadable(path, error) from error
 
 
@@ -90,7 +98,7 @@ def load_npy(path: Path) -> np.ndarray:
     """The array of a .npy file."""
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise unreadable(path, error) from error
     if not isinstance(array, np.ndarray):
         array.close()

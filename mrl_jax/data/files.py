@@ -93,6 +93,12 @@ def checked(path: Path, place: str, record: dict[str, Any]) -> Row:
             raise UserError(f"{path}, {place}: the row has no {column}")
     if not isinstance(text, str):
         raise UserError(f"{path}, {place}: text must be a string, got {shown(text)}")
+    try:
+        f"{text}{label}".encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}, {place}: text or label holds half of a surrogate pair, which is no text") from None
+    except ValueError:
+        raise UserError(f"{path}, {place}: the label has too many digits") from None
     if not isinstance(label, str | int) or isinstance(label, bool):
         raise UserError(f"{path}, {place}: label must be a string or a whole number, got {shown(label)}")
     return Row(place, text, str(label))
@@ -106,7 +112,11 @@ def shown(value: object) -> str:
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines with their line ends; a byte-order mark is dropped."""
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    with file:
         for number, line in enumerate(file, start=1):
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -121,7 +131,7 @@ def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not valid JSON ({error})") from error
         if not isinstance(record, dict):
             raise UserError(f"{path}, line {number}: expected an object with text and label, got {shown(record)}")

@@ -152,7 +152,8 @@ class Transformer(nnx.Module):
         x = drop(self.norm(x), self.dropout, rngs)
         for block in self.blocks:
             x = block(x, mask, rngs)
-        z = x[:, 0] if self.pooling == "cls" else mean(x, mask)
+        # Where a text has no token at all, its first place is padding and says nothing.
+        z = jnp.where(mask[:, :1], x[:, 0], 0.0) if self.pooling == "cls" else mean(x, mask)
         return z if self.projection is None else self.projection(z[:, None])[:, 0]
 
 
