@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 def claim(config: configuration.Config) -> Path:
     """Create and return the folder of a new run; raises `UserError` when a run of that name exists."""
-    parent = Path(config.results_dir) / config.name
+    parent = Path(config.results_dir).expanduser() / config.name
     name = config.run or time.strftime("%Y-%m-%d_%H-%M-%S")
     for attempt in range(1, 1000):
         directory = parent / (name if attempt == 1 else f"{name}-{attempt}")
@@ -76,7 +76,7 @@ def claim(config: configuration.Config) -> Path:
 
 def reopen(config: configuration.Config) -> Path:
     """The folder of the run to resume; raises `UserError` when there is none or its configuration differs."""
-    parent = Path(config.results_dir) / config.name
+    parent = Path(config.results_dir).expanduser() / config.name
     directory = parent / (config.run or "latest")
     if not (directory / "config.yaml").is_file():
         names = names_below(parent)
@@ -88,7 +88,24 @@ def reopen(config: configuration.Config) -> Path:
             f"resume=true: {directory} was started with another configuration: {'; '.join(changed[:5])}; "
             "resume with the same keys, or start a new run"
         )
+    _warn_of_another_environment(directory)
     return directory.resolve()
+
+
+def _warn_of_another_environment(directory: Path) -> None:
+    """Bits are only promised for the same versions, devices and cores: say so when they have changed."""
+    try:
+        then = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        then = {}
+    now = environment()
+    changed = [key for key in ("python", "versions", "devices", "cores") if then.get(key) != now[key]]
+    if changed:
+        print(
+            f"{directory} was started with other {', '.join(changed)} (environment.json): "
+            "the last decimals may differ from an undisturbed run",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager
