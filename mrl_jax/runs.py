@@ -50,20 +50,31 @@ class Row(NamedTuple):
     value: float
 
 
+def refuse_existing(config: configuration.Config) -> None:
+    """Raise `UserError` when the run that `config` names exists: said before any work, and once more by `claim`."""
+    parent = _parent(config)
+    if config.run is not None and (parent / config.run).exists():
+        raise UserError(
+            f"run={config.run} exists in {parent} and is not overwritten; "
+            "choose another name, or continue it with resume=true"
+        )
+
+
+def _parent(config: configuration.Config) -> Path:
+    return Path(config.results_dir).expanduser() / config.name
+
+
 def claim(config: configuration.Config) -> Path:
     """Create and return the folder of a new run; raises `UserError` when a run of that name exists."""
-    parent = Path(config.results_dir).expanduser() / config.name
+    refuse_existing(config)
+    parent = _parent(config)
     name = config.run or time.strftime("%Y-%m-%d_%H-%M-%S")
     for attempt in range(1, 1000):
         directory = parent / (name if attempt == 1 else f"{name}-{attempt}")
         try:
             directory.mkdir(parents=True)
         except FileExistsError:
-            if config.run is not None:
-                raise UserError(
-                    f"run={config.run} exists in {parent} and is not overwritten; "
-                    "choose another name, or continue it with resume=true"
-                ) from None
+            refuse_existing(config)
             continue
         except OSError as error:
             raise cannot_write(directory, error) from None
@@ -76,7 +87,7 @@ def claim(config: configuration.Config) -> Path:
 
 def reopen(config: configuration.Config) -> Path:
     """The folder of the run to resume; raises `UserError` when there is none or its configuration differs."""
-    parent = Path(config.results_dir).expanduser() / config.name
+    parent = _parent(config)
     directory = parent / (config.run or "latest")
     if not (directory / "config.yaml").is_file():
         names = names_below(parent)

@@ -43,9 +43,12 @@ def train(config: Config) -> Path:
 
 
 def _train(config: Config, held: contextlib.ExitStack) -> Path:
-    directory = runs.reopen(config) if config.resume else None
-    if directory is not None:
+    directory = None
+    if config.resume:
+        directory = runs.reopen(config)
         held.enter_context(runs.lock(directory))
+    else:
+        runs.refuse_existing(config)
     dataset = data.load(config.data)
     _check_splits(dataset)
     reader = inputs.fit(config.encoder, dataset)
