@@ -105,7 +105,7 @@ def test_slices_cover_each_example_exactly_once(lengths, batch_size, as_texts):
     examples = texts(lengths) if as_texts else plain(len(lengths))
     seen = []
     for part, batch, valid in batches.slices(examples, batch_size):
-        assert len(batch["label"]) == len(valid) == min(batch_size, len(lengths))
+        assert len(batch["label"]) == len(valid) == batch_size
         np.testing.assert_array_equal(batch["label"][valid], part)
         assert set(batch["label"][~valid]) <= set(part)
         seen += part.tolist()
