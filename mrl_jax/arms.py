@@ -2,22 +2,34 @@
 
 With K nesting dims and both kinds of heads a row has 2K entries, K for the separate heads and K for the tied one:
 
-    mrl    (1 … 1 | 0 … 0)      a head a granularity
-    mrl_e  (0 … 0 | 1 … 1)      one tied head
-    ff(k)  (0 … 1 … 0 | 0 … 0)  the independently trained fixed-size model of width m_k
+    mrl          (1 … 1 | 0 … 0)      a head a granularity
+    mrl_e        (0 … 0 | 1 … 1)      one tied head
+    mrl_sampled  (1 … 1 | 0 … 0)      as mrl, but each step keeps a random few of the granularities
+    ff(k)        (0 … 1 … 0 | 0 … 0)  the independently trained fixed-size model of width m_k
 
 Everything else (data order, initial parameters, dropout, optimiser, compiled step) is the same for the arms of a seed,
-so their differences are paired by construction.
+so their differences are paired by construction. The post-hoc arms are not trained: they compress the embeddings of
+ff(K), see `compress.py`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrl_jax.errors import one_of
+from mrl_jax.errors import UserError, one_of
 
-NAMES = ("mrl", "mrl_e", "ff")
+TRAINED = ("mrl", "mrl_e", "mrl_sampled", "ff")
+POSTHOC = ("truncated", "random_subset", "random_projection", "pca", "pca_whitened")
+NAMES = (*TRAINED, *POSTHOC)
+
+
+class Row(NamedTuple):
+    """What makes a member an arm, as arguments of the compiled step."""
+
+    weights: Any  # float32 [kinds, K]
+    sampled: Any  # bool []: keep a random subset of the granularities each step
 
 
 @dataclass(frozen=True)
@@ -37,9 +49,10 @@ class Arm:
         """The nesting dims at which this arm has a trained classifier."""
         return tuple(m for m, weight in zip(dims, self.weights, strict=True) if weight > 0)
 
-    def row(self, kinds: Sequence[str]) -> np.ndarray:
-        """The loss weights [len(kinds), K] in a program that holds the head kinds `kinds`."""
-        return np.stack([np.asarray(self.weights, np.float32) * (kind == self.head) for kind in kinds])
+    def row(self, kinds: Sequence[str]) -> Row:
+        """The arm's loss weights in a program that holds the head kinds `kinds`."""
+        weights = [np.asarray(self.weights, np.float32) * (kind == self.head) for kind in kinds]
+        return Row(np.stack(weights), np.asarray(self.name == "mrl_sampled"))
 
 
 @dataclass(frozen=True)
@@ -55,26 +68,39 @@ class Member:
 
 
 def expand(names: Sequence[str], dims: Sequence[int], weights: Sequence[float] | None = None) -> tuple[Arm, ...]:
-    """The arms called `names`; `ff` stands for one fixed-size arm at each nesting dim, `all` for every name.
+    """The trained arms among `names`; `ff` stands for one fixed-size arm at each nesting dim, `all` for every name.
 
     `weights` [K] is the relative importance of the granularities in the nested arms (ones by default).
     """
-    for name in names:
-        one_of("arms", name, (*NAMES, "all"))
-    if "all" in names:
-        names = NAMES
+    names = _named(names)
     nested = tuple(float(c) for c in weights) if weights is not None else (1.0,) * len(dims)
     arms: list[Arm] = []
     for name in names:
         match name:
-            case "mrl":
-                arms.append(Arm("mrl", "separate", nested))
+            case "mrl" | "mrl_sampled":
+                arms.append(Arm(name, "separate", nested))
             case "mrl_e":
                 arms.append(Arm("mrl_e", "tied", nested))
             case "ff":
                 one_hot = np.eye(len(dims)).tolist()
                 arms += [Arm("ff", "separate", tuple(row), m) for m, row in zip(dims, one_hot, strict=True)]
     return tuple(dict.fromkeys(arms))
+
+
+def posthoc(names: Sequence[str]) -> tuple[str, ...]:
+    """The post-hoc arms among `names`. Raises `UserError` when the fixed-size models that they compress are missing."""
+    chosen = tuple(name for name in POSTHOC if name in _named(names))
+    if chosen and "ff" not in _named(names):
+        raise UserError(
+            f"arms={list(names)} lacks ff: {', '.join(chosen)} compress the full-width fixed-size model, so add ff"
+        )
+    return chosen
+
+
+def _named(names: Sequence[str]) -> Sequence[str]:
+    for name in names:
+        one_of("arms", name, (*NAMES, "all"))
+    return NAMES if "all" in names else names
 
 
 def kinds(arms: Sequence[Arm]) -> tuple[str, ...]:

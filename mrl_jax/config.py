@@ -29,6 +29,8 @@ from mrl_jax.errors import UserError, nearest, one_of
 @dataclass(frozen=True)
 class LossConfig:
     weights: tuple[float, ...] | None = None  # relative importance of each granularity; null: ones
+    weighting: Literal["fixed", "uncertainty"] = "fixed"  # as given, or times a factor learned for each granularity
+    sampled: int = 2  # granularities that arm mrl_sampled trains in a step, drawn anew each time
     label_smoothing: float = 0.0  # share of the target spread evenly over the classes, in [0, 1)
 
 
@@ -50,6 +52,7 @@ class TrainerConfig:
     batch_size: int = 256  # examples a step, over all devices
     accumulate: int = 1  # parts a batch is split into, their gradients averaged before one update
     population: Literal["auto", "loop", "vmap"] = "auto"  # members in turn, or together (auto: together off the CPU)
+    arms_at_once: int | None = None  # members trained together by vmap; null: as many as the device's memory takes
     evaluations: int = 10  # times the validation split is scored during training; the best moment is kept
     log_every: int = 20  # steps between lines of metrics.jsonl
     checkpoint_seconds: float = 60.0  # time between checkpoints of the training state; 0: at every log line
@@ -58,7 +61,12 @@ class TrainerConfig:
 @dataclass(frozen=True)
 class EvaluationConfig:
     interpolated: bool = True  # also score the dims halfway between neighbouring nesting dims
+    dims: tuple[int, ...] | None = None  # further dims to score at
     neighbours: bool = True  # knn_top1, map@10 and precision@10 with the training embeddings as the database
+    quantised: bool = True  # the neighbours of int8 and 1-bit embeddings as well
+    refit: Literal["ridge", "logistic"] | None = (
+        "ridge"  # a classifier refitted on the embeddings; post-hoc arms: always
+    )
     batch_size: int = 512  # examples embedded at a time
 
 
@@ -233,11 +241,18 @@ def _nesting_dims(value: Any, width: Any) -> Any:
 
 def _check(config: Config) -> None:
     """Values that are of the right type and still wrong."""
-    arms.expand(config.arms, config.nesting_dims)
+    arms.posthoc(config.arms)
     if not config.arms:
         raise UserError(f"arms is empty; allowed: {', '.join(arms.NAMES)}, all")
     for key, value, allowed, good in (
         ("seeds", config.seeds, "at least 1", config.seeds >= 1),
+        ("loss.sampled", config.loss.sampled, "at least 1", config.loss.sampled >= 1),
+        (
+            "trainer.arms_at_once",
+            config.trainer.arms_at_once,
+            "at least 1, or null",
+            config.trainer.arms_at_once is None or config.trainer.arms_at_once >= 1,
+        ),
         ("loss.label_smoothing", config.loss.label_smoothing, "0 ≤ value < 1", 0 <= config.loss.label_smoothing < 1),
         (
             "optimizer.learning_rate",
@@ -281,6 +296,12 @@ def _check(config: Config) -> None:
             config.trainer.checkpoint_seconds,
             "at least 0",
             config.trainer.checkpoint_seconds >= 0,
+        ),
+        (
+            "evaluation.dims",
+            config.evaluation.dims,
+            f"dims from 1 to width={config.width}, or null",
+            all(1 <= m <= config.width for m in config.evaluation.dims or ()),
         ),
         ("evaluation.batch_size", config.evaluation.batch_size, "at least 1", config.evaluation.batch_size >= 1),
     ):

@@ -41,3 +41,15 @@ def logits(head: Head, kind: str, z_BxD: jax.Array, dims: Sequence[int]) -> tupl
         jnp.matmul(z_BxD[:, :m], kernel, preferred_element_type=jnp.float32) + bias
         for m, kernel, bias in zip(dims, head["kernel"], head["bias"], strict=True)
     )
+
+
+def classifiers(head: Head, kind: str, dims: Sequence[int], wanted: Sequence[int]) -> dict[int, tuple[Any, Any]]:
+    """For each of the `wanted` dims that the head can read, its kernel [m, C] and bias [C].
+
+    A tied head reads any prefix; separate heads only those that they were made for, `dims`.
+    """
+    if kind == "tied":
+        kernel = jnp.concatenate(head["kernel"])
+        return {m: (kernel[:m], head["bias"]) for m in wanted}
+    made = dict(zip(dims, zip(head["kernel"], head["bias"], strict=True), strict=True))
+    return {m: made[m] for m in wanted if m in made}

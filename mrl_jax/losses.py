@@ -52,3 +52,20 @@ def nested_cross_entropy(
         raise ValueError(f"{len(logits)} granularities of logits need as many weights; got shape {weights.shape}")
     losses_K = jnp.stack([jnp.mean(cross_entropy(logits_BxC, labels, label_smoothing)) for logits_BxC in logits])
     return jnp.dot(weights, losses_K), losses_K
+
+
+def uncertainty_weighted(losses_K: jax.Array, log_variances_K: jax.Array, weights_K: jax.Array) -> jax.Array:
+    """Σ_k c_k · (exp(−s_k) · L_k + s_k / 2): the importance of each granularity learned with the model.
+
+    s_k = log σ_k² is a parameter, 0 at the start (Kendall, Gal and Cipolla, 2018, arXiv:1705.07115, for
+    classification). At the minimum over s_k the gradient of L_k is divided by 2·L_k, so granularities with a small
+    loss gain weight. All arguments float32 [K]; returns a scalar.
+    """
+    return jnp.dot(weights_K, jnp.exp(-log_variances_K) * losses_K + log_variances_K / 2)
+
+
+def sample_granularities(key: jax.Array, granularities: int, kept: int) -> jax.Array:
+    """A random subset of `kept` of the granularities as factors float32 [granularities]: `granularities / kept` for
+    those kept, 0 for the others, so that the expected weights are unchanged."""
+    ranks = jnp.argsort(jnp.argsort(jax.random.uniform(key, (granularities,))))
+    return jnp.where(ranks < kept, granularities / kept, 0.0)

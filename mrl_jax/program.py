@@ -4,6 +4,7 @@
 compilation. `vmap` over the leading axis turns them into a population.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +16,11 @@ import optax
 from flax import nnx
 
 from mrl_jax import arms, encoders, heads
+from mrl_jax.arms import Row
 from mrl_jax.config import Config, OptimizerConfig
 from mrl_jax.encoders import EncoderConfig
-from mrl_jax.losses import nested_cross_entropy
+from mrl_jax.errors import UserError
+from mrl_jax.losses import nested_cross_entropy, sample_granularities, uncertainty_weighted
 
 Inputs = Mapping[str, jax.Array]
 
@@ -25,7 +28,7 @@ Inputs = Mapping[str, jax.Array]
 class Model(NamedTuple):
     """What is kept of a trained member: everything that evaluation needs."""
 
-    params: Any  # {"encoder": …, "heads": {kind: …}}
+    params: Any  # {"encoder": …, "heads": {kind: …}}, and "log_variances": {kind: [K]} for uncertainty weighting
     statistics: Any  # running statistics of batch norm; empty elsewhere
 
 
@@ -58,7 +61,10 @@ class Program:
     optimizer_config: OptimizerConfig
     steps: int
     label_smoothing: float = 0.0
+    weighting: str = "fixed"
+    sampled: int = 1
     accumulate: int = 1
+    wide: "Program | None" = None  # the program that this one is cut from, see `narrowed`
 
     @classmethod
     def of(cls, config: Config, dataset: Mapping[str, Any], steps: int = 1) -> "Program":
@@ -74,6 +80,8 @@ class Program:
             optimizer_config=config.optimizer,
             steps=steps,
             label_smoothing=config.loss.label_smoothing,
+            weighting=config.loss.weighting,
+            sampled=min(config.loss.sampled, len(config.nesting_dims)),
             accumulate=config.trainer.accumulate,
         )
 
@@ -110,6 +118,58 @@ class Program:
             rule = [decay, optax.trace(config.momentum, nesterov=True)]
         return optax.chain(*clip, *rule, optax.scale_by_learning_rate(self.schedule))
 
+    def narrowed(self, width: int) -> "Program | None":
+        """The program that trains the fixed-size model of `width` by itself: the same numbers as with a one-hot row.
+
+        None where that is another model (a layer before the last one depends on the width) or where it would not even
+        halve the parameters, and compiling it is not worth while.
+        """
+        narrow = dataclasses.replace(self, width=width, dims=(width,), kinds=("separate",), wide=self)
+        try:
+            ours, theirs = (jax.tree.leaves(program._shapes.params["encoder"]) for program in (self, narrow))
+        except UserError:  # a backbone of a fixed width
+            return None
+        same = len(ours) == len(theirs) and all(a.shape[:-1] == b.shape[:-1] for a, b in zip(ours, theirs, strict=True))
+        pays = 2 * sum(x.size for x in theirs) <= sum(x.size for x in ours)
+        return narrow if same and pays else None
+
+    def widen(self, model: Model) -> Model:
+        """A model of a narrowed program as one of the program that it was cut from; what it lacks is zero."""
+        if self.wide is None:
+            return model
+        full = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.wide._shapes)
+        k = self.wide.dims.index(self.width)
+
+        def place(whole: jax.Array, part: jax.Array) -> jax.Array:
+            return whole.at[..., : part.shape[-1]].set(part)
+
+        encoder = jax.tree.map(place, full.params["encoder"], model.params["encoder"])
+        for name in ("kernel", "bias"):
+            full.params["heads"]["separate"][name][k] = model.params["heads"]["separate"][name][0]
+        return Model(full.params | {"encoder": encoder}, model.statistics)
+
+    def _cut(self, wide: "Program", seed: int) -> Model:
+        """The initial parameters of `wide`, as far as the model of our width reads them."""
+        model = wide.init(seed).model
+        shapes = self._shapes.params["encoder"]
+        encoder = jax.tree.map(lambda x, shape: x[..., : shape.shape[-1]], model.params["encoder"], shapes)
+        k = wide.dims.index(self.width)
+        separate = {name: [parts[k]] for name, parts in model.params["heads"]["separate"].items()}
+        params = {"encoder": encoder, "heads": {"separate": separate}}
+        return Model(params | self._log_variances(), model.statistics)
+
+    @cached_property
+    def _shapes(self) -> Model:
+        """Shapes and types of a model, without reading or computing any number."""
+        encoder, _ = encoders.standalone(self.encoder, self.vocabulary)
+        program = dataclasses.replace(self, encoder=encoder, wide=None)
+        return jax.eval_shape(lambda: program.init(0).model)
+
+    def _log_variances(self) -> dict[str, Any]:
+        if self.weighting != "uncertainty":
+            return {}
+        return {"log_variances": {kind: jnp.zeros(len(self.dims)) for kind in self.kinds}}
+
     def _split(self, encoder: EncoderConfig, key: jax.Array) -> tuple[nnx.GraphDef[Any], Any, Any]:
         module = encoders.create(
             encoder, inputs=self.inputs, vocabulary=self.vocabulary, width=self.width, rngs=nnx.Rngs(key)
@@ -124,13 +184,16 @@ class Program:
 
     def init(self, seed: int) -> State:
         """The initial state of every arm of `seed`: the same parameters whatever its weights."""
+        if self.wide is not None:
+            model = self._cut(self.wide, seed)
+            return State(model, self.optimizer.init(model.params), jnp.int32(0))
         encoder_key, head_key = jax.random.split(jax.random.key(seed))
         _, encoder, statistics = self._split(self.encoder, encoder_key)
         head = {
             kind: heads.init(jax.random.fold_in(head_key, heads.KINDS.index(kind)), kind, self.dims, self.classes)
             for kind in self.kinds
         }
-        params = {"encoder": encoder, "heads": head}
+        params = {"encoder": encoder, "heads": head} | self._log_variances()
         return State(Model(params, statistics), self.optimizer.init(params), jnp.int32(0))
 
     def embed(self, model: Model, inputs: Inputs) -> jax.Array:
@@ -142,35 +205,45 @@ class Program:
         z_BxD = module(dict(inputs), rngs=None if key is None else nnx.Rngs(dropout=key))
         return z_BxD, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
-    def _losses(self, params: Any, statistics: Any, batch: Inputs, row: jax.Array, key: jax.Array | None) -> Any:
+    def _losses(self, params: Any, statistics: Any, batch: Inputs, weights: jax.Array, key: jax.Array) -> Any:
         z_BxD, statistics = self._forward(
             Model(params, statistics), {k: v for k, v in batch.items() if k != "label"}, key
         )
         total, losses = jnp.float32(0), []
-        for kind, weights in zip(self.kinds, row, strict=True):
+        for kind, weights_K in zip(self.kinds, weights, strict=True):
             logits = heads.logits(params["heads"][kind], kind, z_BxD, self.dims)
-            loss, per_granularity = nested_cross_entropy(logits, batch["label"], weights, self.label_smoothing)
+            loss, losses_K = nested_cross_entropy(logits, batch["label"], weights_K, self.label_smoothing)
+            if self.weighting == "uncertainty":
+                loss = uncertainty_weighted(losses_K, params["log_variances"][kind], weights_K)
             total += loss
-            losses.append(per_granularity)
+            losses.append(losses_K)
         return total, (jnp.stack(losses), statistics)
 
-    def step(self, state: State, batch: Inputs, row: jax.Array, key: jax.Array) -> tuple[State, Measures]:
-        """One update. `batch` holds the inputs and `label`, `row` [kinds, K] the loss weights, `key` the seed's."""
+    def _weights(self, row: Row, key: jax.Array) -> jax.Array:
+        """The loss weights [kinds, K] of one step."""
+        kept_K = sample_granularities(key, len(self.dims), self.sampled)
+        return jnp.where(row.sampled, row.weights * kept_K, row.weights)
+
+    def step(self, state: State, batch: Inputs, row: Row, key: jax.Array) -> tuple[State, Measures]:
+        """One update. `batch` holds the inputs and `label`, `row` is the member's arm, `key` the seed's."""
         gradient = jax.grad(self._losses, has_aux=True)
         key = jax.random.fold_in(key, state.step)
+        weights = self._weights(row, key)
         params, statistics = state.model
         if self.accumulate == 1:
-            grads, (losses, statistics) = gradient(params, statistics, batch, row, key)
+            grads, (losses, statistics) = gradient(params, statistics, batch, weights, key)
         else:
             parts = jax.tree.map(lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), dict(batch))
 
             def add(carry: Any, part: Any) -> tuple[Any, None]:
                 sums, statistics = carry
                 index, inputs = part
-                grads, (losses, statistics) = gradient(params, statistics, inputs, row, jax.random.fold_in(key, index))
+                grads, (losses, statistics) = gradient(
+                    params, statistics, inputs, weights, jax.random.fold_in(key, index)
+                )
                 return (jax.tree.map(jnp.add, sums, (grads, losses)), statistics), None
 
-            zeros = jax.tree.map(jnp.zeros_like, (params, row))
+            zeros = jax.tree.map(jnp.zeros_like, (params, weights))
             sums, _ = jax.lax.scan(add, (zeros, statistics), (jnp.arange(self.accumulate), parts))
             (grads, losses), statistics = jax.tree.map(lambda x: x / self.accumulate, sums[0]), sums[1]
         updates, optimizer = self.optimizer.update(grads, state.optimizer, params)

@@ -16,6 +16,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from mrl_jax import arms, checkpoint, data, encoders, evaluate, inputs, report, runs
+from mrl_jax import arms, checkpoint, compress, data, encoders, evaluate, heads, inputs, report, runs
 from mrl_jax import config as configuration
 from mrl_jax.arms import Member
 from mrl_jax.batches import Examples
 from mrl_jax.config import Config
 from mrl_jax.data import Dataset
 from mrl_jax.errors import UserError
+from mrl_jax.evaluate import Score, refit
+from mrl_jax.evaluate.classification import Classifiers
 from mrl_jax.program import Program
 from mrl_jax.runs import Row
 from mrl_jax.trainer import Fitted, Interrupted, Trainer, grouped, save_model, steps
@@ -73,17 +76,18 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
     evaluation = directory / "evaluation.csv"
     rows = runs.read_rows(evaluation)
     log = runs.Log(directory / "metrics.jsonl")
-    for group in grouped(members, config.trainer.population):
+    at_once = trainer.at_once(members, splits["train"])
+    for group in grouped(members, at_once):
         models = [directory / "checkpoints" / member.label / "model" for member in group]
-        done = [any(_is_of(row, member) for row in rows) for member in group]
+        done = [any(_is_of(row, member, config) for row in rows) for member in group]
         if all(done) and all(map(checkpoint.steps, models)):
             continue
-        name = group[0].label if len(group) == 1 else "population"
+        name = group[0].label if len(group) == 1 else f"{group[0].label}-and-{len(group) - 1}-more"
         states = directory / "checkpoints" / name / "state"
         with tqdm(total=program.steps, desc=name, unit="step", disable=None, dynamic_ncols=True) as bar:
             fitted = trainer.fit(group, range(config.seeds), splits["train"], splits["validation"], states, log, bar)
         for one in fitted:
-            rows = [row for row in rows if not _is_of(row, one.member)]
+            rows = [row for row in rows if not _is_of(row, one.member, config)]
             rows += _finish(config, trainer, one, splits, directory)
             runs.write_rows(evaluation, rows)
         shutil.rmtree(states, ignore_errors=True)  # only ever needed to finish this group
@@ -136,33 +140,63 @@ def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def _is_of(row: Row, member: Member) -> bool:
+def _is_of(row: Row, member: Member, config: Config) -> bool:
+    """Whether a line of evaluation.csv came from finishing `member`: its own, or of an arm that compresses it."""
     arm = member.arm
-    return (row.arm, row.seed) == (arm.name, member.seed) and arm.width in (None, row.dim)
+    compressed = row.arm in arms.POSTHOC and arm.width == config.width
+    return row.seed == member.seed and (compressed or (row.arm == arm.name and arm.width in (None, row.dim)))
 
 
 def _finish(
     config: Config, trainer: Trainer, fitted: Fitted, splits: dict[str, Examples], directory: Path
 ) -> list[Row]:
     """Keep a trained member's model and outcomes, and return its lines of evaluation.csv."""
-    member, arm = fitted.member, fitted.member.arm
-    needed = {name: split for name, split in splits.items() if name != "train" or config.evaluation.neighbours}
-    z = {name: trainer.embed(fitted.model, split, config.evaluation.batch_size) for name, split in needed.items()}
-    wanted = evaluate.dims_of(arm, config.nesting_dims, config.evaluation.interpolated)
+    member, arm, dims, settings = fitted.member, fitted.member.arm, config.nesting_dims, config.evaluation
+    compressions = arms.posthoc(config.arms)
+    classifier = settings.refit or ("logistic" if compressions else None)
+    needed = {name: split for name, split in splits.items() if name != "train" or settings.neighbours or classifier}
+    z = {name: trainer.embed(fitted.model, split, settings.batch_size) for name, split in needed.items()}
+    labels = {name: split.labels for name, split in splits.items()}
+
+    def refitted(z: dict[str, np.ndarray], at: Sequence[int]) -> Classifiers:
+        fit, count = (
+            {"logistic": refit.logistic, "ridge": refit.ridge}[classifier or "logistic"],
+            trainer.program.classes,
+        )
+        fixed = [
+            m for m in at if m in dims or m in (settings.dims or ())
+        ]  # not between the nesting dims: it takes long
+        return fit(z["train"], labels["train"], z["validation"], labels["validation"], fixed, count)
+
+    def keep(name: str, scores: Iterable[tuple[str, Score]]) -> list[Row]:
+        rows: list[Row] = []
+        outcomes = {f"{split}/label": labels[split] for split in ("validation", "test")}
+        for split, s in scores:
+            rows.append(Row(config.name, name, member.seed, s.dim, split, s.metric, s.value))
+            if s.outcomes is not None:
+                outcomes[f"{split}/{s.metric}/{s.dim}"] = s.outcomes
+            if s.prediction is not None:
+                outcomes[f"{split}/prediction/{s.dim}"] = s.prediction
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **outcomes)
+        label = member.label if name == arm.name else f"{name}-seed{member.seed}"
+        runs.write(directory / "predictions" / f"{label}.npz", buffer.getvalue())
+        return rows
+
+    wanted = evaluate.dims_of(arm, dims, settings)
     head = fitted.model.params["heads"][arm.head]
-    rows: list[Row] = []
-    outcomes = {f"{split}/label": splits[split].labels for split in ("validation", "test")}
-    for split in ("validation", "test"):
-        labels = splits[split].labels
-        scores = list(evaluate.linear(z[split], labels, head, arm, config.nesting_dims, wanted))
-        if config.evaluation.neighbours:
-            scores += evaluate.nearest(z[split], labels, z["train"], splits["train"].labels, wanted)
-        rows += [Row(config.name, arm.name, member.seed, s.dim, split, s.metric, s.value) for s in scores]
-        outcomes |= {f"{split}/{s.metric}/{s.dim}": s.outcomes for s in scores if s.outcomes is not None}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **outcomes)
+    own = heads.classifiers(head, arm.head, dims, wanted if arm.head == "tied" else arm.trained(dims))
+    others = {"refit_top1": refitted(z, wanted)} if classifier else {}
+    rows = keep(arm.name, evaluate.score(z, labels, own, others, wanted, dims, settings))
+    at = evaluate.dims_of(None, dims, settings)
+    for name in compressions if arm.width == config.width else ():
+        compression = compress.fit(name, z["train"], member.seed)
+        compressed = {split: compression.apply(x) for split, x in z.items()}
+        others = {"own_head_top1": compress.own_head(compression, *own[config.width], at)}
+        scores = evaluate.score(compressed, labels, refitted(compressed, at), others, at, dims, settings)
+        # What a refitted classifier says is no probability, so it is not asked for its calibration.
+        rows += keep(name, ((split, s) for split, s in scores if s.metric != "ece"))
     save_model(directory / "checkpoints" / member.label / "model", fitted)
-    runs.write(directory / "predictions" / f"{member.label}.npz", buffer.getvalue())
     return rows
 
 

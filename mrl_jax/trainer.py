@@ -5,6 +5,7 @@ members is trained to the end before the next: one member a group in `loop`, all
 The moment with the best validation accuracy is kept; a killed run continues from its last checkpoint to the same bits.
 """
 
+import dataclasses
 import signal
 import sys
 import time
@@ -20,12 +21,15 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from mrl_jax import batches, checkpoint
-from mrl_jax.arms import Member
+from mrl_jax.arms import Member, Row
 from mrl_jax.batches import Examples
 from mrl_jax.config import TrainerConfig
 from mrl_jax.errors import UserError
 from mrl_jax.program import Measures, Model, Program, State
 from mrl_jax.runs import Log
+
+# Steps of all seeds from which on a program of its own repays its compilation: some 8 s against 7 ms a step, two cores.
+WORTH_COMPILING = 1500
 
 
 class Interrupted(Exception):
@@ -62,11 +66,9 @@ def steps(config: TrainerConfig, examples: int) -> int:
     return max(1, round((config.epochs or 0) * examples / config.batch_size))
 
 
-def grouped(members: Sequence[Member], population: str) -> list[tuple[Member, ...]]:
-    """The members that are trained together. `auto` is `vmap` on accelerators and `loop` on the CPU, where the
-    members compete for the same cores and a larger working set only costs cache."""
-    together = population == "vmap" or (population == "auto" and jax.default_backend() != "cpu")
-    return [tuple(members)] if together and len(members) > 1 else [(member,) for member in members]
+def grouped(members: Sequence[Member], at_once: int) -> list[tuple[Member, ...]]:
+    """The members in groups of at most `at_once` that are trained together."""
+    return [tuple(members[i : i + at_once]) for i in range(0, len(members), at_once)]
 
 
 class Trainer:
@@ -81,17 +83,48 @@ class Trainer:
                 f"trainer.batch_size={config.batch_size} cannot be split evenly over {len(devices)} devices "
                 f"with trainer.accumulate={config.accumulate}; use a multiple of {len(devices) * config.accumulate}"
             )
-        self.mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,))
+        self.mesh = jax.make_mesh((len(devices),), ("devices",), axis_types=(AxisType.Auto,))
         self.step = jax.jit(program.step, donate_argnums=0)
         self.step_together = jax.jit(jax.vmap(program.step), donate_argnums=0)
+        self._narrow: dict[int, Trainer | None] = {}
         self._embed = jax.jit(program.embed)
         self._score = jax.jit(program.score)
         self._score_together = jax.jit(jax.vmap(program.score, in_axes=(0, None, None)))
 
     def place(self, tree: Any, *axes: str | None) -> Any:
-        """Put arrays on the devices: whole on each, or split along the axis called "data"."""
+        """Put arrays on the devices: whole on each, or split along the axis called "devices"."""
         sharding = NamedSharding(self.mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]
         return jax.device_put(tree, sharding)
+
+    def at_once(self, members: Sequence[Member], train: Examples) -> int:
+        """How many of the members to train together, by `trainer.population` and `trainer.arms_at_once`.
+
+        `auto` trains them in turn on the CPU, where they would compete for the same cores and a larger working set only
+        costs cache, and together elsewhere: as many as fit in 80 % of the devices' memory, by XLA's own account of one
+        member's step.
+        """
+        population = self.config.population
+        if population == "loop" or (population == "auto" and jax.default_backend() == "cpu"):
+            return 1
+        if self.config.arms_at_once is not None:
+            return min(self.config.arms_at_once, len(members))
+        devices = jax.local_devices()
+        stats = devices[0].memory_stats() or {}
+        if "bytes_limit" not in stats:
+            return len(members)
+        fitting = int(0.8 * stats["bytes_limit"] * len(devices) / self._bytes_of_member(members[0], train))
+        chunk = max(1, min(fitting, len(members)))
+        return chunk - chunk % len(devices) if chunk > len(devices) else chunk
+
+    def _bytes_of_member(self, member: Member, train: Examples) -> int:
+        """Memory of one member's step on its longest batch, and of its best model so far."""
+        rows = np.zeros(self.config.batch_size, np.int32)
+        longest = None if train.lengths is None else train.padded(np.argmax(train.lengths)[None])
+        row, key = member.arm.row(self.program.kinds), jax.random.key(0)
+        state = jax.eval_shape(self.program.init, 0)
+        analysis = self.step.lower(state, train.take(rows, longest), row, key).compile().memory_analysis()
+        used = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+        return int(used + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.model)))
 
     def fit(
         self,
@@ -113,7 +146,22 @@ class Trainer:
             UserError: a loss or gradient is not finite (names step, arm, granularity); no intact checkpoint; disk full.
             Interrupted: after a signal, with the state saved.
         """
-        return _Group(self, tuple(group), tuple(seeds), train, validation, directory, log, bar).fit()
+        trainer, members = self, tuple(group)
+        if len(members) == 1 and (width := members[0].arm.width) is not None:
+            narrow = self._narrowed(width, len(seeds))
+            if narrow is not None:
+                alone = dataclasses.replace(members[0].arm, weights=(1.0,))
+                trainer, members = narrow, (dataclasses.replace(members[0], arm=alone),)
+        fitted = _Group(trainer, members, tuple(seeds), train, validation, directory, log, bar).fit()
+        return [one._replace(member=member) for one, member in zip(fitted, group, strict=True)]
+
+    def _narrowed(self, width: int, seeds: int) -> "Trainer | None":
+        """The trainer of fixed-size models of `width`, where they are cheaper to train in a program of their own."""
+        if width not in self._narrow:
+            worth = width < self.program.width and self.program.steps * seeds >= WORTH_COMPILING
+            program = self.program.narrowed(width) if worth else None
+            self._narrow[width] = None if program is None else Trainer(program, self.config)
+        return self._narrow[width]
 
     def embed(self, model: Model, examples: Examples, batch_size: int) -> np.ndarray:
         """Embeddings float32 [n, D] of one member for every example, in their order."""
@@ -155,7 +203,11 @@ class _Group:
         self.directory, self.log, self.bar = directory, log, bar
         self.together = len(members) > 1
         self.config, self.program = trainer.config, trainer.program
-        self.rows = np.stack([m.arm.row(self.program.kinds) for m in members])
+        # Members over the devices where they come out even; otherwise the examples of a batch.
+        self.spread = self.together and len(members) % trainer.mesh.size == 0
+        arms = [m.arm.row(self.program.kinds) for m in members]
+        self.arms: Row = jax.tree.map(lambda *parts: np.stack(parts), *arms)
+        self.rows = self.arms.weights  # [members, kinds, K]
         self.total = self.program.steps
         moments = np.linspace(0, self.total, self.config.evaluations + 1)[1:]
         self.moments = {max(1, round(moment)) for moment in moments}
@@ -165,12 +217,13 @@ class _Group:
         saved = since = time.monotonic()
         # Not the key of the initial parameters: that is split in `Program.init`.
         key = jnp.stack([jax.random.fold_in(jax.random.key(member.seed), 1) for member in self.members])
-        step_of, rows = self.trainer.step_together, jnp.asarray(self.rows)
+        step_of, arm = self.trainer.step_together, self.arms
         if not self.together:
-            step_of, rows, key = self.trainer.step, rows[0], key[0]
+            step_of, (arm, key) = self.trainer.step, jax.tree.map(lambda x: x[0], (self.arms, key))
+        arm, key = self._place((arm, key))
         with _signals() as stopped:
             for step, batch in enumerate(self._batches(start), start + 1):
-                state, measures = step_of(state, batch, rows, key)
+                state, measures = step_of(state, batch, arm, key)
                 window.append(measures)
                 self.bar.update()
                 report = step % self.config.log_every == 0 or step in self.moments or step == self.total
@@ -191,11 +244,14 @@ class _Group:
                     raise Interrupted(f"stopped at step {step} of {self.total} ({self._names()})")
         return [self._fitted(best, i) for i in range(len(self.members))]
 
+    def _place(self, tree: Any) -> Any:
+        return self.trainer.place(tree, "devices") if self.spread else self.trainer.place(tree)
+
     def _start(self) -> tuple[State, Best, int, list[Measures]]:
         """The initial state, or that of the newest intact checkpoint, with its step and what it had not logged yet."""
         states = [self.program.init(member.seed) for member in self.members]
         state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if self.together else states[0]
-        state = self.trainer.place(state)
+        state = self._place(state)
         shape = (len(self.members),) if self.together else ()
         # A copy: the step donates the state's buffers.
         best = Best(jax.tree.map(jnp.copy, state.model), jnp.full(shape, -1.0), jnp.zeros(shape, jnp.int32))
@@ -229,11 +285,11 @@ class _Group:
             rows = np.concatenate(parts)
             length = self.train.padded(rows)
             if not self.together:
-                return self.trainer.place(self.train.take(parts[self.seeds.index(mine[0])], length), "data")
+                return self.trainer.place(self.train.take(parts[self.seeds.index(mine[0])], length), "devices")
             index = [self.seeds.index(seed) for seed in mine]
             joint = self.train.take(rows, length)
             stacked = {k: v.reshape(len(parts), size, *v.shape[1:])[index] for k, v in joint.items()}
-            return self.trainer.place(stacked, None, "data")
+            return self._place(stacked) if self.spread else self.trainer.place(stacked, None, "devices")
 
         yield from batches.prefetch(zip(*streams, strict=True), take)
 
@@ -313,7 +369,7 @@ class _Group:
 
     def _fitted(self, best: Best, i: int) -> Fitted:
         one = jax.tree.map(lambda x: x[i], best) if self.together else best
-        return Fitted(self.members[i], one.model, float(one.accuracy), int(one.step))
+        return Fitted(self.members[i], self.program.widen(one.model), float(one.accuracy), int(one.step))
 
     def _line(self, i: int, step: int, split: str, loss: np.ndarray) -> dict[str, Any]:
         member = self.members[i]

@@ -5,6 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure.
+settings.register_profile("mrl_jax", deadline=None)
+settings.load_profile("mrl_jax")
 
 TOPICS = ("orbit", "hockey", "kernel", "garden")
 

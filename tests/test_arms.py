@@ -15,8 +15,8 @@ KINDS = ("separate", "tied")
 
 def test_the_nested_arms_weigh_every_granularity_of_their_own_kind_of_head():
     mrl, mrl_e = arms.expand(["mrl", "mrl_e"], DIMS)
-    np.testing.assert_array_equal(mrl.row(KINDS), [[1, 1, 1], [0, 0, 0]])
-    np.testing.assert_array_equal(mrl_e.row(KINDS), [[0, 0, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(mrl.row(KINDS).weights, [[1, 1, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(mrl_e.row(KINDS).weights, [[0, 0, 0], [1, 1, 1]])
     assert mrl.trained(DIMS) == mrl_e.trained(DIMS) == DIMS
 
 
@@ -26,16 +26,17 @@ def test_ff_stands_for_one_fixed_size_model_at_each_dim():
     assert [arm.width for arm in fixed] == [8, 16, 32]
     assert [arm.trained(DIMS) for arm in fixed] == [(8,), (16,), (32,)]
     for k, arm in enumerate(fixed):
-        np.testing.assert_array_equal(arm.row(KINDS), [np.eye(3)[k], np.zeros(3)])
+        np.testing.assert_array_equal(arm.row(KINDS).weights, [np.eye(3)[k], np.zeros(3)])
+        assert not arm.row(KINDS).sampled
 
 
 def test_all_stands_for_every_arm_once():
     everything = arms.expand(["all"], DIMS)
-    assert [arm.label for arm in everything] == ["mrl", "mrl_e", "ff8", "ff16", "ff32"]
+    assert [arm.label for arm in everything] == ["mrl", "mrl_e", "mrl_sampled", "ff8", "ff16", "ff32"]
     assert arms.expand(["mrl", "all", "mrl"], DIMS) == everything
 
 
-@given(st.lists(st.sampled_from(arms.NAMES), min_size=1))
+@given(st.lists(st.sampled_from(arms.TRAINED), min_size=1))
 def test_an_arm_named_twice_is_trained_once_and_the_order_is_kept(names):
     labels = [arm.label for arm in arms.expand(names, (4,))]
     assert labels == [{"ff": "ff4"}.get(name, name) for name in dict.fromkeys(names)]
@@ -48,8 +49,25 @@ def test_relative_importance_applies_to_nested_arms_and_not_to_fixed_ones():
     assert [arm.weights for arm in fixed] == [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
 
 
+def test_the_sampled_arm_differs_from_mrl_only_in_its_flag():
+    mrl, sampled = (arm.row(KINDS) for arm in arms.expand(["mrl", "mrl_sampled"], DIMS))
+    np.testing.assert_array_equal(mrl.weights, sampled.weights)
+    assert (bool(mrl.sampled), bool(sampled.sampled)) == (False, True)
+
+
+def test_post_hoc_arms_are_not_trained_and_need_the_models_that_they_compress():
+    assert arms.expand(["pca", "truncated"], DIMS) == ()
+    assert arms.posthoc(["pca", "ff", "truncated", "pca"]) == ("truncated", "pca")
+    assert arms.posthoc(["all"]) == arms.POSTHOC
+    assert arms.posthoc(["mrl"]) == ()
+    with pytest.raises(UserError, match="lacks ff: pca compress the full-width fixed-size model, so add ff"):
+        arms.posthoc(["mrl", "pca"])
+
+
 def test_an_unknown_arm_is_refused_with_the_nearest_name():
-    with pytest.raises(UserError, match=r"arms=mlr is unknown \(did you mean mrl\?\); allowed: mrl, mrl_e, ff, all"):
+    with pytest.raises(
+        UserError, match=r"arms=mlr is unknown \(did you mean mrl\?\); allowed: mrl, mrl_e, .*pca.*, all"
+    ):
         arms.expand(["mlr"], DIMS)
 
 
@@ -60,7 +78,7 @@ def test_an_unknown_arm_is_refused_with_the_nearest_name():
 def test_a_population_holds_only_the_heads_that_its_arms_read(names, needed):
     chosen = arms.expand(names, DIMS)
     assert arms.kinds(chosen) == needed
-    assert all(arm.row(needed).shape == (len(needed), len(DIMS)) for arm in chosen)
+    assert all(arm.row(needed).weights.shape == (len(needed), len(DIMS)) for arm in chosen)
 
 
 def test_a_member_is_named_after_its_arm_and_seed():

@@ -13,6 +13,7 @@ from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import NearestNeighbors
 
 from mrl_jax import arms, evaluate, heads
+from mrl_jax.config import EvaluationConfig
 from mrl_jax.evaluate import calibration, classification
 from mrl_jax.evaluate import neighbours as search
 from mrl_jax.evaluate.neighbours import neighbours, outcomes, top_k
@@ -226,10 +227,12 @@ def test_a_perfect_ranking_of_a_rare_class_has_map_one_and_an_absent_class_zero(
 
 
 def test_a_nested_arm_is_scored_at_and_between_its_dims_and_a_fixed_one_at_its_width():
-    mrl, mrl_e, *fixed = arms.expand(["all"], (8, 16, 64))
-    assert evaluate.dims_of(mrl, (8, 16, 64), interpolated=True) == (8, 12, 16, 40, 64)
-    assert evaluate.dims_of(mrl_e, (8, 16, 64), interpolated=False) == (8, 16, 64)
-    assert [evaluate.dims_of(arm, (8, 16, 64), interpolated=True) for arm in fixed] == [(8,), (16,), (64,)]
+    mrl, mrl_e, *fixed = arms.expand(["mrl", "mrl_e", "ff"], (8, 16, 64))
+    between, only = EvaluationConfig(), EvaluationConfig(interpolated=False)
+    assert evaluate.dims_of(mrl, (8, 16, 64), between) == (8, 12, 16, 40, 64)
+    assert evaluate.dims_of(mrl_e, (8, 16, 64), only) == (8, 16, 64)
+    assert evaluate.dims_of(None, (8, 16, 64), EvaluationConfig(interpolated=False, dims=(5, 8))) == (5, 8, 16, 64)
+    assert [evaluate.dims_of(arm, (8, 16, 64), between) for arm in fixed] == [(8,), (16,), (64,)]
 
 
 @pytest.mark.parametrize(
@@ -238,11 +241,12 @@ def test_a_nested_arm_is_scored_at_and_between_its_dims_and_a_fixed_one_at_its_w
 )
 def test_linear_metrics_come_from_the_arms_own_heads(name, scored):
     """A tied head answers between the nesting dims, separate heads only where they were trained."""
-    arm = {a.label: a for a in arms.expand(["all"], DIMS)}[name]
+    arm = {a.label: a for a in arms.expand(["mrl", "mrl_e", "ff"], DIMS)}[name]
     head = heads.init(jax.random.key(0), arm.head, DIMS, 7)
     z, labels = embeddings(50, 0), np.random.default_rng(1).integers(0, 7, 50)
-    wanted = evaluate.dims_of(arm, DIMS, interpolated=True)
-    scores = {(s.dim, s.metric): s for s in evaluate.linear(z, labels, head, arm, DIMS, wanted)}
+    wanted = evaluate.dims_of(arm, DIMS, EvaluationConfig())
+    own = heads.classifiers(head, arm.head, DIMS, wanted)
+    scores = {(s.dim, s.metric): s for s in evaluate.linear(z, labels, own) if s.dim in (arm.width, *scored)}
     assert {dim for dim, _ in scores} == scored
     for dim in scored:
         tied = arm.head == "tied"

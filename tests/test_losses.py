@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax
 
 from mrl_jax import heads
-from mrl_jax.losses import cross_entropy, nested_cross_entropy
+from mrl_jax.losses import cross_entropy, nested_cross_entropy, sample_granularities, uncertainty_weighted
 from mrl_jax.nesting import nested_logits
 
 BATCH, WIDTH, CLASSES = 4, 12, 5
@@ -204,3 +204,21 @@ def test_a_population_of_weight_rows_is_one_vmap_of_the_gradient():
         np.testing.assert_allclose(got, compiled_gradient(z, kernel, bias, row)[1], rtol=1e-5, atol=1e-6)
     # Gradients add like losses: the fixed-size arms sum to the nested one.
     np.testing.assert_allclose(together[:-1].sum(0), together[-1], rtol=1e-4, atol=1e-6)
+
+
+@given(st.integers(1, 9), st.data())
+def test_sampled_granularities_are_as_many_as_asked_and_keep_the_expected_weights(granularities, data):
+    kept = data.draw(st.integers(1, granularities))
+    keys = jax.random.split(jax.random.key(data.draw(st.integers(0, 9))), 2000)
+    factors = np.asarray(jax.vmap(lambda key: sample_granularities(key, granularities, kept))(keys))
+    np.testing.assert_array_equal((factors > 0).sum(1), kept)
+    np.testing.assert_allclose(factors[factors > 0], granularities / kept, rtol=1e-6)
+    # Six standard errors of the mean of 2,000 draws.
+    assert np.abs(factors.mean(0) - 1).max() <= 6 * np.sqrt((granularities / kept - 1) / 2000) + 1e-6
+
+
+def test_uncertainty_weighted_loss_is_the_formula():
+    losses, s, c = np.array([0.5, 2.0, 1.0]), np.array([-1.0, 0.0, 0.7]), np.array([1.0, 0.0, 2.0])
+    wanted = sum(w * (np.exp(-v) * loss + v / 2) for loss, v, w in zip(losses, s, c, strict=True))
+    got = uncertainty_weighted(jnp.float32(losses), jnp.float32(s), jnp.float32(c))
+    assert float(got) == pytest.approx(wanted, rel=1e-6)

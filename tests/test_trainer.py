@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import pytest
 from tqdm import tqdm
 
 from mrl_jax import arms, heads
-from mrl_jax.arms import Member
+from mrl_jax.arms import Member, Row
 from mrl_jax.batches import Examples, stream
 from mrl_jax.config import OptimizerConfig, TrainerConfig
 from mrl_jax.encoders.bag import BagConfig
@@ -57,11 +58,12 @@ def fit(
     population: str = "loop",
     train: Examples | None = None,
     validation: Examples | None = None,
+    at_once: int | None = None,
 ) -> dict[str, Fitted]:
-    config = TrainerConfig(batch_size=16, evaluations=3, log_every=4, population=population)
+    config = TrainerConfig(batch_size=16, evaluations=3, log_every=4, population=population, arms_at_once=at_once)
     trainer = Trainer(program, config)
     done = {}
-    for group in grouped(members, population):
+    for group in grouped(members, trainer.at_once(members, train or features(90))):
         fitted = trainer.fit(
             group,
             sorted({m.seed for m in members}),
@@ -96,6 +98,69 @@ def test_loop_and_vmap_give_the_same_models(tmp_path: Path) -> None:
     for one, other in zip(*logs, strict=True):
         assert one.keys() == other.keys()
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+
+
+def test_a_population_in_chunks_gives_the_same_models(tmp_path: Path) -> None:
+    members = [Member(arm, seed) for arm in arms.expand(["all"], DIMS) for seed in (0, 1)]
+    assert [len(group) for group in grouped(members, 5)] == [5, 5, 2]
+    whole = fit(program(), members, tmp_path / "whole", "vmap")
+    chunks = fit(program(), members, tmp_path / "chunks", "vmap", at_once=5)
+    for label in whole:
+        close(whole[label].model, chunks[label].model)
+
+
+def test_what_fits_in_memory_is_trained_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By XLA's own account of a member's step; a device that says nothing of its memory gets all."""
+    trainer = Trainer(program(), TrainerConfig(batch_size=16, population="vmap"))
+    members = [Member(arm, seed) for arm in arms.expand(["all"], DIMS) for seed in range(5)]
+    assert trainer.at_once(members, features(90)) == len(members)
+    one = trainer._bytes_of_member(members[0], features(90))
+    state = trainer.program.init(0)
+    assert one > 3 * sum(x.nbytes for x in jax.tree.leaves(state.model))  # parameters, two moments, and the best so far
+    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 10 * one})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert trainer.at_once(members, features(90)) == 8
+    monkeypatch.setattr(jax, "local_devices", lambda: [device] * 3)
+    assert trainer.at_once(members, features(90)) == 24  # a multiple of the devices
+    assert Trainer.at_once(SimpleNamespace(config=TrainerConfig(population="loop")), members, features(90)) == 1
+
+
+def test_the_sampled_arm_trains_as_many_granularities_a_step_as_asked() -> None:
+    """Its gradient is that of the chosen granularities, K/kept times as large, and the choice changes by step."""
+    config = OptimizerConfig("sgd", learning_rate=0.1, schedule="constant", weight_decay=0.0, momentum=0.0)
+    setup = program(20, optimizer_config=config, sampled=2)
+    (arm,) = arms.expand(["mrl_sampled"], DIMS)
+    state, batch = setup.init(0), features(16).take(np.arange(16))
+    step, seen = jax.jit(setup.step), set()
+    for _ in range(20):
+        after, _ = step(state, batch, arm.row(setup.kinds), jax.random.key(0))
+        before = state.model.params["heads"]["separate"]["bias"]
+        new = after.model.params["heads"]["separate"]["bias"]
+        moved = tuple(bool(np.any(np.asarray(a) != np.asarray(b))) for a, b in zip(before, new, strict=True))
+        assert sum(moved) == 2
+        weights = jnp.asarray([np.where(moved, 1.5, 0.0), np.zeros(3)])
+        wanted, _ = step(state, batch, Row(weights, np.False_), jax.random.key(0))
+        close(after.model, wanted.model)
+        seen.add(moved)
+        state = after
+    assert len(seen) == 3
+
+
+def test_uncertainty_weighting_learns_log_variances_towards_their_optimum() -> None:
+    """At the optimum over s of exp(-s)·L + s/2, exp(-s) = 1 / (2 L); a granularity without weight keeps s = 0."""
+    config = OptimizerConfig("sgd", learning_rate=0.3, schedule="constant", weight_decay=0.0, momentum=0.0)
+    setup = program(300, optimizer_config=config, weighting="uncertainty", encoder=MLPConfig(hidden=()))
+    frozen = jax.tree.map(lambda x: x, setup.init(0))
+    row, batch = arms.expand(["ff"], DIMS)[1].row(setup.kinds), features(16).take(np.arange(16))
+    state, step = frozen, jax.jit(setup.step)
+    for _ in range(300):
+        new, measures = step(state, batch, row, jax.random.key(0))
+        params = frozen.model.params | {"log_variances": new.model.params["log_variances"]}
+        state = new._replace(model=Model(params, frozen.model.statistics))
+    learned = state.model.params["log_variances"]
+    np.testing.assert_allclose(np.exp(-learned["separate"][1]), 1 / (2 * measures.losses[0, 1]), rtol=1e-3)
+    np.testing.assert_array_equal(learned["separate"][np.array([0, 2])], 0)
+    np.testing.assert_array_equal(learned["tied"], 0)
 
 
 def test_loop_and_vmap_agree_where_texts_are_padded(tmp_path: Path) -> None:
@@ -137,7 +202,7 @@ def test_ff_in_a_population_is_the_model_of_that_width_trained_alone(tmp_path: P
     key = jax.random.fold_in(jax.random.key(0), 1)
     moments = {}
     for number, rows in enumerate(stream(train, 0, 16, 0, 12), 1):
-        state, _ = step(state, train.take(rows), jnp.ones((1, 1)), key)
+        state, _ = step(state, train.take(rows), Row(jnp.ones((1, 1)), jnp.bool_(False)), key)
         moments[number] = state.model
     kept = moments[fit(wide, [members[1]], tmp_path / "again")["ff4-seed0"].step]
     batch = features(30, 1).take(np.arange(30))
@@ -146,13 +211,57 @@ def test_ff_in_a_population_is_the_model_of_that_width_trained_alone(tmp_path: P
     close([among.params["heads"]["separate"]["kernel"][1]], kept.params["heads"]["separate"]["kernel"], 2e-6)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "bag"])
+def test_a_fixed_size_arm_in_a_program_of_its_own_width_is_the_one_hot_row(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In turn they are trained narrow, together with a one-hot row: same embeddings on the prefix, same head, same log.
+
+    With dropout of coordinates, decay and clipping, each of which could tell the two apart.
+    """
+    if kind == "mlp":
+        setup, train = program(encoder=MLPConfig(hidden=())), features(90)
+    else:
+        rng = np.random.default_rng(0)
+        weights = rng.uniform(0.1, 1, (60, 12)).astype(np.float32)
+        ids = rng.integers(1, 50, (60, 12)).astype(np.int32)
+        train = Examples({"ids": ids, "weights": weights}, (np.arange(60) % CLASSES).astype(np.int32))
+        encoder, shapes = BagConfig(word_dropout=0.3, dropout=0.3), {"ids": (12,), "weights": (12,)}
+        setup = program(encoder=encoder, inputs=shapes, vocabulary=50)
+    monkeypatch.setattr("mrl_jax.trainer.WORTH_COMPILING", 2 * setup.steps)
+    members = [Member(arm, seed) for arm in arms.expand(["ff"], DIMS) for seed in (0, 1)]
+    assert [setup.narrowed(m) is not None for m in DIMS] == [True, True, False]
+    apart, together = (fit(setup, members, tmp_path, population, train, train) for population in ("loop", "vmap"))
+    inputs = {name: array for name, array in train.take(np.arange(30)).items() if name != "label"}
+    for member in members:
+        one, other = apart[member.label], together[member.label]
+        m, k = member.arm.width, DIMS.index(member.arm.width)
+        z, wanted = setup.embed(one.model, inputs), setup.embed(other.model, inputs)
+        close(z[:, :m], wanted[:, :m])
+        assert not np.any(z[:, m:])
+        for name in ("kernel", "bias"):
+            close(*(x.model.params["heads"]["separate"][name][k] for x in (one, other)))
+    logs = [
+        {(x["member"], x["step"], x["split"]): x for x in Log(tmp_path / f"{p}.jsonl").read()} for p in ("loop", "vmap")
+    ]
+    assert logs[0].keys() == logs[1].keys()
+    for key, line in logs[0].items():
+        assert line["loss"] == pytest.approx(logs[1][key]["loss"], abs=1e-5)
+
+
+def test_a_model_is_not_narrowed_where_that_would_be_another_model_or_no_gain() -> None:
+    bag = program(encoder=BagConfig(mlp=4), inputs={"ids": (12,), "weights": (12,)}, vocabulary=50)
+    assert bag.narrowed(2) is None  # the hidden layer of its MLP reads all coordinates
+    assert program(encoder=MLPConfig(hidden=(64, 64))).narrowed(2) is None  # nearly all parameters lie before the last
+
+
 def test_one_hot_row_leaves_the_other_coordinates_and_heads_where_they_were() -> None:
     setup = program(optimizer_config=OptimizerConfig(learning_rate=0.1, weight_decay=0.0))
     state = setup.init(0)
     before = jax.tree.map(np.asarray, state.model.params)
     arm = arms.expand(["ff"], DIMS)[1]
     batch = features(16).take(np.arange(16))
-    after, _ = jax.jit(setup.step)(state, batch, jnp.asarray(arm.row(setup.kinds)), jax.random.key(0))
+    after, _ = jax.jit(setup.step)(state, batch, arm.row(setup.kinds), jax.random.key(0))
     new = jax.tree.map(np.asarray, after.model.params)
     moved = np.abs(new["encoder"]["last"]["kernel"] - before["encoder"]["last"]["kernel"]).max(axis=0) > 0
     assert moved.tolist() == [True] * 4 + [False] * 4
@@ -187,7 +296,7 @@ def test_one_step_of_sgd_is_the_formula() -> None:
     params = state.model.params
     grads = jax.grad(loss)(params)
     expected = jax.tree.map(lambda p, g: p - 0.1 * (g + (0.01 * p if p.ndim >= 2 else 0)), params, grads)
-    after, _ = jax.jit(setup.step)(state, batch, row, jax.random.key(0))
+    after, _ = jax.jit(setup.step)(state, batch, Row(row, jnp.bool_(False)), jax.random.key(0))
     close(after.model.params, expected)
 
 
@@ -195,7 +304,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch() -> None:
     whole = program(encoder=MLPConfig(hidden=(16,), dropout=0.0))
     parts = replace(whole, accumulate=4)
     batch = features(16).take(np.arange(16))
-    row = jnp.ones((2, 3))
+    row = Row(jnp.ones((2, 3)), jnp.bool_(False))
     one, measures = jax.jit(whole.step)(whole.init(0), batch, row, jax.random.key(0))
     other, others = jax.jit(parts.step)(parts.init(0), batch, row, jax.random.key(0))
     close(one.model, other.model)

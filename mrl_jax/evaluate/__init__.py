@@ -1,14 +1,16 @@
 """Score one trained member at every dim: embeddings in, per-example outcomes and their means out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from mrl_jax import heads, nesting
+from mrl_jax import nesting
 from mrl_jax.arms import Arm
+from mrl_jax.config import EvaluationConfig
 from mrl_jax.evaluate import calibration, classification, neighbours
+from mrl_jax.evaluate import quantised as quantisation
+from mrl_jax.evaluate.classification import Classifiers
 
 NEIGHBOURS = 10  # k of map@k and precision@k
 
@@ -19,34 +21,57 @@ class Score(NamedTuple):
     dim: int
     metric: str
     value: float
-    outcomes: np.ndarray | None  # float32 [n]
+    outcomes: np.ndarray | None = None  # float32 [n]
+    prediction: np.ndarray | None = None  # int32 [n], the class that the arm's own classifier said
 
 
-def dims_of(arm: Arm, dims: Sequence[int], interpolated: bool) -> tuple[int, ...]:
-    """Where an arm is scored: a fixed-size arm at its own width, others at the nesting dims and between them."""
-    if arm.width is not None:
+def dims_of(arm: Arm | None, dims: Sequence[int], config: EvaluationConfig) -> tuple[int, ...]:
+    """Where an arm is scored: a fixed-size arm at its own width; others (also post-hoc ones, None) at the nesting dims
+    and, where wanted, halfway between them and at further dims."""
+    if arm is not None and arm.width is not None:
         return (arm.width,)
-    return tuple(sorted({*dims, *(nesting.interpolated(dims) if interpolated else ())}))
+    return tuple(sorted({*dims, *(nesting.interpolated(dims) if config.interpolated else ()), *(config.dims or ())}))
 
 
-def linear(
-    z: np.ndarray, labels: np.ndarray, head: heads.Head, arm: Arm, dims: Sequence[int], wanted: Sequence[int]
-) -> Iterator[Score]:
-    """`linear_top1`, `linear_top5` and `ece` of the arm's own heads on the embeddings `z` [n, D].
+def score(
+    z: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    own: Classifiers,
+    others: Mapping[str, Classifiers],
+    dims: Sequence[int],
+    nesting_dims: Sequence[int],
+    config: EvaluationConfig,
+) -> Iterator[tuple[str, Score]]:
+    """Every metric of one arm on the validation and test splits, as (split, score).
 
-    The tied head of MRL-E answers at any dim; separate heads only at the nesting dims that the arm trained.
+    `z` and `labels` hold the embeddings [n, D] and classes [n] of each split; `own` are the arm's classifiers, `others`
+    further ones by the name of their accuracy; neighbours are looked for in train at `dims`, in quantised embeddings at
+    those of them that are nesting dims.
     """
-    at = tuple(wanted) if arm.head == "tied" else tuple(dims)
-    every = heads.logits(head, arm.head, jnp.asarray(z), at)
-    trained = set(wanted) if arm.head == "tied" else set(arm.trained(dims)) & set(wanted)
-    for dim, logits in zip(at, every, strict=True):
-        if dim not in trained:
-            continue
-        answers = classification.answers(logits, labels)
-        yield Score(dim, "linear_top1", float(answers.top1.mean()), answers.top1.astype(np.float32))
-        yield Score(dim, "linear_top5", float(answers.top5.mean()), answers.top5.astype(np.float32))
-        error = calibration.expected_calibration_error(answers.confidence, answers.top1)
-        yield Score(dim, "ece", error, None)
+    nested = [m for m in dims if m in nesting_dims]
+    for split in ("validation", "test"):
+        yield from ((split, s) for s in linear(z[split], labels[split], own))
+        for metric, classifiers in others.items():
+            yield from ((split, s) for s in accuracy(metric, z[split], labels[split], classifiers))
+        if config.neighbours:
+            yield from ((split, s) for s in nearest(z[split], labels[split], z["train"], labels["train"], dims))
+        if config.neighbours and config.quantised:
+            yield from ((split, s) for s in quantised(z[split], labels[split], z["train"], labels["train"], nested))
+
+
+def linear(z: np.ndarray, labels: np.ndarray, classifiers: Classifiers) -> Iterator[Score]:
+    """`linear_top1`, `linear_top5` and `ece` of an arm's own classifiers on the embeddings `z` [n, D]."""
+    for dim, said in classification.at_each_dim(z, labels, classifiers).items():
+        yield Score(dim, "linear_top1", float(said.top1.mean()), said.top1.astype(np.float32), said.prediction)
+        yield Score(dim, "linear_top5", float(said.top5.mean()), said.top5.astype(np.float32))
+        error = calibration.expected_calibration_error(said.confidence, said.top1)
+        yield Score(dim, "ece", error)
+
+
+def accuracy(metric: str, z: np.ndarray, labels: np.ndarray, classifiers: Classifiers) -> Iterator[Score]:
+    """Top-1 accuracy of other classifiers than the arm's own, under the name `metric`."""
+    for dim, said in classification.at_each_dim(z, labels, classifiers).items():
+        yield Score(dim, metric, float(said.top1.mean()), said.top1.astype(np.float32))
 
 
 def nearest(
@@ -57,3 +82,14 @@ def nearest(
     for dim, indices in zip(wanted, neighbours.neighbours(z, database, wanted, k), strict=True):
         for metric, values in neighbours.outcomes(indices, labels, database_labels, NEIGHBOURS).items():
             yield Score(dim, metric, float(values.mean()), values)
+
+
+def quantised(
+    z: np.ndarray, labels: np.ndarray, database: np.ndarray, database_labels: np.ndarray, wanted: Sequence[int]
+) -> Iterator[Score]:
+    """`int8_…` and `bit_…`: the metrics of `nearest` when the database is kept in 8 bits or 1 bit a coordinate."""
+    k = min(NEIGHBOURS, len(database))
+    for kind, search in (("int8", quantisation.int8), ("bit", quantisation.one_bit)):
+        for dim, indices in zip(wanted, search(z, database, wanted, k), strict=True):
+            for metric, values in neighbours.outcomes(indices, labels, database_labels, NEIGHBOURS).items():
+                yield Score(dim, f"{kind}_{metric}", float(values.mean()), values)

@@ -1,10 +1,16 @@
 """How well the classifier on a prefix does: top-1 and top-5 accuracy, its predictions and its confidence."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+ROWS = 8192  # embeddings at a time: memory is ROWS × C, not n × C
+
+# For each prefix length m a linear classifier: kernel [m, C] and bias [C].
+Classifiers = Mapping[int, tuple[Any, Any]]
 
 
 class Answers(NamedTuple):
@@ -29,3 +35,15 @@ def _answers(logits_BxC: jax.Array, labels_B: jax.Array) -> tuple[jax.Array, ...
 def answers(logits: jax.Array, labels: np.ndarray) -> Answers:
     """`logits` [n, C] against `labels` [n]."""
     return Answers(*(np.asarray(x) for x in _answers(logits, jnp.asarray(labels))))
+
+
+def at_each_dim(z: np.ndarray, labels: np.ndarray, classifiers: Classifiers) -> dict[int, Answers]:
+    """What each classifier says about the embeddings `z` [n, D], read at its own prefix."""
+    said = {}
+    for dim, (kernel, bias) in classifiers.items():
+        parts = [
+            answers(jnp.asarray(z[start : start + ROWS, :dim]) @ kernel + bias, labels[start : start + ROWS])
+            for start in range(0, max(1, len(z)), ROWS)
+        ]
+        said[dim] = Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return said
