@@ -8,12 +8,19 @@ coordinates of `(z − mean) @ matrix` are the compression to m numbers, so thes
     random_projection  Gaussian directions (Johnson and Lindenstrauss, 1984)
     pca                principal directions, by descending variance
     pca_whitened       the same, each scaled to unit variance
+
+Only the last two centre: principal directions are those about the mean. Neighbours are compared by cosine, which depends
+on the origin, so at full width `pca` keeps the distances between embeddings but not their cosines; the first two keep
+both, `random_projection` both on average, `pca_whitened` neither.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg import solve_triangular
+
+ROWS = 8192  # embeddings at a time in float64
 
 Classifier = tuple[np.ndarray, np.ndarray]  # kernel [m, C] and bias [C]
 
@@ -22,7 +29,7 @@ class Compression(NamedTuple):
     """The map of one post-hoc arm."""
 
     mean: np.ndarray  # float32 [D]
-    matrix: np.ndarray  # float32 [D, D]
+    matrix: np.ndarray  # float32 [D, D]; columns of zeros, if any, come last
 
     def apply(self, z: np.ndarray) -> np.ndarray:
         """Embeddings [n, D] whose prefixes are the compressions of `z` [n, D]."""
@@ -30,7 +37,7 @@ class Compression(NamedTuple):
 
 
 def fit(name: str, z: np.ndarray, seed: int) -> Compression:
-    """The map called `name`, fitted on training embeddings `z` [n, D]; `seed` draws what is random."""
+    """The map called `name`, fitted on training embeddings `z` [n, D], n ≥ 1; `seed` draws what is random."""
     width = z.shape[1]
     rng = np.random.default_rng((seed, width))
     mean, matrix = np.zeros(width), np.eye(width)
@@ -42,19 +49,27 @@ def fit(name: str, z: np.ndarray, seed: int) -> Compression:
         case "random_projection":
             matrix = rng.normal(size=(width, width)) / np.sqrt(width)
         case "pca" | "pca_whitened":
-            mean = z.mean(axis=0, dtype=np.float64)
-            centred = z - mean
-            variance, matrix = np.linalg.eigh(centred.T @ centred / len(z))
-            variance, matrix = variance[::-1], matrix[:, ::-1]
-            largest = matrix[np.abs(matrix).argmax(axis=0), np.arange(width)]
-            matrix = matrix * np.sign(largest)  # a direction has no sign of its own
+            mean, variance, matrix = _principal(z)
             if name == "pca_whitened":
-                # Directions without variance hold rounding errors; dividing by those would blow them up.
-                real = variance > 1e-9 * max(variance[0], 1e-30)
+                # Where the deviation is under 1e-5 of an embedding's length, it is float32 rounding: not to be blown up.
+                real = variance > 1e-10 * (variance.sum() + mean @ mean)
                 matrix = np.where(real, matrix / np.sqrt(np.where(real, variance, 1.0)), 0.0)
         case _:
             raise ValueError(f"{name} is not a post-hoc arm")
     return Compression(mean.astype(np.float32), matrix.astype(np.float32))
+
+
+def _principal(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean [D], variances [D], descending, and directions [D, D] as columns, in float64; O(n·D² + D³)."""
+    mean = z.mean(axis=0, dtype=np.float64)
+    covariance = np.zeros((len(mean), len(mean)))
+    for start in range(0, len(z), ROWS):
+        centred = z[start : start + ROWS] - mean
+        covariance += centred.T @ centred / len(z)
+    variance, directions = np.linalg.eigh(covariance)
+    variance, directions = variance[::-1], directions[:, ::-1]
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0)
+    return mean, variance, directions * np.sign(largest)  # a direction has no sign of its own: largest entry positive
 
 
 def own_head(
@@ -62,13 +77,21 @@ def own_head(
 ) -> dict[int, Classifier]:
     """The full-width model's own classifier, kernel [D, C] and bias [C], on the compressed embeddings.
 
-    It reads the least-squares reconstruction of z from its m numbers, `mean + y[:m] @ pinv(matrix[:, :m])`. This is how
-    such baselines are usually published: without refitting, which they are the worse for.
+    It reads the least-squares reconstruction of z from its m numbers y, `mean + y · pinv(matrix[:, :m])`: coordinates that
+    were dropped become zero, principal directions that were dropped take their mean. For `random_projection` this is z
+    projected onto the m directions; the other candidate, `y · matrix[:, :m]ᵀ · D / m`, is unbiased, but its error is
+    about D / m times as long as z, and it does not return z at m = D. Such baselines are usually published with this
+    classifier, without refitting, which they are the worse for.
     """
-    kernel, bias = np.asarray(kernel, np.float64), np.asarray(bias, np.float64)
-    offset = bias + compression.mean @ kernel
+    kernel, matrix = np.asarray(kernel, np.float64), compression.matrix.astype(np.float64)
+    offset = (np.asarray(bias, np.float64) + compression.mean @ kernel).astype(np.float32)
+    rank = np.count_nonzero(matrix.any(axis=0))
+    # With matrix = Q R, the pseudoinverse of a prefix is R[:m, :m]⁻¹ Q[:, :m]ᵀ: one factorisation for all of them.
+    q, r = np.linalg.qr(matrix[:, :rank])
+    rotated = q.T @ kernel
     heads = {}
     for m in dims:
-        back = np.linalg.pinv(compression.matrix[:, :m].astype(np.float64))
-        heads[m] = ((back @ kernel).astype(np.float32), offset.astype(np.float32))
+        rows, used = np.zeros((m, kernel.shape[1]), np.float32), min(m, rank)
+        rows[:used] = solve_triangular(r[:used, :used], rotated[:used])
+        heads[m] = (rows, offset)
     return heads

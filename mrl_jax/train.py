@@ -79,8 +79,7 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
     at_once = trainer.at_once(members, splits["train"])
     for group in grouped(members, at_once):
         models = [directory / "checkpoints" / member.label / "model" for member in group]
-        done = [any(_is_of(row, member, config) for row in rows) for member in group]
-        if all(done) and all(map(checkpoint.steps, models)):
+        if all(_is_done(rows, member, config) for member in group) and all(map(checkpoint.steps, models)):
             continue
         name = group[0].label if len(group) == 1 else f"{group[0].label}-and-{len(group) - 1}-more"
         states = directory / "checkpoints" / name / "state"
@@ -145,6 +144,12 @@ def _is_of(row: Row, member: Member, config: Config) -> bool:
     arm = member.arm
     compressed = row.arm in arms.POSTHOC and arm.width == config.width
     return row.seed == member.seed and (compressed or (row.arm == arm.name and arm.width in (None, row.dim)))
+
+
+def _is_done(rows: Sequence[Row], member: Member, config: Config) -> bool:
+    """Whether evaluation.csv has everything that finishing `member` would give."""
+    expected = {member.arm.name, *(arms.posthoc(config.arms) if member.arm.width == config.width else ())}
+    return expected == {row.arm for row in rows if _is_of(row, member, config)}
 
 
 def _finish(

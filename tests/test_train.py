@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mrl_jax
-from mrl_jax import checkpoint, config, train
+from mrl_jax import arms, checkpoint, config, train
 from mrl_jax.errors import UserError
 from mrl_jax.program import Program
 from mrl_jax.runs import read_rows
@@ -58,13 +58,16 @@ def test_evaluation_is_tidy_and_complete(finished: Path) -> None:
     rows = read_rows(finished / "evaluation.csv")
     assert len({row[:-1] for row in rows}) == len(rows)
     have = {(r.arm, r.dim, r.metric) for r in rows if r.split == "test"}
-    everywhere = {"linear_top1", "linear_top5", "ece", "knn_top1", "map@10", "precision@10"}
+    own = {"linear_top1", "linear_top5", "ece"}
+    near = {"knn_top1", "map@10", "precision@10"}
+    bytewise = {f"{kind}_{metric}" for kind in ("int8", "bit") for metric in near}
     nesting, between = {4, 8, 16}, {6, 12}
     assert have == (
-        {("mrl", m, metric) for m in nesting for metric in everywhere}
-        | {("mrl", m, metric) for m in between for metric in ("knn_top1", "map@10", "precision@10")}
-        | {("mrl_e", m, metric) for m in nesting | between for metric in everywhere}
-        | {("ff", m, metric) for m in nesting for metric in everywhere}
+        {(a, m, metric) for a in arms.TRAINED for m in nesting for metric in own | near | bytewise | {"refit_top1"}}
+        | {(a, m, metric) for a in arms.POSTHOC for m in nesting for metric in own - {"ece"} | near | bytewise}
+        | {(a, m, metric) for a in (*arms.TRAINED[:3], *arms.POSTHOC) for m in between for metric in near}
+        | {("mrl_e", m, metric) for m in between for metric in own}  # a tied head reads any prefix
+        | {(a, m, "own_head_top1") for a in arms.POSTHOC for m in nesting | between}
     )
     assert {r.seed for r in rows} == {0, 1}
     assert all(0 <= r.value <= 1 for r in rows)
@@ -77,12 +80,44 @@ def test_predictions_are_the_outcomes_behind_the_table(finished: Path) -> None:
         with np.load(finished / "predictions" / f"{label}.npz") as outcomes:
             for key in outcomes.files:
                 split, metric, *dim = key.split("/")
-                if dim and int(dim[0]) in dims:
+                if metric == "prediction":
+                    right = outcomes[key] == outcomes[f"{split}/label"]
+                    np.testing.assert_array_equal(right, outcomes[f"{split}/linear_top1/{dim[0]}"])
+                elif dim and int(dim[0]) in dims:
                     value = rows[arm, int(label[-1]), int(dim[0]), split, metric]
                     assert outcomes[key].mean() == pytest.approx(value, abs=1e-6)
                     checked += 1
             assert len(outcomes["test/label"]) == 80
     assert checked > 10
+
+
+def test_post_hoc_arms_compress_the_full_width_model_of_their_seed(finished: Path) -> None:
+    """At full width an invertible map loses nothing: its own head says what FF(16) says, and where the map keeps
+    lengths and angles, so do the neighbours. Cut to less, the arms differ."""
+    value = {
+        (r.arm, r.seed, r.dim, r.metric): r.value for r in read_rows(finished / "evaluation.csv") if r.split == "test"
+    }
+    for seed in (0, 1):
+        for arm in arms.POSTHOC:
+            assert value[arm, seed, 16, "own_head_top1"] == pytest.approx(
+                value["ff", seed, 16, "linear_top1"], abs=0.013
+            )
+        for arm in ("truncated", "random_subset"):
+            assert value[arm, seed, 16, "knn_top1"] == pytest.approx(value["ff", seed, 16, "knn_top1"], abs=0.013)
+        # The classifier is refitted to equal embeddings.
+        assert value["truncated", seed, 16, "linear_top1"] == value["ff", seed, 16, "refit_top1"]
+    assert len({value[arm, 0, 4, "map@10"] for arm in arms.POSTHOC}) > 2
+
+
+def test_a_post_hoc_arm_without_results_is_finished_on_resuming(
+    finished: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "tiny" / "first")
+    table = tmp_path / "tiny" / "first" / "evaluation.csv"
+    whole = sorted(table.read_text().splitlines())
+    table.write_text("".join(line for line in table.read_text().splitlines(True) if ",pca,1," not in line))
+    assert train.main([*tiny, "arms=all", "seeds=2", f"results_dir={tmp_path}", "run=first", "resume=true"]) == 0
+    assert sorted(table.read_text().splitlines()) == whole
 
 
 def test_log_has_a_loss_for_each_granularity_that_an_arm_trains(finished: Path) -> None:

@@ -1,11 +1,10 @@
 """Linear classifiers fitted anew on embeddings at each prefix length, their regularisation chosen on validation.
 
 What an embedding is worth to whoever trains a classifier on it: post-hoc arms need one, and trained arms get the same
-for a comparison of embeddings alone. Ridge is there in an instant, but short prefixes of unequal classes need the
-logistic loss: on Reuters R52, truncated to 8 dimensions, validation accuracy is 76 % against 89 %.
+for a comparison of embeddings alone.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,9 @@ from scipy.optimize import minimize
 
 Classifier = tuple[np.ndarray, np.ndarray]  # kernel [m, C] and bias [C], float32
 
+ROWS = 8192  # embeddings at a time in float64
 RIDGE = tuple(10.0**e for e in range(1, -7, -1))  # penalties, in units of the mean variance of a coordinate
+SEARCH = {"ftol": 1e-6, "maxiter": 200}
 LOGISTIC = (1e-2, 1e-3, 1e-4, 1e-5)  # penalties per example, coordinates scaled to a mean variance of 1
 
 
@@ -39,31 +40,39 @@ def ridge(
     Returns:
         For each of `dims` the kernel [m, C] and bias [C]. Of equally accurate penalties the largest is taken.
     """
-    mean = z.mean(axis=0, dtype=np.float64)
-    centred = z - mean
-    targets = np.eye(classes)[labels]
-    base = targets.mean(axis=0)
-    gram, cross = centred.T @ centred, centred.T @ (targets - base)
+    mean, gram, cross = _moments(z, labels, classes)
+    shares = np.bincount(labels, minlength=classes) / len(labels)
+    # Variances below the rounding of float32 are none: it keeps the penalties off zero for embeddings that are all alike.
+    least = len(z) * float(np.finfo(np.float32).eps ** 2 * np.mean(mean**2) + np.finfo(np.float32).tiny)
     fitted = {}
     for m in dims:
-        values, vectors = np.linalg.eigh(gram[:m, :m])
-        values = np.maximum(values, 0.0)
-        rotated = vectors.T @ cross[:m]
-        scale = max(float(values.mean()), 1e-30)
-
-        def solutions(
-            m: int = m,
-            values: np.ndarray = values,
-            vectors: np.ndarray = vectors,
-            rotated: np.ndarray = rotated,
-            scale: float = scale,
-        ) -> Iterable[Classifier]:
-            for penalty in RIDGE:
-                kernel = vectors @ (rotated / (values + penalty * scale)[:, None])
-                yield kernel.astype(np.float32), (base - mean[:m] @ kernel).astype(np.float32)
-
-        fitted[m] = _best(solutions(), validation[:, :m], validation_labels)
+        kernels = _ridge_path(gram[:m, :m], cross[:m], least)
+        candidates = (_classifier(kernel, shares, mean[:m]) for kernel in kernels)
+        fitted[m] = _best(candidates, validation[:, :m], validation_labels)
     return fitted
+
+
+def _moments(z: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean [D], and the products [D, D] and [D, C] of centred embeddings with themselves and with one-hot classes.
+
+    Centring the classes too would change nothing, as centred embeddings sum to zero.
+    """
+    mean = z.mean(axis=0, dtype=np.float64)
+    gram, cross = np.zeros((len(mean), len(mean))), np.zeros((len(mean), classes))
+    for start in range(0, len(z), ROWS):
+        centred = z[start : start + ROWS] - mean
+        gram += centred.T @ centred
+        cross += centred.T @ np.eye(classes)[labels[start : start + ROWS]]
+    return mean, gram, cross
+
+
+def _ridge_path(gram: np.ndarray, cross: np.ndarray, least: float) -> Iterator[np.ndarray]:
+    """The kernels `(gram + penalty · mean eigenvalue · I)⁻¹ cross` [m, C], by descending penalty."""
+    values, vectors = np.linalg.eigh(gram)
+    values = np.maximum(values, 0.0)
+    rotated, scale = vectors.T @ cross, max(float(values.mean()), least)
+    for penalty in RIDGE:
+        yield vectors @ (rotated / (values + penalty * scale)[:, None])
 
 
 def logistic(
@@ -76,44 +85,47 @@ def logistic(
 ) -> dict[int, Classifier]:
     """Multinomial logistic regression with an L2 penalty on the kernel, by L-BFGS, warm-started down the penalties.
 
-    Arguments and result as for `ridge`. Minimises `mean cross-entropy + penalty / 2 · Σ kernel²`.
+    Arguments and result as for `ridge`. Minimises `mean cross-entropy + penalty / 2 · Σ kernel²` until a step gains less
+    than a millionth; one scale for all coordinates leaves the geometry of the embedding as it is.
     """
+    mean, variance = z.mean(axis=0, dtype=np.float64), z.var(axis=0, dtype=np.float64)
     labels_n = jnp.asarray(labels)
     fitted = {}
     for m in dims:
-        mean = z[:, :m].mean(axis=0, dtype=np.float64)
-        scale = max(float(np.sqrt(np.mean(z[:, :m].var(axis=0, dtype=np.float64)))), 1e-30)
-        x_nxm = jnp.asarray((z[:, :m] - mean) / scale, jnp.float32)
-
-        def objective(flat: np.ndarray, penalty: float, x: jax.Array = x_nxm, m: int = m) -> tuple[float, np.ndarray]:
-            value, slope = _logistic(jnp.asarray(flat, jnp.float32).reshape(m + 1, classes), penalty, x, labels_n)
-            return float(value), np.asarray(slope, np.float64).ravel()
-
-        def solutions(
-            m: int = m,
-            mean: np.ndarray = mean,
-            scale: float = scale,
-            objective: Callable[[np.ndarray, float], tuple[float, np.ndarray]] = objective,
-        ) -> Iterable[Classifier]:
-            flat = np.zeros((m + 1) * classes)
-            for penalty in LOGISTIC:
-                # A tighter tolerance doubles the time and moves validation accuracy by ±0.2 points, either way.
-                options = {"ftol": 1e-5, "maxiter": 200}
-                flat = minimize(objective, flat, (penalty,), "L-BFGS-B", jac=True, options=options).x
-                kernel, bias = flat.reshape(m + 1, classes)[:m] / scale, flat.reshape(m + 1, classes)[m]
-                yield kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)
-
-        fitted[m] = _best(solutions(), validation[:, :m], validation_labels)
+        scale = float(np.sqrt(variance[:m].mean())) or 1.0
+        x_mxn = jnp.asarray(((z[:, :m] - mean[:m]) / scale).T, jnp.float32)
+        path = _logistic_path(x_mxn, labels_n, classes)
+        candidates = (_classifier(weights[:, :m].T / scale, weights[:, m], mean[:m]) for weights in path)
+        fitted[m] = _best(candidates, validation[:, :m], validation_labels)
     return fitted
+
+
+def _logistic_path(x_mxn: jax.Array, labels_n: jax.Array, classes: int) -> Iterator[np.ndarray]:
+    """The minimisers [C, m + 1], the bias last, by descending penalty, each the start of the search for the next."""
+    shape = (classes, x_mxn.shape[0] + 1)
+
+    def objective(flat: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+        value, slope = _logistic(jnp.asarray(flat.reshape(shape), jnp.float32), penalty, x_mxn, labels_n)
+        return float(value), np.asarray(slope, np.float64).ravel()
+
+    flat = np.zeros(shape[0] * shape[1])
+    for penalty in LOGISTIC:
+        flat = minimize(objective, flat, (penalty,), "L-BFGS-B", jac=True, options=SEARCH).x
+        yield flat.reshape(shape)
 
 
 @jax.jit
 @jax.value_and_grad
-def _logistic(weights: jax.Array, penalty: float, x_nxm: jax.Array, labels_n: jax.Array) -> jax.Array:
-    """Objective of `logistic`; `weights` [m + 1, C], the bias last."""
-    logits = x_nxm @ weights[:-1] + weights[-1]
-    picked = jnp.take_along_axis(logits, labels_n[:, None], axis=1)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - picked) + 0.5 * penalty * jnp.sum(weights[:-1] ** 2)
+def _logistic(weights: jax.Array, penalty: float, x_mxn: jax.Array, labels_n: jax.Array) -> jax.Array:
+    """Objective of `logistic`; `weights` [C, m + 1], the bias last. Examples come last: twice as fast on the CPU."""
+    logits = weights[:, :-1] @ x_mxn + weights[:, -1:]
+    picked = jnp.take_along_axis(logits, labels_n[None], axis=0)[0]
+    return jnp.mean(jax.nn.logsumexp(logits, axis=0) - picked) + 0.5 * penalty * jnp.sum(weights[:, :-1] ** 2)
+
+
+def _classifier(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> Classifier:
+    """A classifier of centred embeddings as one of the embeddings themselves."""
+    return kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)
 
 
 def _best(candidates: Iterable[Classifier], z: np.ndarray, labels: np.ndarray) -> Classifier:
