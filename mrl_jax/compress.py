@@ -9,9 +9,9 @@ coordinates of `(z − mean) @ matrix` are the compression to m numbers, so thes
     pca                principal directions, by descending variance
     pca_whitened       the same, each scaled to unit variance
 
-Only the last two centre: principal directions are those about the mean. Neighbours are compared by cosine, which depends
-on the origin, so at full width `pca` keeps the distances between embeddings but not their cosines; the first two keep
-both, `random_projection` both on average, `pca_whitened` neither.
+Only the last two centre: principal directions are those about the mean. Neighbours are compared by cosine, which
+depends on the origin, so at full width `pca` keeps the distances between embeddings but not their cosines; the first
+two keep both, `random_projection` squared distances and inner products on average, `pca_whitened` neither.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,8 @@ class Compression(NamedTuple):
 
     def apply(self, z: np.ndarray) -> np.ndarray:
         """Embeddings [n, D] whose prefixes are the compressions of `z` [n, D]."""
-        return (z - self.mean) @ self.matrix
+        compressed: np.ndarray = (z - self.mean) @ self.matrix
+        return compressed
 
 
 def fit(name: str, z: np.ndarray, seed: int) -> Compression:
@@ -51,7 +52,7 @@ def fit(name: str, z: np.ndarray, seed: int) -> Compression:
         case "pca" | "pca_whitened":
             mean, variance, matrix = _principal(z)
             if name == "pca_whitened":
-                # Where the deviation is under 1e-5 of an embedding's length, it is float32 rounding: not to be blown up.
+                # A deviation under 1e-5 of an embedding's length is float32 rounding, not to be blown up.
                 real = variance > 1e-10 * (variance.sum() + mean @ mean)
                 matrix = np.where(real, matrix / np.sqrt(np.where(real, variance, 1.0)), 0.0)
         case _:
@@ -77,11 +78,11 @@ def own_head(
 ) -> dict[int, Classifier]:
     """The full-width model's own classifier, kernel [D, C] and bias [C], on the compressed embeddings.
 
-    It reads the least-squares reconstruction of z from its m numbers y, `mean + y · pinv(matrix[:, :m])`: coordinates that
-    were dropped become zero, principal directions that were dropped take their mean. For `random_projection` this is z
-    projected onto the m directions; the other candidate, `y · matrix[:, :m]ᵀ · D / m`, is unbiased, but its error is
-    about D / m times as long as z, and it does not return z at m = D. Such baselines are usually published with this
-    classifier, without refitting, which they are the worse for.
+    It reads the least-squares reconstruction of z from its m numbers y, `mean + y · pinv(matrix[:, :m])`: coordinates
+    that were dropped become zero, principal directions that were dropped take their mean. For `random_projection` this
+    is z projected onto the m directions; the other candidate, `y · matrix[:, :m]ᵀ · D / m`, is unbiased, but its
+    squared error is about D / m times that of guessing zero, and it does not return z at m = D. Such baselines are
+    usually published with this classifier, without refitting, which they are the worse for.
     """
     kernel, matrix = np.asarray(kernel, np.float64), compression.matrix.astype(np.float64)
     offset = (np.asarray(bias, np.float64) + compression.mean @ kernel).astype(np.float32)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mrl_jax.evaluate import neighbours as search
 from mrl_jax.evaluate.neighbours import neighbours
-from mrl_jax.evaluate.quantised import SHORTLIST, bytes_of, int8, one_bit
+from mrl_jax.evaluate.quantised import SHORTLIST, int8, one_bit
 
 DIMS = (2, 5, 16)
 
@@ -17,7 +17,7 @@ def gaussian(count: int, seed: int) -> np.ndarray:
 
 
 def dyadic(rng: np.random.Generator, count: int, width: int = DIMS[-1]) -> np.ndarray:
-    """Few different values whose sums are exact, so that equal scores are equal in any precision and order of adding."""
+    """Few different values whose sums are exact, so that equal scores are equal in any order of adding."""
     return (rng.integers(-3, 4, (count, width)) / 4).astype(np.float32)
 
 
@@ -158,10 +158,3 @@ def test_zero_coordinates_and_missing_queries_are_no_trouble(quantised):
     zeros = np.zeros((6, DIMS[-1]), np.float32)
     for found in quantised(gaussian(3, 0), zeros, DIMS, 6):
         np.testing.assert_array_equal(found, [list(range(6))] * 3)
-
-
-def test_bytes_of_stored_embeddings():
-    assert [bytes_of("float32", m) for m in (8, 12)] == [32, 48]
-    assert [bytes_of("int8", m) for m in (8, 12)] == [8, 12]
-    assert [bytes_of("bit", m) for m in (1, 8, 9, 256)] == [1, 1, 2, 32]
-    assert bytes_of("bit", 1001) == len(np.packbits(np.ones(1001, bool)))

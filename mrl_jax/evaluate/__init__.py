@@ -8,8 +8,7 @@ import numpy as np
 from mrl_jax import nesting
 from mrl_jax.arms import Arm
 from mrl_jax.config import EvaluationConfig
-from mrl_jax.evaluate import calibration, classification, neighbours
-from mrl_jax.evaluate import quantised as quantisation
+from mrl_jax.evaluate import calibration, classification, neighbours, quantised
 from mrl_jax.evaluate.classification import Classifiers
 
 NEIGHBOURS = 10  # k of map@k and precision@k
@@ -56,7 +55,9 @@ def score(
         if config.neighbours:
             yield from ((split, s) for s in nearest(z[split], labels[split], z["train"], labels["train"], dims))
         if config.neighbours and config.quantised:
-            yield from ((split, s) for s in quantised(z[split], labels[split], z["train"], labels["train"], nested))
+            yield from (
+                (split, s) for s in nearest_quantised(z[split], labels[split], z["train"], labels["train"], nested)
+            )
 
 
 def linear(z: np.ndarray, labels: np.ndarray, classifiers: Classifiers) -> Iterator[Score]:
@@ -84,12 +85,12 @@ def nearest(
             yield Score(dim, metric, float(values.mean()), values)
 
 
-def quantised(
+def nearest_quantised(
     z: np.ndarray, labels: np.ndarray, database: np.ndarray, database_labels: np.ndarray, wanted: Sequence[int]
 ) -> Iterator[Score]:
     """`int8_…` and `bit_…`: the metrics of `nearest` when the database is kept in 8 bits or 1 bit a coordinate."""
     k = min(NEIGHBOURS, len(database))
-    for kind, search in (("int8", quantisation.int8), ("bit", quantisation.one_bit)):
+    for kind, search in (("int8", quantised.int8), ("bit", quantised.one_bit)):
         for dim, indices in zip(wanted, search(z, database, wanted, k), strict=True):
             for metric, values in neighbours.outcomes(indices, labels, database_labels, NEIGHBOURS).items():
                 yield Score(dim, f"{kind}_{metric}", float(values.mean()), values)
