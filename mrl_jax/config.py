@@ -132,29 +132,14 @@ def from_command_line(overrides: list[str]) -> Config:
         try:
             composed = compose("config", overrides=overrides)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UserError(_explain(error, overrides)) from None
+            raise UserError(explain(error, overrides)) from None
     try:
         return parse(OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
 
 
-def check_sweep(overrides: list[str]) -> None:
-    """Check a sweep before its first job: the configuration with the first value of each swept key."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        first = [
-            f"{str(o.input_line).partition('=')[0]}={next(iter(o.sweep_string_iterator()))}"
-            if o.is_sweep_override()
-            else o.input_line
-            for o in parsed
-        ]
-    except HydraException as error:
-        raise UserError(_explain(error, overrides)) from None
-    from_command_line([word for word in first if word is not None and not word.startswith("hydra")])
-
-
-def _explain(error: Exception, overrides: list[str]) -> str:
+def explain(error: Exception, overrides: list[str]) -> str:
     """One sentence for what Hydra says in several, naming the override at fault and the nearest allowed one."""
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)

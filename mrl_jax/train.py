@@ -22,10 +22,10 @@ from typing import Any
 
 import hydra
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
-from mrl_jax import arms, checkpoint, compress, data, encoders, evaluate, heads, inputs, report, runs
+from mrl_jax import arms, checkpoint, compress, data, encoders, evaluate, heads, inputs, report, runs, sweeps
 from mrl_jax import config as configuration
 from mrl_jax.arms import Member
 from mrl_jax.batches import Examples
@@ -69,8 +69,7 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
         raise UserError(f"resume=true: {directory} has checkpoints but no dataset.json to compare the data with")
     reader.save(directory)
     runs.write(directory / "dataset.json", _json(described))
-    population = arms.expand(config.arms, config.nesting_dims, config.loss.weights)
-    members = [Member(arm, seed) for seed in range(config.seeds) for arm in population]
+    members = _members(config)
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     print(f"{directory}: {len(members)} to train, {program.steps:,} steps each; {counts}", file=sys.stderr)
     evaluation = directory / "evaluation.csv"
@@ -93,6 +92,11 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
         with contextlib.suppress(OSError):
             states.parent.rmdir()  # of a population: its members have folders of their own
     return directory
+
+
+def _members(config: Config) -> list[Member]:
+    population = arms.expand(config.arms, config.nesting_dims, config.loss.weights)
+    return [Member(arm, seed) for seed in range(config.seeds) for arm in population]
 
 
 def describe(config: Config, dataset: Dataset, reader: inputs.Reader, splits: dict[str, Examples]) -> dict[str, Any]:
@@ -209,20 +213,22 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     report.forgiving_output()
+    words = [word for word in arguments if not word.startswith("-")]
     try:
-        if not any(word.startswith("-") for word in arguments):
+        if words == arguments:
             return _run(configuration.from_command_line(arguments))
-        if {"-m", "--multirun"} & set(arguments):
-            configuration.check_sweep([word for word in arguments if not word.startswith("-")])
+        sweep = sweeps.prepare(words) if {"-m", "--multirun"} & set(arguments) else None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    sys.argv[1:] = arguments  # --multirun, --help, --cfg, …: Hydra's own business
-    _failed.clear()
-    _hydra_main()
-    if _failed:
-        print(f"error: {len(_failed)} of the jobs failed, see above", file=sys.stderr)
-    return max(_failed, default=0)
+    # The rest is Hydra's own business: --help, --cfg, --multirun, …
+    sys.argv[1:] = [*arguments, *(sweep.overrides if sweep else ())]
+    try:
+        _hydra_main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command, started again, does only what is missing", file=sys.stderr)
+        return sweeps.INTERRUPTED
+    return sweeps.summary(sweep.directory) if sweep else 0
 
 
 def _run(settings: Config) -> int:
@@ -250,19 +256,18 @@ def _run(settings: Config) -> int:
 
 @hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")
 def _hydra_main(composed: DictConfig) -> None:
-    """One job of a sweep. One that fails says why and stops no other; an interrupt stops them all."""
-    try:
-        status = _run(configuration.parse(OmegaConf.to_container(composed, resolve=True)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    if status == 130:
-        raise SystemExit(status)
-    if status:
-        _failed.append(status)
+    sweeps.job(composed, _run, _is_complete)
 
 
-_failed: list[int] = []  # exit statuses of the jobs of a sweep in this process
+def _is_complete(directory: Path, config: Config) -> bool:
+    """Whether the run that `config` describes has every result in `directory`."""
+    if configuration.differences(configuration.from_yaml(directory / "config.yaml"), config):
+        return False  # resuming says what differs
+    rows = runs.read_rows(directory / "evaluation.csv")
+    return all(
+        _is_done(rows, member, config) and checkpoint.steps(directory / "checkpoints" / member.label / "model")
+        for member in _members(config)
+    )
 
 
 if __name__ == "__main__":

@@ -1,85 +1,49 @@
-"""Tables and plots say what evaluation.csv and metrics.jsonl say, and the same bytes each time."""
+"""The command line of the report, and the table and plots of one run that training ends with."""
 
+import csv
 import re
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
+from made_runs import ARMS, DIMS, make_run
 
-from mrl_jax import report, runs
-from mrl_jax.config import Config
-from mrl_jax.data import DataConfig
-from mrl_jax.encoders.mlp import MLPConfig
-from mrl_jax.errors import UserError
-from mrl_jax.runs import Log, Row
+from mrl_jax import report, runs, study
 
-DIMS = (4, 8, 16)
-
-
-def value(arm: str, seed: int, dim: int, metric: str) -> float:
-    """A made-up score, different for each row."""
-    return 0.5 + 0.02 * DIMS.index(dim) + 0.01 * seed + 0.001 * len(arm) + 0.0001 * report.METRICS.index(metric)
-
-
-def make_run(results: Path, arms: tuple[str, ...] = ("mrl", "mrl_e", "ff"), seeds: int = 1) -> Path:
-    settings = Config(
-        data=DataConfig("features"),
-        encoder=MLPConfig(),
-        name="study",
-        width=16,
-        nesting_dims=DIMS,
-        arms=arms,
-        seeds=seeds,
-        results_dir=str(results),
-        run="first",
-    )
-    directory = runs.claim(settings)
-    grid = [(arm, seed, dim) for arm in arms for seed in range(seeds) for dim in DIMS]
-    runs.write_rows(
-        directory / "evaluation.csv",
-        [
-            Row("study", arm, seed, dim, split, metric, value(arm, seed, dim, metric) - 0.3 * (split == "validation"))
-            for arm, seed, dim in grid
-            for split in ("validation", "test")
-            for metric in report.METRICS
-            if not (arm == "ff" and metric == "ece")
-        ],
-    )
-    Log(directory / "metrics.jsonl").append(
-        {"member": f"{arm}-seed{seed}", "arm": arm, "step": step, "split": split, "accuracy": {str(dim): step / 20}}
-        for arm, seed, dim in grid
-        for step in (5, 10)
-        for split in ("train", "validation")
-    )
-    return directory
+FILES = ["differences.csv", "report.html", "report.md", "tables.tex"]
 
 
 def numbers(table: str, arm: str) -> dict[int, list[str]]:
     """The cells of an arm's part of the table, by dim."""
-    part = table.split(f"{report.ARMS[arm]}, ")[1].split("\n\n")[0].splitlines()
+    part = table.split(f"{study.LABELS[arm]}, ")[1].split("\n\n")[0].splitlines()
     return {int(line.split()[0]): re.split(r"\s{2,}", line.strip())[1:] for line in part[2:]}
 
 
-def test_the_table_holds_the_numbers_of_the_test_split(tmp_path):
-    table = report.table(make_run(tmp_path))
-    for arm in ("mrl", "mrl_e"):
-        wanted = {dim: [f"{value(arm, 0, dim, metric):.4f}" for metric in report.METRICS] for dim in DIMS}
+def values(directory: Path, arm: str, dim: int, metric: str, split: str = "test") -> list[float]:
+    rows = runs.read_rows(directory / "evaluation.csv")
+    return [r.value for r in rows if (r.arm, r.dim, r.metric, r.split) == (arm, dim, metric, split)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_the_table_of_a_run_holds_the_numbers_of_the_split(tmp_path, split):
+    directory = make_run(tmp_path, arms=("all",), seeds=1)
+    table = report.table(directory, split)
+    for arm in ARMS:
+        # Post-hoc arms have no calibration error: their scores are no probabilities.
+        metrics = [m for m in report.METRICS if m != "ece" or arm in ("mrl", "mrl_e", "mrl_sampled", "ff")]
+        wanted = {dim: [f"{values(directory, arm, dim, m, split)[0]:.4f}" for m in metrics] for dim in DIMS}
         assert numbers(table, arm) == wanted
-    metrics = [metric for metric in report.METRICS if metric != "ece"]  # which this run did not measure for FF
-    assert numbers(table, "ff") == {dim: [f"{value('ff', 0, dim, metric):.4f}" for metric in metrics] for dim in DIMS}
-
-
-def test_the_table_of_another_split_can_be_asked_for(tmp_path):
-    table = report.table(make_run(tmp_path), split="validation")
-    assert numbers(table, "mrl")[4][0] == f"{value('mrl', 0, 4, 'linear_top1') - 0.3:.4f}"
 
 
 def test_several_seeds_are_summed_up_by_mean_and_sample_standard_deviation(tmp_path):
-    cells = numbers(report.table(make_run(tmp_path, seeds=3)), "mrl")
-    values = [value("mrl", seed, 8, "linear_top1") for seed in range(3)]
-    assert cells[8][0] == f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.3f}"
+    directory = make_run(tmp_path, seeds=3)
+    three = values(directory, "mrl", 8, "linear_top1")
+    assert len(three) == 3
+    assert numbers(report.table(directory), "mrl")[8][0] == f"{np.mean(three):.4f} ± {np.std(three, ddof=1):.3f}"
 
 
 def test_a_metric_that_lacks_at_one_dim_is_a_dash_there(tmp_path):
@@ -92,70 +56,85 @@ def test_a_metric_that_lacks_at_one_dim_is_a_dash_there(tmp_path):
     assert cells[4][at] != "–"
 
 
-def test_the_same_numbers_draw_the_same_bytes(tmp_path):
-    directory = make_run(tmp_path, seeds=2)
-    first = {path: path.read_bytes() for path in report.draw(directory)}
-    assert sorted(path.name for path in first) == ["accuracy.png", "accuracy.svg", "training.png", "training.svg"]
-    for path in first:
-        path.unlink()
-    assert {path: path.read_bytes() for path in report.draw(directory)} == first
-
-
-def test_other_numbers_draw_other_pictures(tmp_path):
+def test_a_run_is_drawn_into_its_own_folder(tmp_path):
     directory = make_run(tmp_path)
-    first = {path: path.read_bytes() for path in report.draw(directory)}
-    rows = runs.read_rows(directory / "evaluation.csv")
-    runs.write_rows(directory / "evaluation.csv", [r._replace(value=r.value / 2 * (r.dim > 4)) for r in rows])
-    second = {path: path.read_bytes() for path in report.draw(directory)}
-    assert {path.name for path in first if first[path] != second[path]} == {"accuracy.png", "accuracy.svg"}
+    drawn = report.draw(directory)
+    names = [f"{name}.{suffix}" for name in ("accuracy", "training") for suffix in ("png", "svg")]
+    assert drawn == [directory / "plots" / name for name in names]
+    assert all(path.stat().st_size > 1000 for path in drawn)
 
 
-def test_plots_are_images_that_name_the_arms_and_the_dims(tmp_path):
-    directory = make_run(tmp_path)
-    report.draw(directory)
-    text = {
-        name: set(ElementTree.parse(directory / "plots" / f"{name}.svg").getroot().itertext())
-        for name in ("accuracy", "training")
-    }
-    for drawn in text.values():
-        assert {"MRL", "MRL-E", "FF (fixed size)", "4", "8", "16"} <= {part.strip() for part in drawn}
-    assert imread(directory / "plots" / "accuracy.png").std() > 0
+def test_the_command_writes_tables_plots_and_a_page(tmp_path, capsys):
+    directory = make_run(tmp_path, arms=("all",), seeds=2)
+    assert report.main([str(directory)]) == 0
+    out = directory / "report"
+    assert sorted(path.name for path in out.iterdir() if path.is_file()) == FILES
+    plots = {path.name for path in (out / "plots").iterdir()}
+    names = (
+        "accuracy",
+        "training",
+        "differences-linear_top1",
+        "differences-knn_top1",
+        "bytes",
+        "oracle",
+        "classes-mrl",
+    )
+    assert {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")} <= plots
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", (out / "report.md").read_text()):
+        assert (out / name).is_file()
+    said = capsys.readouterr()
+    assert "MRL − FF: " in said.out
+    assert "[" in said.out.split("MRL, classifier, minus")[1]
+    assert str(out) in said.err
 
 
-def test_the_lines_of_the_accuracy_plot_are_the_means_over_seeds():
-    rows = [
-        Row("study", "mrl", seed, dim, "test", "linear_top1", value("mrl", seed, dim, "linear_top1"))
-        for dim in (8, 4)
-        for seed in range(2)
-    ]
-    figure = report.accuracy_against_dim(rows, DIMS)
-    (ax,) = figure.axes
-    at, height = ax.lines[0].get_data()
-    assert list(at) == [4, 8]
-    wanted = [50 * sum(value("mrl", seed, dim, "linear_top1") for seed in range(2)) for dim in (4, 8)]
-    assert list(height) == pytest.approx(wanted)
+def test_the_same_runs_make_the_same_bytes_and_other_numbers_others(tmp_path):
+    directory = make_run(tmp_path, arms=("mrl", "ff"))
+    for out in ("one", "two"):
+        assert report.main([str(directory), "--out", str(tmp_path / out)]) == 0
+    first = contents(tmp_path / "one")
+    assert first == contents(tmp_path / "two")
+    assert not (directory / "report").exists()
+    make_run(tmp_path / "other", arms=("mrl", "ff"), score=lambda arm, dim: 0.4 + 0.02 * dim)
+    assert report.main([str(tmp_path / "other"), "--out", str(tmp_path / "three")]) == 0
+    third = contents(tmp_path / "three")
+    assert {name for name in first if first[name] == third.get(name)} == set()
 
 
-def test_a_run_without_evaluation_has_nothing_to_draw(tmp_path):
-    directory = make_run(tmp_path)
-    (directory / "evaluation.csv").unlink()
-    with pytest.raises(UserError, match=r"has nothing to draw yet: evaluation\.csv is missing or empty"):
-        report.draw(directory)
+def test_several_paths_are_one_report_in_the_first(tmp_path, capsys):
+    make_run(tmp_path / "a", arms=("mrl",))
+    make_run(tmp_path / "b", arms=("ff",))
+    assert report.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    with (tmp_path / "a" / "report" / "differences.csv").open() as file:
+        pairs = {(row["a"], row["b"]) for row in csv.DictReader(file)}
+    assert pairs == {("MRL", "FF")}
+    # The report lies below the experiment's folder and is not taken for a run the next time.
+    assert report.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
 
 
-def test_the_command_prints_the_table_and_draws_the_plots(tmp_path, capsys):
-    directory = make_run(tmp_path)
-    assert report.main([str(tmp_path / "study")]) == 0  # the experiment stands for its latest run
-    assert capsys.readouterr().out.strip() == report.table(directory).strip()
-    assert (directory / "plots" / "accuracy.png").is_file()
+def test_a_run_of_one_arm_and_one_seed_still_has_a_report(tmp_path, capsys):
+    directory = make_run(tmp_path, arms=("mrl_e",), seeds=1)
+    assert report.main([str(directory)]) == 0
+    said = capsys.readouterr().out
+    assert "No ff arm: MRL-E − FF is not shown." in said
+    assert "One seed: differences have no interval." in said
+    assert "Top-1 test accuracy (%) of the classifier" in said
 
 
-@pytest.mark.parametrize("arguments", [[], ["a", "b"], ["--help"]])
-def test_the_command_explains_its_usage(arguments, capsys):
-    assert report.main(arguments) == 2
-    assert "usage: python -m mrl_jax.report RUN" in capsys.readouterr().err
+def test_mistakes_are_one_sentence(tmp_path, capsys):
+    make_run(tmp_path)
+    make_run(tmp_path, run="second", fingerprint="bb")
+    for path in (tmp_path / "nowhere", tmp_path):
+        assert report.main([str(path)]) == 2
+        assert re.fullmatch(r"error: [^\n]*(has no run|cannot be compared)[^\n]*\n", capsys.readouterr().err)
+    assert not (tmp_path / "report").exists()
+    (tmp_path / "file").write_text("")
+    assert report.main([str(tmp_path / "made" / "first"), "--out", str(tmp_path / "file")]) == 2
+    assert re.search(r"^error: .*file", capsys.readouterr().err, re.MULTILINE)
 
 
-def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, capsys):
-    assert report.main([str(tmp_path)]) == 2
-    assert re.fullmatch(r"error: .* is not a run: .*\n", capsys.readouterr().err)
+@pytest.mark.parametrize(("arguments", "status"), [([], 2), (["--wrong", "a"], 2), (["--help"], 0)])
+def test_the_command_explains_its_usage(arguments, status, capsys):
+    assert report.main(arguments) == status
+    said = capsys.readouterr()
+    assert "usage: python -m mrl_jax.report [-h] [--out DIR] PATH [PATH ...]" in said.out + said.err

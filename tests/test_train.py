@@ -109,6 +109,21 @@ def test_post_hoc_arms_compress_the_full_width_model_of_their_seed(finished: Pat
     assert len({value[arm, 0, 4, "map@10"] for arm in arms.POSTHOC}) > 2
 
 
+def test_members_trained_together_get_the_same_metrics_as_in_turn(
+    finished: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    arguments = [*tiny, "arms=all", "seeds=2", f"results_dir={tmp_path}", "run=together"]
+    assert train.main([*arguments, "trainer.population=vmap", "trainer.arms_at_once=5"]) == 0
+    in_turn, together = (
+        {row[:-1]: row.value for row in read_rows(directory / "evaluation.csv")}
+        for directory in (finished, tmp_path / "tiny" / "together")
+    )
+    assert in_turn.keys() == together.keys()
+    for row, value in in_turn.items():
+        refitted = row[5] == "refit_top1" or row[1] in arms.POSTHOC  # L-BFGS may stop a step earlier: an example or two
+        assert together[row] == pytest.approx(value, abs=0.03 if refitted else 1e-5), row
+
+
 def test_a_post_hoc_arm_without_results_is_finished_on_resuming(
     finished: Path, tiny: list[str], tmp_path: Path
 ) -> None:

@@ -1,0 +1,428 @@
+"""A study: any number of runs gathered, checked to be comparable, and read arm by arm.
+
+Runs that differ only in what cannot change a model (arms, seeds, names, how the population was scheduled) are pooled as
+one variant; runs that differ in other keys become variants of their own, so that one arm can be compared between them.
+What cannot be compared is refused: other data, another number of steps, another batch size.
+"""
+
+import functools
+import json
+import os
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mrl_jax import arms, runs
+from mrl_jax import config as configuration
+from mrl_jax.config import Config
+from mrl_jax.errors import UserError
+from mrl_jax.runs import Row
+from mrl_jax.statistics import Crossover, Difference
+from mrl_jax.trainer import steps
+
+LABELS = {
+    "mrl": "MRL",
+    "mrl_e": "MRL-E",
+    "mrl_sampled": "MRL sampled",
+    "ff": "FF",
+    "truncated": "truncated",
+    "random_subset": "random subset",
+    "random_projection": "random projection",
+    "pca": "PCA",
+    "pca_whitened": "PCA whitened",
+}
+NESTED = ("mrl", "mrl_e", "mrl_sampled")
+BASELINES = ("ff", "truncated", "pca")  # what a nested arm is compared with
+
+REFITTED = "Against arms compressed after training, nested arms are read by a refitted classifier too (refit_top1)."
+NOT_REFITTED = (
+    "Arms compressed after training have refitted classifiers, nested arms their own: there is no refit_top1."
+)
+
+# Keys that do not make another variant: they leave every model as it is, or are checked on their own (the steps).
+SAME_VARIANT = {
+    "name", "arms", "seeds", "run", "resume", "results_dir",
+    "trainer.population", "trainer.arms_at_once", "trainer.checkpoint_seconds", "trainer.log_every",
+    "trainer.steps", "trainer.epochs",
+    "evaluation.interpolated", "evaluation.dims", "evaluation.neighbours", "evaluation.quantised",
+    "evaluation.batch_size",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line in the plots: an arm of one configuration."""
+
+    arm: str
+    variant: str | None = None  # None when all gathered runs share one configuration
+
+    @property
+    def label(self) -> str:
+        return LABELS[self.arm] + ("" if self.variant is None else f" · {self.variant}")
+
+    @property
+    def key(self) -> str:
+        """The label for file names and HTML: letters, digits, `_`, `-` and one dot."""
+        if self.variant is None:
+            return self.arm
+        return f"{self.arm}." + re.sub(r"[^A-Za-z0-9_-]", lambda sign: f"_{ord(sign[0]):x}", self.variant)
+
+
+class Comparison(NamedTuple):
+    """Arm `a` minus arm `b`, paired by seed and test example, at the nesting dims that both have."""
+
+    a: Series
+    b: Series
+    differences: list[Difference]
+    crossover: Crossover
+    tax: Difference | None  # b − a at full width: what nesting costs there; None where it was not measured
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a finished or interrupted run left behind."""
+
+    directory: Path
+    config: Config
+    rows: list[Row]
+    dataset: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    @property
+    def started(self) -> tuple[datetime, str]:
+        """Sorts runs by age; one without a readable time is the oldest."""
+        try:
+            time = datetime.fromisoformat(self.environment["started"])
+        except (KeyError, TypeError, ValueError):
+            time = datetime.min
+        return (time if time.tzinfo else time.replace(tzinfo=UTC), str(self.directory))
+
+    @functools.cached_property
+    def members(self) -> dict[str, list[Row]]:
+        """The label of each member with results → its rows; post-hoc arms count as members."""
+        found = defaultdict(list)
+        for row in self.rows:
+            found[_member(row)].append(row)
+        return dict(found)
+
+    def missing(self) -> list[str]:
+        """The members that the configuration asks for and that have no results."""
+        trained = arms.expand(self.config.arms, self.config.nesting_dims, self.config.loss.weights)
+        names = [arm.label for arm in trained] + list(arms.posthoc(self.config.arms))
+        wanted = [f"{name}-seed{seed}" for seed in range(self.config.seeds) for name in names]
+        return [label for label in wanted if label not in self.members]
+
+
+@dataclass
+class Study:
+    """Runs that can be compared. Every array has the same seeds in the same order, and the same test examples."""
+
+    name: str
+    title: str
+    series: tuple[Series, ...]
+    dims: tuple[int, ...]  # the nesting dims, of all variants
+    width: int  # the largest embedding width
+    classes: tuple[str, ...]
+    labels: np.ndarray  # int32 [n], of the test split; empty where no predictions were kept
+    seeds: int
+    notes: tuple[str, ...]  # sentences for the reader
+    log: list[dict[str, Any]]  # the lines of all metrics.jsonl, each with its `variant`
+    environment: list[dict[str, Any]]  # a mapping a run, with its `run`
+    _values: Mapping[tuple[Series, str, str, int], np.ndarray] = field(repr=False)
+    _files: Mapping[Series, Mapping[int | None, list[Path]]] = field(repr=False)  # width of a fixed-size model → [S]
+    _cache: dict[tuple[Series, str], dict[int, np.ndarray]] = field(default_factory=dict, repr=False)
+
+    def find(self, arm: str, variant: str | None = None) -> Series | None:
+        """The series of an arm, where the study has it."""
+        return next((s for s in self.series if (s.arm, s.variant) == (arm, variant)), None)
+
+    @property
+    def variants(self) -> tuple[str | None, ...]:
+        return tuple(dict.fromkeys(series.variant for series in self.series))
+
+    def values(self, series: Series, metric: str, split: str = "test") -> dict[int, np.ndarray]:
+        """dim → float [S], one value a seed, ascending dims; empty where the metric was not measured."""
+        found = {dim: v for (s, m, part, dim), v in self._values.items() if (s, m, part) == (series, metric, split)}
+        return dict(sorted(found.items()))
+
+    def outcomes(self, series: Series, metric: str) -> dict[int, np.ndarray]:
+        """dim → float32 [S, n], per test example; dims for which some seed has none are left out."""
+        return self._read(series, f"test/{metric}/")
+
+    def predictions(self, series: Series) -> dict[int, np.ndarray]:
+        """dim → int32 [S, n], the class that the arm's own classifier predicted for each test example."""
+        return self._read(series, "test/prediction/")
+
+    def _read(self, series: Series, prefix: str) -> dict[int, np.ndarray]:
+        if (series, prefix) not in self._cache:
+            found: dict[int, np.ndarray] = {}
+            for paths in self._files[series].values():
+                each = [_arrays(path, prefix) for path in paths]
+                for dim in set.intersection(*(set(one) for one in each)):
+                    found[dim] = np.stack([one[dim] for one in each])
+            self._cache[series, prefix] = dict(sorted(found.items()))
+        return self._cache[series, prefix]
+
+
+def gather(paths: Sequence[Path]) -> Study:
+    """The study of the runs at `paths`, each a run or a folder with runs below it.
+
+    Raises:
+        UserError: no run there, or none with results; two runs that cannot be compared; a damaged file.
+    """
+    notes: list[str] = []
+    every = [_load(directory) for directory in _directories(paths)]
+    used = sorted((run for run in every if run.rows), key=lambda run: run.started)
+    if not used:
+        raise UserError(
+            f"{every[0].directory} has nothing to report yet: evaluation.csv is missing or empty"
+            + ("" if len(every) == 1 else f", and so in the {len(every) - 1} other runs")
+        )
+    for run in used[1:]:
+        _refuse(used[0], run)
+    names = _names([run.directory for run in every])
+    for run in every:
+        if missing := run.missing():
+            shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+            notes.append(f"{names[run.directory]} was cut short: no results of {shown}; resume=true continues it.")
+    variants = _variants(used, names)
+    chosen: dict[tuple[str | None, str], Run] = {}  # variant and member → the run that it is taken from
+    for variant, pooled in variants.items():
+        for run in pooled:  # oldest first
+            twice = [label for label in run.members if (variant, label) in chosen]
+            if twice:
+                older = chosen[variant, twice[0]]
+                notes.append(
+                    f"{', '.join(twice[:6])}{' …' if len(twice) > 6 else ''}: in {names[older.directory]} and in "
+                    f"{names[run.directory]}, which is newer and is used."
+                )
+            chosen |= {(variant, label): run for label in run.members}
+    return _assemble(used, chosen, names, notes)
+
+
+def _assemble(
+    used: Sequence[Run],
+    chosen: Mapping[tuple[str | None, str], Run],
+    names: Mapping[Path, str],
+    notes: list[str],
+) -> Study:
+    """The arrays of the study, from the member → run choice."""
+    rows = [(variant, row) for (variant, label), run in chosen.items() for row in run.members[label]]
+    present = {Series(row.arm, variant) for variant, row in rows}
+    order = list(dict.fromkeys(variant for variant, _ in chosen))
+    series = tuple(sorted(present, key=lambda s: (order.index(s.variant), list(LABELS).index(s.arm))))
+    by_seed: dict[tuple[Series, str, str, int], dict[int, float]] = defaultdict(dict)
+    for variant, row in rows:
+        by_seed[Series(row.arm, variant), row.metric, row.split, row.dim][row.seed] = row.value
+    dims = tuple(sorted({dim for run in used for dim in run.config.nesting_dims}))
+    seeds = _shared_seeds(series, by_seed, dims, notes)
+    values = {
+        key: np.array([of[seed] for seed in seeds]) for key, of in by_seed.items() if all(seed in of for seed in seeds)
+    }
+    files = _prediction_files(series, chosen, seeds, notes)
+    notes += _absent_arms(series)
+    if any(s.arm in arms.POSTHOC for s in series) and any(s.arm in NESTED for s in series):
+        refitted = any(s.arm in NESTED and metric == "refit_top1" for s, metric, _, _ in values)
+        notes.append(REFITTED if refitted else NOT_REFITTED)
+    if len(seeds) == 1:
+        notes.append("One seed: differences have no interval.")
+    some = next((paths[0] for of in files.values() for paths in of.values()), None)
+    dataset, experiments = used[0].dataset, list(dict.fromkeys(run.config.name for run in used))
+    kept = {(variant, label) for variant, label in chosen if int(label.rpartition("-seed")[2]) in seeds}
+    return Study(
+        name=", ".join(experiments),
+        title=f"{', '.join(experiments)}: nested embeddings against fixed-size models",
+        series=series,
+        dims=dims,
+        width=max(run.config.width for run in used),
+        classes=tuple(map(str, dataset["classes"])),
+        labels=np.zeros(0, np.int32) if some is None else _arrays(some, "test/label").get(None, np.zeros(0, np.int32)),
+        seeds=len(seeds),
+        notes=tuple(dict.fromkeys(notes)),
+        log=list(_log(chosen, kept)),
+        environment=[{"run": names[run.directory], **run.environment} for run in used],
+        _values=values,
+        _files=files,
+    )
+
+
+def _prediction_files(
+    series: Iterable[Series], chosen: Mapping[tuple[str | None, str], Run], seeds: Sequence[int], notes: list[str]
+) -> dict[Series, dict[int | None, list[Path]]]:
+    """Series → width of a fixed-size model, None for others → a file a seed; without those that some seed lacks."""
+    files: dict[Series, dict[int | None, list[Path]]] = {}
+    lost: list[Path] = []
+    for s in series:
+        files[s] = {}
+        runs_of = {run for (variant, _), run in chosen.items() if variant == s.variant}
+        widths = sorted({row.dim for run in runs_of for row in run.rows if row.arm == "ff"})
+        for width in widths if s.arm == "ff" else [None]:
+            labels = [f"{s.arm}{width or ''}-seed{seed}" for seed in seeds]
+            if not all((s.variant, label) in chosen for label in labels):
+                continue
+            paths = [chosen[s.variant, label].directory / "predictions" / f"{label}.npz" for label in labels]
+            absent = [path for path in paths if not path.is_file()]
+            lost += absent
+            if not absent:
+                files[s][width] = paths
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        name = f"{lost[0].parent.parent.name}/predictions/{lost[0].name}"
+        notes.append(f"predictions are missing ({name}{more}): what needs them is left out.")
+    return files
+
+
+def _absent_arms(series: Sequence[Series]) -> list[str]:
+    """What is not shown because an arm was not trained, variant by variant."""
+    notes = []
+    for variant in dict.fromkeys(s.variant for s in series):
+        present = {s.arm for s in series if s.variant == variant}
+        where = "" if variant is None else f" in {variant}"
+        nested = [LABELS[arm] for arm in NESTED[:2] if arm in present] or ["MRL"]
+        if not present & set(NESTED):
+            notes.append(f"No nested arm ({', '.join(NESTED)}){where}: there is nothing to compare.")
+            continue
+        for arm in BASELINES:
+            if arm not in present:
+                lost = ", ".join(f"{a} − {LABELS[arm]}" for a in nested)
+                notes.append(f"No {arm} arm{where}: {lost} {'is' if len(nested) == 1 else 'are'} not shown.")
+    return notes
+
+
+def _shared_seeds(
+    series: Iterable[Series],
+    by_seed: Mapping[tuple[Series, str, str, int], Mapping[int, float]],
+    dims: Sequence[int],
+    notes: list[str],
+) -> list[int]:
+    """The seeds that all series have, so that every comparison is paired. A series has a seed that lacks none of the
+    dims that its most complete seed has at all, by any metric."""
+    have: dict[Series, set[int]] = {}
+    for s in series:
+        places = defaultdict(set)  # seed → dims
+        for (of, _, split, dim), value in by_seed.items():
+            if of == s and split == "test" and dim in dims:
+                for seed in value:
+                    places[seed].add(dim)
+        most = max((len(found) for found in places.values()), default=0)
+        have[s] = {seed for seed, found in places.items() if len(found) == most}
+    shared = sorted(set.intersection(*have.values()))
+    if not shared:
+        listed = "; ".join(f"{s.label}: {', '.join(map(str, sorted(of)))}" for s, of in have.items())
+        raise UserError(f"the arms share no seed, so that they cannot be compared: {listed}")
+    dropped = sorted(set.union(*have.values()) - set(shared))
+    if dropped:
+        notes.append(
+            f"Comparisons are paired by seed: only what all arms have is used, {_seeds(shared)}; "
+            f"{_seeds(dropped)} of some arms left out."
+        )
+    return shared
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def _directories(paths: Sequence[Path]) -> list[Path]:
+    """The run directories at or below `paths`, each once; links below a path are not followed."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        none = True
+        for folder, below, names in os.walk(Path(path).resolve()):
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            if "config.yaml" in names:
+                found[Path(folder)] = None
+                none = False
+                below.clear()
+        if none:
+            raise UserError(f"{path} has no run: there is no config.yaml in it or in a folder below it")
+    return list(found)
+
+
+def _load(directory: Path) -> Run:
+    config = configuration.from_yaml(directory / "config.yaml")
+    rows = runs.read_rows(directory / "evaluation.csv")
+    for row in rows:
+        if row.arm not in LABELS:
+            raise UserError(f"{directory / 'evaluation.csv'}: unknown arm {row.arm!r}; known: {', '.join(LABELS)}")
+    dataset = runs.read_dataset(directory) if rows else {}
+    for key in ("fingerprint", "examples") if rows else ():
+        if not isinstance(dataset.get(key), dict):
+            raise UserError(f"{directory / 'dataset.json'} is damaged: it lacks {key}")
+    try:
+        environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        environment = {}
+    return Run(directory, config, rows, dataset, environment if isinstance(environment, dict) else {})
+
+
+def _refuse(first: Run, other: Run) -> None:
+    """Raise `UserError` when two runs were not given the same data, steps and batches."""
+    fingerprints = [run.dataset["fingerprint"] for run in (first, other)]
+    differ = [split for split in ("train", "validation", "test") if len({str(f.get(split)) for f in fingerprints}) > 1]
+    said = f"{first.directory} and {other.directory} cannot be compared"
+    if first.dataset["classes"] != other.dataset["classes"]:
+        counts = [len(run.dataset["classes"]) for run in (first, other)]
+        raise UserError(f"{said}: their classes differ ({counts[0]} and {counts[1]} of them, dataset.json)")
+    if differ:
+        raise UserError(f"{said}: their {' and '.join(differ)} data differ (fingerprint in dataset.json)")
+    for key, a, b in (
+        ("steps", *(steps(run.config.trainer, run.dataset["examples"]["train"]) for run in (first, other))),
+        ("trainer.batch_size", first.config.trainer.batch_size, other.config.trainer.batch_size),
+    ):
+        if a != b:
+            raise UserError(f"{said}: {key} is {a:,} in one and {b:,} in the other")
+
+
+def _variants(used: Sequence[Run], names: Mapping[Path, str]) -> dict[str | None, list[Run]]:
+    """The runs by variant, named after the oldest run of each; None where there is only one variant."""
+    groups: list[list[Run]] = []
+    for run in used:
+        for group in groups:
+            changed = configuration.differences(group[0].config, run.config)
+            if {line.partition("=")[0] for line in changed} <= SAME_VARIANT:
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    if len(groups) == 1:
+        return {None: groups[0]}
+    return {names[group[0].directory]: group for group in groups}
+
+
+def _names(directories: Sequence[Path]) -> dict[Path, str]:
+    """Each run's folder name, with as many folders above it as tell all runs apart."""
+    depth = 1
+    while len({directory.parts[-depth:] for directory in directories}) < len(directories):
+        depth += 1
+    return {directory: "/".join(directory.parts[-depth:]) for directory in directories}
+
+
+def _member(row: Row) -> str:
+    return f"{row.arm}{row.dim if row.arm == 'ff' else ''}-seed{row.seed}"
+
+
+def _log(chosen: Mapping[tuple[str | None, str], Run], kept: set[tuple[str | None, str]]) -> Iterator[dict[str, Any]]:
+    """The lines of the members that are used, run by run."""
+    for variant, run in dict.fromkeys((variant, run) for (variant, _), run in chosen.items()):
+        for line in runs.Log(run.directory / "metrics.jsonl").read():
+            place = (variant, line["member"])
+            if place in kept and chosen[place] is run:
+                yield {**line, "variant": variant}
+
+
+def _arrays(path: Path, prefix: str) -> dict[Any, np.ndarray]:
+    """The arrays of a predictions file whose keys are `prefix` and a dim, by dim; by None when nothing follows."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {key[len(prefix) :]: file[key] for key in file.files if key.startswith(prefix)}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete it, or restore it from a copy") from None
+    return {int(key) if key else None: array for key, array in found.items()}
