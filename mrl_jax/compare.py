@@ -5,6 +5,7 @@ it. Accuracies are shares in [0, 1].
 """
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 
 from mrl_jax import statistics
 from mrl_jax.arms import POSTHOC
+from mrl_jax.statistics import Crossover
 from mrl_jax.study import BASELINES, NESTED, Comparison, Series, Study
 
 METRICS = ("linear_top1", "knn_top1")
@@ -72,6 +74,36 @@ def _tax(
 def nesting(study: Study, series: Series, metric: str) -> dict[int, np.ndarray]:
     """The outcomes at the nesting dims, [S, n] each."""
     return {dim: v for dim, v in study.outcomes(series, metric).items() if dim in study.dims}
+
+
+def verdict(comparison: Comparison) -> str:
+    """Where the first arm of a comparison wins, as a sentence."""
+    a, b, found = comparison.a.label, comparison.b.label, comparison.crossover
+    match found.verdict:
+        case "wins_below":
+            return f"{a} wins below {_dims(found)}, not above."
+        case "wins_above":
+            return f"{a} wins above {_dims(found)}, not below."
+        case "wins_everywhere":
+            return f"{a} wins at every dim."
+        case "wins_nowhere":
+            return f"{b} wins at every dim."
+        case _:
+            unsettled = "this data cannot settle where either of them starts to win"
+            settled = [d for d in comparison.differences if d.p_holm < statistics.LEVEL]
+            ahead = {a: [d.dim for d in settled if d.mean > 0], b: [d.dim for d in settled if d.mean < 0]}
+            said = [f"{name} is ahead at {', '.join(map(str, dims))}" for name, dims in ahead.items() if dims]
+            if not said:
+                unknown = all(math.isnan(d.p_holm) for d in comparison.differences)
+                return f"{unsettled}." if unknown else f"{unsettled}; neither is ahead at any dim."
+            return f"{unsettled}; {', '.join(said)} (p < 0.05 after Holm)."
+
+
+def _dims(found: Crossover) -> str:
+    if found.dim is None:
+        return "some dim"
+    interval = "" if found.low is None or found.high is None else f" [{found.low:.0f}, {found.high:.0f}]"
+    return f"{found.dim:.0f} dims{interval}"
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mrl_jax import compare, runs, statistics
+from mrl_jax import compare, runs
 from mrl_jax.compare import KINDS
-from mrl_jax.study import BASELINES, LABELS, NESTED, Comparison, Series, Study
+from mrl_jax.study import BASELINES, COLORS, LABELS, NESTED, Comparison, Series, Study
 
-# Colour (Okabe & Ito's, told apart by colour-blind readers) and marker of each arm; the line style says the variant.
-LOOKS = {
-    "mrl": ("#0072b2", "o"),
-    "mrl_e": ("#d55e00", "s"),
-    "mrl_sampled": ("#56b4e9", "p"),
-    "ff": ("#009e73", "^"),
-    "truncated": ("#e69f00", "v"),
-    "random_subset": ("#999999", "P"),
-    "random_projection": ("#000000", "X"),
-    "pca": ("#cc79a7", "D"),
-    "pca_whitened": ("#882255", "*"),
+# Marker of each arm; the line style says the variant.
+MARKERS = {
+    "mrl": "o",
+    "mrl_e": "s",
+    "mrl_sampled": "p",
+    "ff": "^",
+    "truncated": "v",
+    "random_subset": "P",
+    "random_projection": "X",
+    "pca": "D",
+    "pca_whitened": "*",
 }
 STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (9, 2)))
 PANELS = {"linear_top1": "classifier, top-1 accuracy", "knn_top1": "nearest neighbour, top-1 accuracy"}
@@ -105,8 +105,7 @@ def _band(study: Study, series: Series, metric: str) -> dict[int, tuple[float, f
     if study.seeds < 3 or len(study.labels) < 2:
         values = study.values(series, metric) if study.seeds > 1 else {}
         return {dim: (v.min(), v.max()) for dim, v in values.items()}
-    intervals = {dim: statistics.mean_interval(v) for dim, v in compare.nesting(study, series, metric).items()}
-    return {dim: (interval.low, interval.high) for dim, interval in intervals.items()}
+    return {dim: (interval.low, interval.high) for dim, interval in study.intervals(series, metric).items()}
 
 
 def differences(study: Study, metric: str, made: Mapping[str, Comparison]) -> Figure:
@@ -246,7 +245,7 @@ def classes(needs: Sequence[compare.ClassNeeds], title: str) -> Figure:
     left.set_title("accuracy minus that at full width (points)", fontsize=9.5)
     left.tick_params(length=0)
     left.spines[:].set_visible(False)
-    right.barh(range(len(shown)), [100 * c.gain for c in shown], color=LOOKS["mrl"][0], height=0.7)
+    right.barh(range(len(shown)), [100 * c.gain for c in shown], color=COLORS["mrl"], height=0.7)
     right.axvline(0, color="#444444", linewidth=0.8)
     right.set_title(f"gain from {dims[0]} to {dims[-1]}", fontsize=10)
     right.set_xlabel("points")
@@ -292,7 +291,7 @@ def oracle(oracles: Mapping[Series, compare.Oracle]) -> Figure:
 
 
 def _look(study: Study, series: Series) -> tuple[str, str, Any]:
-    return (*LOOKS[series.arm], STYLES[study.variants.index(series.variant) % len(STYLES)])
+    return (COLORS[series.arm], MARKERS[series.arm], STYLES[study.variants.index(series.variant) % len(STYLES)])
 
 
 def _legend(figure: Figure, study: Study, series: Sequence[Series], title: str | None) -> None:

@@ -163,7 +163,8 @@ class Program:
         """Shapes and types of a model, without reading or computing any number."""
         encoder, _ = encoders.standalone(self.encoder, self.vocabulary)
         program = dataclasses.replace(self, encoder=encoder, wide=None)
-        return jax.eval_shape(lambda: program.init(0).model)
+        shapes: Model = jax.eval_shape(lambda: program.init(0).model)
+        return shapes
 
     def _log_variances(self) -> dict[str, Any]:
         if self.weighting != "uncertainty":

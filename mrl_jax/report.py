@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from mrl_jax import compare, page, plots, runs, study, tables
 from mrl_jax.errors import UserError
@@ -31,7 +30,7 @@ def report(paths: list[Path], out: Path) -> tuple[list[Path], str]:
     """
     gathered = study.gather(paths)
     total = sum(len(compare.pairs(gathered)) for _ in compare.METRICS)
-    with tqdm(total=total + 3, unit="step", disable=None, dynamic_ncols=True) as bar:
+    with runs.progress(total + 3, "read", "step") as bar:
 
         def tick(label: str) -> None:
             bar.set_description(label[:30].ljust(30))

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from tqdm import tqdm
 
 from mrl_jax import config as configuration
 from mrl_jax.checkpoint import cannot_write
@@ -202,6 +203,12 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def progress(total: int, what: str, unit: str, leave: bool = True) -> tqdm:
+    """A progress bar on standard error; none where that is no terminal, or with TQDM_DISABLE=1."""
+    off = bool(os.environ.get("TQDM_DISABLE")) or None
+    return tqdm(total=total, desc=what, unit=unit, disable=off, leave=leave, dynamic_ncols=True)
 
 
 class Log:

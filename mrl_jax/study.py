@@ -24,7 +24,7 @@ from mrl_jax import config as configuration
 from mrl_jax.config import Config
 from mrl_jax.errors import UserError
 from mrl_jax.runs import Row
-from mrl_jax.statistics import Crossover, Difference
+from mrl_jax.statistics import Crossover, Difference, Interval, mean_interval
 from mrl_jax.trainer import steps
 
 LABELS = {
@@ -37,6 +37,18 @@ LABELS = {
     "random_projection": "random projection",
     "pca": "PCA",
     "pca_whitened": "PCA whitened",
+}
+# Colours of Okabe and Ito, and one of Tol: told apart by colour-blind readers too.
+COLORS = {
+    "mrl": "#0072b2",
+    "mrl_e": "#d55e00",
+    "mrl_sampled": "#56b4e9",
+    "ff": "#009e73",
+    "truncated": "#e69f00",
+    "random_subset": "#999999",
+    "random_projection": "#000000",
+    "pca": "#cc79a7",
+    "pca_whitened": "#882255",
 }
 NESTED = ("mrl", "mrl_e", "mrl_sampled")
 BASELINES = ("ff", "truncated", "pca")  # what a nested arm is compared with
@@ -120,7 +132,7 @@ class Run:
         return [label for label in wanted if label not in self.members]
 
 
-@dataclass
+@dataclass(eq=False)
 class Study:
     """Runs that can be compared. Every array has the same seeds in the same order, and the same test examples."""
 
@@ -138,6 +150,7 @@ class Study:
     _values: Mapping[tuple[Series, str, str, int], np.ndarray] = field(repr=False)
     _files: Mapping[Series, Mapping[int | None, list[Path]]] = field(repr=False)  # width of a fixed-size model → [S]
     _cache: dict[tuple[Series, str], dict[int, np.ndarray]] = field(default_factory=dict, repr=False)
+    _intervals: dict[tuple[Series, str], dict[int, Interval]] = field(default_factory=dict, repr=False)
 
     def find(self, arm: str, variant: str | None = None) -> Series | None:
         """The series of an arm, where the study has it."""
@@ -155,6 +168,14 @@ class Study:
     def outcomes(self, series: Series, metric: str) -> dict[int, np.ndarray]:
         """dim → float32 [S, n], per test example; dims for which some seed has none are left out."""
         return self._read(series, f"test/{metric}/")
+
+    def intervals(self, series: Series, metric: str) -> dict[int, Interval]:
+        """nesting dim → mean with its 95 % interval over seeds and test examples; empty with one seed or example."""
+        if (series, metric) not in self._intervals:
+            enough = self.seeds > 1 and len(self.labels) > 1
+            at = {dim: v for dim, v in self.outcomes(series, metric).items() if enough and dim in self.dims}
+            self._intervals[series, metric] = {dim: mean_interval(v) for dim, v in at.items()}
+        return self._intervals[series, metric]
 
     def predictions(self, series: Series) -> dict[int, np.ndarray]:
         """dim → int32 [S, n], the class that the arm's own classifier predicted for each test example."""

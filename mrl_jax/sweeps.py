@@ -50,10 +50,10 @@ def prepare(words: Sequence[str]) -> Sweep:
     try:
         parsed = OverridesParser.create().parse_overrides(list(words))
         values = [
-            [f"{str(o.input_line).partition('=')[0]}={value}" for value in o.sweep_string_iterator()]
+            [f"{word.partition('=')[0]}={value}" for value in o.sweep_string_iterator()]
             if o.is_sweep_override()
-            else [o.input_line]
-            for o in parsed
+            else [word]
+            for o, word in zip(parsed, words, strict=True)
         ]
     except HydraException as error:
         raise UserError(configuration.explain(error, list(words))) from None
@@ -65,7 +65,7 @@ def prepare(words: Sequence[str]) -> Sweep:
         for other in options[1:]:
             configuration.from_command_line([*first[:i], other, *first[i + 1 :]])
     directory = Path(checked.results_dir).expanduser() / ".sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    same = [o.get_key_element() for o in parsed if not o.is_sweep_override()]
+    same = [o.key_or_group for o in parsed if not o.is_sweep_override()]
     overrides = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quoted, same))}]"]
     if not any(word.startswith("hydra.sweep.dir=") for word in words):
         overrides.append(f"hydra.sweep.dir={_quoted(str(directory))}")

@@ -15,7 +15,7 @@ import numpy as np
 from mrl_jax import compare
 from mrl_jax.arms import POSTHOC
 from mrl_jax.compare import KINDS
-from mrl_jax.statistics import Crossover, Difference
+from mrl_jax.statistics import Difference
 from mrl_jax.study import BASELINES, LABELS, NESTED, Comparison, Series, Study
 
 METRICS = {"linear_top1": "classifier", "knn_top1": "nearest neighbour"}
@@ -79,7 +79,7 @@ def _differences(study: Study, metric: str, made: Mapping[str, Comparison]) -> S
     tables, sentences = [], []
     for label, comparison in made.items():
         if comparison.a.arm != comparison.b.arm:
-            sentences.append(f"{label}: {crossover(comparison)}")
+            sentences.append(f"{label}: {compare.verdict(comparison)}")
     for series in (s for s in study.series if s.arm in NESTED[:2]):
         against = [c for c in made.values() if c.a == series and c.b.arm in BASELINES]
         caption = f"{series.label}, {METRICS[metric]}, minus the arm of the column: percentage points"
@@ -102,7 +102,7 @@ def _between(comparisons: Comparisons) -> Section:
                 f"The same arm in two variants, {METRICS[metric]}: percentage points [95 % interval] and p (Holm)."
             )
             tables.append(_grid(f"between-{metric}", caption, list(shown.values()), list(shown)))
-            sentences += [f"{METRICS[metric]}, {label}: {crossover(c)}" for label, c in shown.items()]
+            sentences += [f"{METRICS[metric]}, {label}: {compare.verdict(c)}" for label, c in shown.items()]
     return Section("Between runs", sentences, tables)
 
 
@@ -120,29 +120,6 @@ def _grid(name: str, caption: str, shown: Sequence[Comparison], header: Sequence
             row += [_points(found), *([_p(found)] if p else [])]
         rows.append(row)
     return Table(name, caption, head, rows)
-
-
-def crossover(comparison: Comparison) -> str:
-    """Where the first arm of a comparison wins, as a sentence."""
-    a, b, found = comparison.a.label, comparison.b.label, comparison.crossover
-    match found.verdict:
-        case "wins_below":
-            return f"{a} wins below {_dims(found)}, not above."
-        case "wins_above":
-            return f"{a} wins above {_dims(found)}, not below."
-        case "wins_everywhere":
-            return f"{a} wins at every dim."
-        case "wins_nowhere":
-            return f"{b} wins at every dim."
-        case _:
-            return "this data cannot settle which of them wins where."
-
-
-def _dims(found: Crossover) -> str:
-    if found.dim is None:
-        return "some dim"
-    interval = "" if found.low is None or found.high is None else f" [{found.low:.0f}, {found.high:.0f}]"
-    return f"{found.dim:.0f} dims{interval}"
 
 
 def _tax(comparisons: Comparisons) -> Section:
@@ -407,10 +384,11 @@ LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "−": "$-$", "±": r"$\pm$", "→": r"$\rightarrow$", "·": r"$\cdot$",
-    "–": "--", "[": "{[}", "]": "{]}", "×": r"$\times$", "…": r"\dots{}",
+    "–": "--", "\0": "{}", "[": "{[}", "]": "{]}", "×": r"$\times$", "…": r"\dots{}",
 }  # fmt: skip
 
 
 def _latex(text: str) -> str:
     """Literal in LaTeX; brackets in braces, since one after `\\\\` would be read as its argument."""
-    return "".join(LATEX.get(sign, sign) for sign in _one_line(text))
+    apart = re.sub(r"(?<=[-`',])(?=[-`',])", "\0", _one_line(text))  # or two of them become another sign
+    return "".join(LATEX.get(sign, sign) for sign in apart)

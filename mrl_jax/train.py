@@ -23,7 +23,6 @@ from typing import Any
 import hydra
 import numpy as np
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from mrl_jax import arms, checkpoint, compress, data, encoders, evaluate, heads, inputs, report, runs, sweeps
 from mrl_jax import config as configuration
@@ -76,18 +75,22 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
     rows = runs.read_rows(evaluation)
     log = runs.Log(directory / "metrics.jsonl")
     at_once = trainer.at_once(members, splits["train"])
+    done = 0
     for group in grouped(members, at_once):
+        done += len(group)
         models = [directory / "checkpoints" / member.label / "model" for member in group]
         if all(_is_done(rows, member, config) for member in group) and all(map(checkpoint.steps, models)):
             continue
         name = group[0].label if len(group) == 1 else f"{group[0].label}-and-{len(group) - 1}-more"
         states = directory / "checkpoints" / name / "state"
-        with tqdm(total=program.steps, desc=name, unit="step", disable=None, dynamic_ncols=True) as bar:
+        with runs.progress(program.steps, f"{done}/{len(members)} {name}", "step") as bar:
             fitted = trainer.fit(group, range(config.seeds), splits["train"], splits["validation"], states, log, bar)
         for one in fitted:
             rows = [row for row in rows if not _is_of(row, one.member, config)]
             rows += _finish(config, trainer, one, splits, directory)
             runs.write_rows(evaluation, rows)
+        if bar.disable:  # off a terminal, a line each
+            print(f"{done} of {len(members)}: {name} is done", file=sys.stderr)
         shutil.rmtree(states, ignore_errors=True)  # only ever needed to finish this group
         with contextlib.suppress(OSError):
             states.parent.rmdir()  # of a population: its members have folders of their own
@@ -168,14 +171,9 @@ def _finish(
     labels = {name: split.labels for name, split in splits.items()}
 
     def refitted(z: dict[str, np.ndarray], at: Sequence[int]) -> Classifiers:
-        fit, count = (
-            {"logistic": refit.logistic, "ridge": refit.ridge}[classifier or "logistic"],
-            trainer.program.classes,
-        )
-        fixed = [
-            m for m in at if m in dims or m in (settings.dims or ())
-        ]  # not between the nesting dims: it takes long
-        return fit(z["train"], labels["train"], z["validation"], labels["validation"], fixed, count)
+        fit = {"logistic": refit.logistic, "ridge": refit.ridge}[classifier or "logistic"]
+        fixed = [m for m in at if m in dims or m in (settings.dims or ())]  # between the nesting dims it takes long
+        return fit(z["train"], labels["train"], z["validation"], labels["validation"], fixed, trainer.program.classes)
 
     def keep(name: str, scores: Iterable[tuple[str, Score]]) -> list[Row]:
         rows: list[Row] = []

@@ -26,7 +26,7 @@ from mrl_jax.batches import Examples
 from mrl_jax.config import TrainerConfig
 from mrl_jax.errors import UserError
 from mrl_jax.program import Measures, Model, Program, State
-from mrl_jax.runs import Log
+from mrl_jax.runs import Log, progress
 
 # Steps of all seeds from which on a program of its own repays its compilation: some 8 s against 7 ms a step, two cores.
 WORTH_COMPILING = 1500
@@ -112,17 +112,19 @@ class Trainer:
         stats = devices[0].memory_stats() or {}
         if "bytes_limit" not in stats:
             return len(members)
-        fitting = int(0.8 * stats["bytes_limit"] * len(devices) / self._bytes_of_member(members[0], train))
+        fitting = int(0.8 * stats["bytes_limit"] * len(devices) / max(1, self._bytes_of_member(members[0], train)))
         chunk = max(1, min(fitting, len(members)))
         return chunk - chunk % len(devices) if chunk > len(devices) else chunk
 
     def _bytes_of_member(self, member: Member, train: Examples) -> int:
         """Memory of one member's step on its longest batch, and of its best model so far."""
         rows = np.zeros(self.config.batch_size, np.int32)
-        longest = None if train.lengths is None else train.padded(np.argmax(train.lengths)[None])
+        longest = None if train.lengths is None else train.padded(np.array([np.argmax(train.lengths)]))
         row, key = member.arm.row(self.program.kinds), jax.random.key(0)
         state = jax.eval_shape(self.program.init, 0)
         analysis = self.step.lower(state, train.take(rows, longest), row, key).compile().memory_analysis()
+        if analysis is None:  # not every backend keeps this account
+            return 0
         used = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
         return int(used + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.model)))
 
@@ -166,7 +168,7 @@ class Trainer:
     def embed(self, model: Model, examples: Examples, batch_size: int) -> np.ndarray:
         """Embeddings float32 [n, D] of one member for every example, in their order."""
         z = np.empty((len(examples), self.program.width), np.float32)
-        with tqdm(total=len(examples), desc="embed", unit="example", disable=None, leave=False) as bar:
+        with progress(len(examples), "embed", "example", leave=False) as bar:
             for rows, batch, valid in batches.slices(examples, batch_size):
                 del batch["label"]
                 z[rows] = np.asarray(self._embed(model, batch))[valid]

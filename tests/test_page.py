@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import make_run
 
-from mrl_jax import page
+from mrl_jax import page, page_plots
 from mrl_jax.config import OptimizerConfig
-from mrl_jax.statistics import Crossover, Difference
-from mrl_jax.study import NESTED, Comparison, Series, gather
+from mrl_jax.statistics import Crossover, Difference, mean_interval
+from mrl_jax.study import LABELS, NESTED, Comparison, Series, Study, gather
 
 DIMS = (2, 4, 8)
 CLASSES = (
@@ -38,10 +38,13 @@ NAN = math.nan
 class Made:
     """A study of three arms: the attributes that the page reads, with outcomes that can be worked out by hand."""
 
+    intervals = Study.intervals
+
     def __init__(self, seeds: int = 2, variant: str | None = None):
         self.name, self.title, self.notes = NAME, "Title " + CLASSES[1], ("Note " + CLASSES[0],)
         self.dims, self.width, self.seeds, self.classes = DIMS, 8, seeds, CLASSES
         self.series = tuple(Series(arm, variant) for arm in ("mrl", "mrl_e", "ff"))
+        self._intervals: dict[tuple[Series, str], dict[int, Any]] = {}
         self.labels = np.arange(50, dtype=np.int32) % 5
         self.log = [
             {"split": "validation", "arm": s.arm, "variant": variant, "step": step, "seed": 0, "accuracy": {"2": 0.5}}
@@ -163,8 +166,8 @@ def test_table_of_differences(text: str) -> None:
     assert "<b>+1.00 [0.00, 3.00]</b><br><small>p = 0.040</small>" in text
     assert "<td>-2.00 [-3.00, 0.00]<br><small>p = 0.200</small></td><td>–</td>" in text
     assert ">tax</th><td>+2.00 [1.00, 4.00]<br><small>p = 0.200</small></td><td>–</td>" in text
-    assert "MRL is better below 6 dimensions [4, 7]" in text
-    assert "the data do not settle it" in text
+    assert "MRL wins below 6 dims [4, 7], not above." in text
+    assert "this data cannot settle where either of them starts to win" in text
 
 
 def test_one_seed_has_no_intervals() -> None:
@@ -180,7 +183,7 @@ def test_one_seed_has_no_intervals() -> None:
 def test_bands_are_the_intervals_of_the_outcomes(text: str) -> None:
     study = Made()
     band, line = figures(text)["accuracy-0"]["data"][:2]
-    expected = [page.statistics.mean_interval(study.outcomes(study.series[0], "linear_top1")[d]) for d in DIMS]
+    expected = [mean_interval(study.outcomes(study.series[0], "linear_top1")[d]) for d in DIMS]
     low, high = [i.low for i in expected], [i.high for i in expected]
     assert band["x"] == [2, 4, 8, 8, 4, 2]
     assert band["y"] == pytest.approx([100 * v for v in low + high[::-1]], abs=0.005)
@@ -193,6 +196,7 @@ def test_nothing_to_draw_leaves_a_section_out() -> None:
     study = SimpleNamespace(**vars(Made()))
     study.log = []
     study.values = study.outcomes = lambda *_: {}
+    study.intervals = lambda *_: {}
     study.predictions, study.labels = lambda *_: {}, np.zeros(0, np.int32)
     text = page.html(study, {})  # type: ignore[arg-type]
     assert figures(text) == {}
@@ -214,7 +218,7 @@ def test_gathered_runs_of_two_configurations(tmp_path: Path) -> None:
 
 
 def test_looks_tell_arms_and_configurations_apart() -> None:
-    looks = page._looks([Series(arm, variant) for arm in page.LOOKS for variant in (None, "a", "b")])
+    looks = page_plots.looks_of([Series(arm, variant) for arm in LABELS for variant in (None, "a", "b")])
     assert len(set(looks.values())) == len(looks) == 27
     assert len({look.color for look in looks.values()}) == len({look.symbol for look in looks.values()}) == 9
 
@@ -225,7 +229,7 @@ points = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20).map(float)), 
 @given(points)
 def test_front_is_what_no_other_point_beats(points: list[tuple[int, float]]) -> None:
     beaten = {p for p in points for q in points if q != p and q[0] <= p[0] and q[1] >= p[1]}
-    assert page._front(points) == sorted(set(points) - beaten)
+    assert page_plots._front(points) == sorted(set(points) - beaten)
 
 
 def test_bytes_of_every_precision(text: str) -> None:

@@ -75,8 +75,8 @@ def test_dims_between_the_nesting_dims_are_hollow(tmp_path):
 
 
 def test_every_arm_has_a_colour_and_a_marker_of_its_own():
-    assert plots.LOOKS.keys() == study.LABELS.keys()
-    assert len({color for color, _ in plots.LOOKS.values()}) == len({m for _, m in plots.LOOKS.values()}) == 9
+    assert plots.MARKERS.keys() == study.COLORS.keys() == study.LABELS.keys()
+    assert len(set(plots.MARKERS.values())) == len(set(study.COLORS.values())) == 9
 
 
 def test_differences_show_the_means_the_bars_and_where_the_sign_changes(made):
