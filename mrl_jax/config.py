@@ -141,13 +141,15 @@ def from_command_line(overrides: list[str]) -> Config:
 
 def explain(error: Exception, overrides: list[str]) -> str:
     """One sentence for what Hydra says in several, naming the override at fault and the nearest allowed one."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as syntax:
-        return (
-            f"cannot read the command line: {str(syntax).splitlines()[0]}; every word is key=value, and a value with "
-            "spaces, brackets or letters beyond ASCII stands in quotes within quotes: \"data.train='my file.csv'\""
-        )
+    parsed = []
+    for word in overrides:
+        try:
+            parsed.append(OverridesParser.create().parse_override(word))
+        except HydraException as syntax:
+            return (
+                f"cannot read {word}: {str(syntax).splitlines()[0]}; every word is key=value, and a value with spaces, "
+                "brackets or letters beyond ASCII stands in quotes within quotes: \"data.train='my file.csv'\""
+            )
     groups, keys = _options(), _keys(overrides)
     for override in parsed:
         key, value = override.key_or_group, override.value()

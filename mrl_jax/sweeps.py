@@ -65,7 +65,8 @@ def prepare(words: Sequence[str]) -> Sweep:
         for other in options[1:]:
             configuration.from_command_line([*first[:i], other, *first[i + 1 :]])
     directory = Path(checked.results_dir).expanduser() / ".sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    same = [o.key_or_group for o in parsed if not o.is_sweep_override()]
+    swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
+    same = sorted({o.key_or_group for o in parsed} - swept)
     overrides = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quoted, same))}]"]
     if not any(word.startswith("hydra.sweep.dir=") for word in words):
         overrides.append(f"hydra.sweep.dir={_quoted(str(directory))}")
@@ -93,14 +94,14 @@ def _quoted(text: str) -> str:
 
 def run_name(overrides: str) -> str | None:
     """The folder of a job, from its swept `key=value` words joined by commas; None when nothing is swept."""
-    name = re.sub(r"[\[\]{}'\" +]", "", overrides)
+    name = re.sub(r"[\[\]{}'\"+]", "", overrides)  # the values of one key differ in more than these
     safe = re.sub(r"[^A-Za-z0-9._=,@-]", "-", name)
     if len(safe) > 120 or safe != name:  # what was lost must not make two jobs one
         safe = f"{safe[:100]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
     return safe or None
 
 
-def job(composed: Any, run: Callable[[Config], int], is_complete: Callable[[Path, Config], bool]) -> None:
+def job(composed: Any, run: Callable[[Config], tuple[int, str]], is_complete: Callable[[Path, Config], bool]) -> None:
     """One job of a sweep: start, resume or skip its run. An interrupt ends the sweep, a failure only this job."""
     hydra = HydraConfig.get()
     failed = Path(hydra.sweep.dir) / "failed" / f"{hydra.job.num}.json"
@@ -115,10 +116,10 @@ def job(composed: Any, run: Callable[[Config], int], is_complete: Callable[[Path
             if is_complete(directory, settings):
                 print(f"{directory} is done", file=sys.stderr)
                 return
-        status, said = run(settings), "see what it printed"
+        status, said = run(settings)
     except UserError as error:
-        status, said = 2, str(error)
-        print(f"error: {error}", file=sys.stderr)
+        status, said = 2, f"error: {error}"
+        print(said, file=sys.stderr)
     except Exception as error:  # a bug in one job must not lose the others
         status, said = 1, f"{type(error).__name__}: {error}"
         traceback.print_exc()

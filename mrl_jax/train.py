@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = [word for word in arguments if not word.startswith("-")]
     try:
         if words == arguments:
-            return _run(configuration.from_command_line(arguments))
+            return _run(configuration.from_command_line(arguments))[0]
         sweep = sweeps.prepare(words) if {"-m", "--multirun"} & set(arguments) else None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -229,27 +229,25 @@ def main(arguments: list[str] | None = None) -> int:
     return sweeps.summary(sweep.directory) if sweep else 0
 
 
-def _run(settings: Config) -> int:
-    """Train, then print and draw what came out."""
+def _run(settings: Config) -> tuple[int, str]:
+    """Train, then print and draw what came out; returns the exit status and what was said last."""
     started = time.monotonic()
+    status, said = 2, ""
     try:
         directory = train(settings)
         print(report.table(directory))
         drawn = report.draw(directory)
+        status, said = 0, f"{time.monotonic() - started:.0f} s; plots: {', '.join(str(path) for path in drawn)}"
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        said = f"error: {error}"
     except Interrupted as stopped:
-        print(f"{stopped}; continue with the same command and resume=true", file=sys.stderr)
-        return 130
+        status, said = sweeps.INTERRUPTED, f"{stopped}; continue with the same command and resume=true"
     except KeyboardInterrupt:
-        print("interrupted; continue with the same command and resume=true", file=sys.stderr)
-        return 130
+        status, said = sweeps.INTERRUPTED, "interrupted; continue with the same command and resume=true"
     except OSError as error:
-        print(f"error: {error.filename or settings.results_dir}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    print(f"{time.monotonic() - started:.0f} s; plots: {', '.join(str(path) for path in drawn)}", file=sys.stderr)
-    return 0
+        said = f"error: {error.filename or settings.results_dir}: {error.strerror or error}"
+    print(said, file=sys.stderr)
+    return status, said
 
 
 @hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")
