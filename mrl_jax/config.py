@@ -64,9 +64,7 @@ class EvaluationConfig:
     dims: tuple[int, ...] | None = None  # further dims to score at
     neighbours: bool = True  # knn_top1, map@10 and precision@10 with the training embeddings as the database
     quantised: bool = True  # the neighbours of int8 and 1-bit embeddings as well
-    refit: Literal["ridge", "logistic"] | None = (
-        "ridge"  # a classifier refitted on the embeddings; post-hoc arms: always
-    )
+    refit: Literal["ridge", "logistic"] | None = "logistic"  # classifier fitted anew; null: for post-hoc arms only
     batch_size: int = 512  # examples embedded at a time
 
 
