@@ -90,14 +90,21 @@ def accuracy(study: Study) -> Figure:
                 ax.plot(at, [values[dim] for dim in at], marker, color=color, markersize=5, markerfacecolor=face)
         ax.set_title(title, fontsize=11)
         _log_axis(ax, study.dims, "embedding dimensions used")
-    lines = np.concatenate([line.get_ydata() for ax in axes for line in ax.lines] or [[0, 100]])
-    margin = 2 + 0.08 * np.ptp(lines)
-    axes[0].set_ylim(lines.min() - margin, lines.max() + margin)  # bands may be wide
+    means = [[100 * v.mean() for v in study.values(s, m).values()] for s in _framing(study) for m in panels]
+    shown = np.concatenate(means or [[0, 100]])
+    margin = 2 + 0.08 * np.ptp(shown)
+    axes[0].set_ylim(shown.min() - margin, shown.max() + margin)  # bands may be wide
     axes[0].set_ylabel("test accuracy (%)")
-    shown = "95 % intervals over seeds and test examples" if study.seeds > 2 else "from the lower to the higher seed"
-    said = f"mean of {study.seeds} seeds; bands: {shown}"
+    bands = "95 % intervals over seeds and test examples" if study.seeds > 2 else "from the lower to the higher seed"
+    said = f"mean of {study.seeds} seeds; bands: {bands}"
     _legend(figure, study, study.series, said if study.seeds > 1 else None)
     return figure
+
+
+def _framing(study: Study) -> list[Series]:
+    """The series that set the range of values. Whitened neighbours fall so low that the others could not be told apart;
+    the line leaves the frame instead."""
+    return [s for s in study.series if s.arm != "pca_whitened"] or list(study.series)
 
 
 def _band(study: Study, series: Series, metric: str) -> dict[int, tuple[float, float]]:
@@ -119,8 +126,7 @@ def differences(study: Study, metric: str, made: Mapping[str, Comparison]) -> Fi
     for ax, name in zip(axes, names, strict=True):
         _difference_panel(ax, study, [c for c in made.values() if _against(c) == name])
         ax.set_title(name if name == BETWEEN else f"minus {name}", fontsize=11)
-    for ax in axes[:: min(3, len(axes))]:
-        ax.set_ylabel("difference (points)")
+    _label_rows(axes, "difference (points)")
     arms = {c.a for c in made.values()}
     bars = "bars: 95 % intervals; at the foot: where the sign changes" if study.seeds > 1 else ""
     _legend(figure, study, [s for s in study.series if s in arms], f"{PANELS[metric]}; {bars}".rstrip("; "))
@@ -185,8 +191,7 @@ def pareto(study: Study) -> Figure:
         _log_axis(ax, powers[::step], "bytes an embedding")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
-    for ax in axes[:: min(3, len(axes))]:
-        ax.set_ylabel("nearest neighbour, top-1 (%)")
+    _label_rows(axes, "nearest neighbour, top-1 (%)")
     return figure
 
 
@@ -211,8 +216,7 @@ def training(study: Study) -> Figure:
         ax.set_xlabel("step")
         _frame(ax)
         ax.legend(frameon=False, loc="lower right", title="dim", ncols=2, fontsize=9)
-    for ax in axes[:: min(3, len(axes))]:
-        ax.set_ylabel("validation accuracy (%)")
+    _label_rows(axes, "validation accuracy (%)")
     return figure
 
 
@@ -309,13 +313,20 @@ def _legend(figure: Figure, study: Study, series: Sequence[Series], title: str |
 
 def _panels(count: int, sharey: bool = True) -> tuple[Figure, list[Axes]]:
     """`count` panels, at most three in a row; those that are left over are hidden."""
-    columns = max(1, min(3, count))
+    columns = 2 if count == 4 else max(1, min(3, count))
     rows = max(1, -(-count // columns))
     figure = Figure(figsize=(4.4 * columns + 0.4, 3.7 * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
     for ax in axes[max(1, count) :]:
         ax.remove()
     return figure, axes[: max(1, count)]
+
+
+def _label_rows(axes: Sequence[Axes], label: str) -> None:
+    for ax in axes:
+        place = ax.get_subplotspec()
+        if place is not None and place.is_first_col():
+            ax.set_ylabel(label)
 
 
 def _log_axis(ax: Axes, ticks: Sequence[float], label: str) -> None:
