@@ -23,6 +23,10 @@ NEEDS = (
     "Accuracy of a class at a dimension minus its accuracy at the full width, in percentage points: a red row needs "
     f"more dimensions. First the classes that come within a point of it last, {page_plots.HEATMAP_CLASSES} at most."
 )
+CHANGE = (
+    "Above zero the first arm is better, below zero the second. Bars are 95 % intervals of the paired difference; a "
+    "cross on the zero line marks where the two change places, with its interval."
+)
 RISING = "A line a dimension, the mean over seeds: where a line still rises, longer training may help."
 
 
@@ -32,7 +36,7 @@ def html(study: Study, comparisons: Mapping[str, Mapping[str, Comparison]]) -> s
     grids = [_table(metric, made) for metric, made in comparisons.items()]
     sections: dict[str, Sequence[Plot | str]] = {
         "Accuracy against dimension": page_plots.accuracy(study, looks),
-        "Differences": [*page_plots.differences(comparisons, looks), *grids],
+        "Differences": [*_noted(page_plots.differences(comparisons, looks), CHANGE), *grids],
         "Quality against bytes": page_plots.by_bytes(study, looks),
         "Validation accuracy over training": _noted(page_plots.training(study), RISING),
         "Classes that need more dimensions": _noted(page_plots.classes(study), NEEDS),
@@ -105,7 +109,7 @@ def _noted(plots: Sequence[Plot], note: str) -> list[Plot | str]:
 def _element(part: Plot | str) -> str:
     if isinstance(part, str):
         return part
-    only = f' class="narrow" data-only="{escape(part.only)}"' if part.only else ""
+    only = (' class="narrow"' if part.narrow else "") + (f' data-only="{escape(part.only)}"' if part.only else "")
     note = f"<figcaption>{escape(part.note)}</figcaption>\n" if part.note else ""
     return (
         f"<figure{only}>\n<h3>{escape(part.title)}</h3>\n"

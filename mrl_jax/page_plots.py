@@ -53,6 +53,7 @@ class Plot(NamedTuple):
     figure: go.Figure
     note: str = ""  # how to read it
     only: str | None = None
+    narrow: bool = False  # two of them beside each other, where there is room
 
 
 def accuracy(study: Study, looks: Mapping[Series, Look]) -> list[Plot]:
@@ -94,48 +95,49 @@ def accuracy(study: Study, looks: Mapping[Series, Look]) -> list[Plot]:
 
 
 def differences(comparisons: Mapping[str, Mapping[str, Comparison]], looks: Mapping[Series, Look]) -> list[Plot]:
+    """For every metric a plot for each thing compared with, a line a comparison."""
     plots: list[Plot] = []
     for metric, made in comparisons.items():
-        dims = sorted({d.dim for comparison in made.values() for d in comparison.differences})
-        if not dims:
-            continue
-        figure = _figure(_dim_axis(dims), "difference (percentage points)")
-        figure.update_yaxes(zeroline=True, zerolinecolor="#555", zerolinewidth=1.2)
-        figure.update_layout(hovermode="closest")
-        for i, (label, comparison) in enumerate(made.items()):
-            # The comparisons stand beside each other, so that their intervals can be told apart.
-            aside = 2 ** (0.5 * ((i + 0.5) / len(made) - 0.5))
-            color, symbol, dash = looks[comparison.a]
-            shared = {"meta": [comparison.a.key, comparison.b.key], "legendgroup": str(i)}
-            inside, points = looks[comparison.b].color, comparison.differences
-            figure.add_scatter(
-                x=[round(d.dim * aside, 3) for d in points],
-                y=_percent(d.mean for d in points),
-                error_y=_bars(points),
-                customdata=[[d.dim, bounds(d)] for d in points],
-                hovertemplate="at %{customdata[0]}: %{y:+.2f} %{customdata[1]}<extra>%{fullData.name}</extra>",
-                name=_label(label), mode="lines+markers", line={"color": color, "dash": dash, "width": 1},
-                # The line has the colour of the first arm, the marker's inside that of the second.
-                marker={"symbol": symbol, "size": 9, "color": inside, "line": {"color": color, "width": 2}},
-                **shared,
-            )  # fmt: skip
-            cross = comparison.crossover
-            if cross.dim is not None:
-                figure.add_scatter(
-                    x=[round(cross.dim, 2)], y=[0], mode="markers", showlegend=False, name=_label(label),
-                    marker={"symbol": "x-thin", "size": 12, "line": {"color": color, "width": 3}},
-                    error_x=None if cross.low is None or cross.high is None else {
-                        "type": "data", "symmetric": False, "array": [round(cross.high - cross.dim, 2)],
-                        "arrayminus": [round(cross.dim - cross.low, 2)], "color": color, "thickness": 2,
-                    },
-                    text=[_label(compare.verdict(comparison))], hovertemplate="%{text}<extra></extra>", **shared,
-                )  # fmt: skip
-        note = (
-            "Above zero the first arm is better, below zero the second. Bars are 95 % intervals of the paired "
-            "difference; a cross on the zero line marks where the two change places, with its interval."
-        )
-        plots.append(Plot(f"difference-{len(plots)}", PANELS.get(metric, metric), figure, note))
+        for against in dict.fromkeys(c.against for c in made.values()):
+            shown = {label: c for label, c in made.items() if c.against == against}
+            figure = _difference(shown, looks, f"{len(plots)}")
+            title = f"{PANELS.get(metric, metric).partition(',')[0]}: {against}"
+            plots.append(Plot(f"difference-{len(plots)}", title, figure, narrow=True))
     return plots
+
+
+def _difference(made: Mapping[str, Comparison], looks: Mapping[Series, Look], group: str) -> go.Figure:
+    dims = sorted({d.dim for comparison in made.values() for d in comparison.differences})
+    figure = _figure(_dim_axis(dims), "difference (points)", height=360)
+    figure.update_yaxes(zeroline=True, zerolinecolor="#555", zerolinewidth=1.2)
+    figure.update_layout(hovermode="closest")
+    for i, (label, comparison) in enumerate(made.items()):
+        # The comparisons stand beside each other, so that their intervals can be told apart.
+        aside = 2 ** (0.3 * ((i + 0.5) / len(made) - 0.5))
+        color, symbol, dash = looks[comparison.a]
+        shared = {"meta": [comparison.a.key, comparison.b.key], "legendgroup": f"{group}-{i}", "name": _label(label)}
+        points, cross = comparison.differences, comparison.crossover
+        figure.add_scatter(
+            x=[round(d.dim * aside, 3) for d in points],
+            y=_percent(d.mean for d in points),
+            error_y=_bars(points),
+            customdata=[[d.dim, bounds(d)] for d in points],
+            hovertemplate="at %{customdata[0]}: %{y:+.2f} %{customdata[1]}<extra>%{fullData.name}</extra>",
+            mode="lines+markers", line={"color": color, "dash": dash, "width": 1.4},
+            marker={"symbol": symbol, "size": 8, "color": color},
+            **shared,
+        )  # fmt: skip
+        if cross.dim is not None:
+            figure.add_scatter(
+                x=[round(cross.dim, 2)], y=[0], mode="markers", showlegend=False,
+                marker={"symbol": "x-thin", "size": 12, "line": {"color": color, "width": 3}},
+                error_x=None if cross.low is None or cross.high is None else {
+                    "type": "data", "symmetric": False, "array": [round(cross.high - cross.dim, 2)],
+                    "arrayminus": [round(cross.dim - cross.low, 2)], "color": color, "thickness": 2,
+                },
+                text=[_label(compare.verdict(comparison))], hovertemplate="%{text}<extra></extra>", **shared,
+            )  # fmt: skip
+    return figure
 
 
 def by_bytes(study: Study, looks: Mapping[Series, Look]) -> list[Plot]:
@@ -205,7 +207,7 @@ def training(study: Study) -> list[Plot]:
                 x=steps, y=_percent(float(np.mean(points[dim][step])) for step in steps), name=str(dim),
                 hovertemplate="%{y:.2f} %", mode="lines", line={"color": color, "width": 1.8}, meta=[series.key],
             )  # fmt: skip
-        plots.append(Plot(f"training-{len(plots)}", series.label, figure, only=series.key))
+        plots.append(Plot(f"training-{len(plots)}", series.label, figure, only=series.key, narrow=True))
     return plots
 
 
@@ -234,7 +236,7 @@ def classes(study: Study) -> list[Plot]:
             showgrid=False,
         )  # fmt: skip
         figure.update_layout(hovermode="closest")
-        plots.append(Plot(f"classes-{len(plots)}", series.label, figure, only=series.key))
+        plots.append(Plot(f"classes-{len(plots)}", series.label, figure, only=series.key, narrow=True))
     return plots
 
 

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from mrl_jax import compare, runs
 from mrl_jax.compare import KINDS
-from mrl_jax.study import BASELINES, COLORS, LABELS, NESTED, Comparison, Series, Study
+from mrl_jax.study import COLORS, NESTED, Comparison, Series, Study
 
 # Marker of each arm; the line style says the variant.
 MARKERS = {
@@ -120,24 +120,16 @@ def differences(study: Study, metric: str, made: Mapping[str, Comparison]) -> Fi
 
     At the foot, for each line whose sign changes once, where it does, with its interval.
     """
-    present = {_against(c) for c in made.values()}
-    names = [name for name in (*(LABELS[arm] for arm in (*BASELINES, "mrl")), BETWEEN) if name in present]
+    names = list(dict.fromkeys(c.against for c in made.values()))
     figure, axes = _panels(len(names), sharey=False)
     for ax, name in zip(axes, names, strict=True):
-        _difference_panel(ax, study, [c for c in made.values() if _against(c) == name])
-        ax.set_title(name if name == BETWEEN else f"minus {name}", fontsize=11)
+        _difference_panel(ax, study, [c for c in made.values() if c.against == name])
+        ax.set_title(name, fontsize=11)
     _label_rows(axes, "difference (points)")
     arms = {c.a for c in made.values()}
     bars = "bars: 95 % intervals; at the foot: where the sign changes" if study.seeds > 1 else ""
     _legend(figure, study, [s for s in study.series if s in arms], f"{PANELS[metric]}; {bars}".rstrip("; "))
     return figure
-
-
-BETWEEN = "between runs"
-
-
-def _against(comparison: Comparison) -> str:
-    return BETWEEN if comparison.a.arm == comparison.b.arm else LABELS[comparison.b.arm]
 
 
 def _difference_panel(ax: Axes, study: Study, shown: Sequence[Comparison]) -> None:

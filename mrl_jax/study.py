@@ -96,6 +96,11 @@ class Comparison(NamedTuple):
     crossover: Crossover
     tax: Difference | None  # b − a at full width: what nesting costs there; None where it was not measured
 
+    @property
+    def against(self) -> str:
+        """What the second arm stands for: comparisons of one kind are shown together."""
+        return "between runs" if self.a.arm == self.b.arm else f"minus {LABELS[self.b.arm]}"
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
