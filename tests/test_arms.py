@@ -60,7 +60,7 @@ def test_post_hoc_arms_are_not_trained_and_need_the_models_that_they_compress():
     assert arms.posthoc(["pca", "ff", "truncated", "pca"]) == ("truncated", "pca")
     assert arms.posthoc(["all"]) == arms.POSTHOC
     assert arms.posthoc(["mrl"]) == ()
-    with pytest.raises(UserError, match="lacks ff: pca compress the full-width fixed-size model, so add ff"):
+    with pytest.raises(UserError, match="lacks ff: the full-width fixed-size model is what pca compresses; add it"):
         arms.posthoc(["mrl", "pca"])
 
 
