@@ -92,7 +92,8 @@ def posthoc(names: Sequence[str]) -> tuple[str, ...]:
     chosen = tuple(name for name in POSTHOC if name in _named(names))
     if chosen and "ff" not in _named(names):
         raise UserError(
-            f"arms={list(names)} lacks ff: the full-width fixed-size model is what {', '.join(chosen)} compress{'es' if len(chosen) == 1 else ''}; add it"
+            f"arms={list(names)} lacks ff: the full-width fixed-size model is what {', '.join(chosen)} "
+            f"compress{'es' if len(chosen) == 1 else ''}; add it"
         )
     return chosen
 
