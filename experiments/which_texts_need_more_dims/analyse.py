@@ -23,6 +23,7 @@ from mrl_jax.data import Dataset
 from mrl_jax.study import Series, Study
 
 ARMS = ("mrl", "mrl_e", "ff")
+RARE = 300  # training examples
 FREQUENCIES = (0, 10, 30, 100, 300, 1000, 10**9)  # training examples of a class: groups (0, 10], (10, 30], …
 
 
@@ -48,10 +49,19 @@ def groups(dataset: Dataset) -> Iterator[tuple[str, str, np.ndarray]]:
         name = f"{low + 1}–{high}" if high < FREQUENCIES[-1] else f"over {low}"
         yield "training examples of the class", name, (frequency > low) & (frequency <= high)
     words = np.array([len(str(text).split()) for text in dataset.test.inputs])
-    edges = np.quantile(words, (0, 0.25, 0.5, 0.75, 1)).astype(int)
+    yield from lengths("words of the text", words, np.full(len(words), True))
+    # Frequent classes may have the shorter texts: so the length is looked at among the others alone, too.
+    rare = frequency <= RARE
+    if rare.any() and not rare.all():
+        yield from lengths(f"words of the text, classes of at most {RARE} training texts", words, rare)
+
+
+def lengths(by: str, words: np.ndarray, among: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Quarters of the texts `among`, by their number of words."""
+    edges = np.quantile(words[among], (0, 0.25, 0.5, 0.75, 1)).astype(int)
     for k in range(4):
         low = edges[k] + (k > 0)
-        yield "words of the text", f"{low}–{edges[k + 1]}", (words >= low) & (words <= edges[k + 1])
+        yield by, f"{low}–{edges[k + 1]}", among & (words >= low) & (words <= edges[k + 1])
 
 
 def losses(name: str, found: Study, dataset: Dataset) -> Iterator[Loss]:
@@ -67,8 +77,21 @@ def losses(name: str, found: Study, dataset: Dataset) -> Iterator[Loss]:
                 yield Loss(name, series.arm, by, group, int(mask.sum()), dim, *(100 * x for x in interval))
 
 
-def confusions(name: str, found: Study, dataset: Dataset) -> Iterator[tuple[str, str, int, float, float]]:
-    """(data, arm, dim, errors within a family of classes, errors across families), per cent of the test texts.
+class Confusion(NamedTuple):
+    """Errors of a kind at `dim`, and how many more they are than at full width, per cent of the test texts."""
+
+    data: str
+    arm: str
+    kind: str
+    dim: int
+    share: float
+    more: float
+    low: float
+    high: float
+
+
+def confusions(name: str, found: Study, dataset: Dataset) -> Iterator[Confusion]:
+    """Errors within a family of classes and across families, at every dim.
 
     A family is what stands before the first dot of a class: comp, rec, sci, … Data without such names has none.
     """
@@ -76,11 +99,17 @@ def confusions(name: str, found: Study, dataset: Dataset) -> Iterator[tuple[str,
     if len(set(families)) == len(families):
         return
     for series in of_interest(found):
-        for dim, predicted in found.predictions(series).items():
-            if dim in found.dims:
-                wrong = predicted != dataset.test.labels
-                within = families[predicted] == families[dataset.test.labels]
-                yield name, series.arm, dim, 100 * float((wrong & within).mean()), 100 * float((wrong & ~within).mean())
+        predicted = {dim: p for dim, p in found.predictions(series).items() if dim in found.dims}
+        wrong = {dim: p != dataset.test.labels for dim, p in predicted.items()}
+        akin = {dim: families[p] == families[dataset.test.labels] for dim, p in predicted.items()}
+        kinds = {
+            "within a family": {dim: (wrong[dim] & akin[dim]).astype(float) for dim in predicted},
+            "across families": {dim: (wrong[dim] & ~akin[dim]).astype(float) for dim in predicted},
+        }
+        for kind, errors in kinds.items():
+            for dim, values in errors.items():
+                more = statistics.mean_interval(values - errors[found.width])
+                yield Confusion(name, series.arm, kind, dim, 100 * float(values.mean()), *(100 * x for x in more))
 
 
 def of_interest(found: Study) -> list[Series]:
@@ -89,7 +118,8 @@ def of_interest(found: Study) -> list[Series]:
 
 def draw(rows: list[Loss], path: Path) -> None:
     """A panel a data set and property: the loss of each group against the dims that are kept, for MRL."""
-    panels = list(dict.fromkeys((row.data, row.by) for row in rows))
+    groups = {(row.data, row.by): {r.group for r in rows if (r.data, r.by) == (row.data, row.by)} for row in rows}
+    panels = [panel for panel, names in groups.items() if len(names) > 1]
     figure = Figure(figsize=(5.6 * 2, 3.8 * ((len(panels) + 1) // 2)), layout="constrained")
     axes = figure.subplots((len(panels) + 1) // 2, 2, squeeze=False).ravel()
     for ax, (name, by) in zip(axes, panels, strict=False):
@@ -108,7 +138,8 @@ def draw(rows: list[Loss], path: Path) -> None:
         dims = sorted({row.dim for row in mine})
         ax.set_xticks(dims, [str(dim) for dim in dims])
         ax.axhline(0, color="0.4", linewidth=0.8)
-        ax.set(title=f"{name}: {by}", xlabel="dims kept", ylabel="points lost against full width")
+        ax.set_title(f"{name}: {by}", fontsize=10)
+        ax.set(xlabel="dims kept", ylabel="points lost against full width")
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize=8)
     for ax in axes[len(panels) :]:
@@ -133,7 +164,7 @@ def main() -> int:
     parser.add_argument("runs", type=Path, nargs="+", help="run directories with predictions/")
     options = parser.parse_args()
     rows: list[Loss] = []
-    confused: list[tuple[str, str, int, float, float]] = []
+    confused: list[Confusion] = []
     for path in options.runs:
         settings = config.from_yaml(runs.find(path) / "config.yaml")
         found, dataset = study.gather([path]), data.load(settings.data)
@@ -144,7 +175,7 @@ def main() -> int:
     folder = Path(__file__).parent
     for file, header, content in (
         ("losses.csv", Loss._fields, rows),
-        ("confusions.csv", ("data", "arm", "dim", "within_family", "across_families"), confused),
+        ("confusions.csv", Confusion._fields, confused),
     ):
         with (folder / file).open("w", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
@@ -154,7 +185,8 @@ def main() -> int:
     for name, by, arm in dict.fromkeys((row.data, row.by, row.arm) for row in rows):
         print(f"\n{name}, {arm}: points lost against full width\n\n{table(rows, name, by, arm)}")
     for line in confused:
-        print("{}, {}, {} dims: {:.2f} % of texts confused within their family, {:.2f} % across".format(*line))
+        more = f"{line.more:+.2f} [{line.low:+.2f}, {line.high:+.2f}]"
+        print(f"{line.data}, {line.arm}, {line.dim} dims: {line.share:.2f} % of texts confused {line.kind}, {more}")
     return 0
 
 
