@@ -264,7 +264,8 @@ def _assemble(
     kept = {(variant, label) for variant, label in chosen if int(label.rpartition("-seed")[2]) in seeds}
     return Study(
         name=", ".join(experiments),
-        title=f"{', '.join(experiments)}: nested embeddings against fixed-size models",
+        title=f"{', '.join(experiments)}: nested embeddings"
+        + (" against fixed-size models" if any(s.arm == "ff" for s in series) else ""),
         series=series,
         dims=dims,
         width=max(run.config.width for run in used),
@@ -306,20 +307,21 @@ def _prediction_files(
 
 
 def _absent_arms(series: Sequence[Series]) -> list[str]:
-    """What is not shown because an arm was not trained, variant by variant."""
+    """What is not shown because an arm was not trained: said once where that goes for all variants."""
+    by_variant = {v: {s.arm for s in series if s.variant == v} for v in dict.fromkeys(s.variant for s in series)}
+    lacking = {v: [arm for arm in BASELINES if arm not in present] for v, present in by_variant.items()}
     notes = []
-    for variant in dict.fromkeys(s.variant for s in series):
-        present = {s.arm for s in series if s.variant == variant}
-        where = "" if variant is None else f" in {variant}"
+    for variant, present in by_variant.items():
+        everywhere = all(arms == lacking[variant] for arms in lacking.values())
+        where = "" if variant is None or everywhere else f" in {variant}"
         nested = [LABELS[arm] for arm in NESTED[:2] if arm in present] or ["MRL"]
         if not present & set(NESTED):
             notes.append(f"No nested arm ({', '.join(NESTED)}){where}: there is nothing to compare.")
             continue
-        for arm in BASELINES:
-            if arm not in present:
-                lost = ", ".join(f"{a} − {LABELS[arm]}" for a in nested)
-                notes.append(f"No {arm} arm{where}: {lost} {'is' if len(nested) == 1 else 'are'} not shown.")
-    return notes
+        for arm in lacking[variant]:
+            lost = ", ".join(f"{a} − {LABELS[arm]}" for a in nested)
+            notes.append(f"No {arm} arm{where}: {lost} {'is' if len(nested) == 1 else 'are'} not shown.")
+    return list(dict.fromkeys(notes))
 
 
 def _shared_seeds(
@@ -420,7 +422,17 @@ def _variants(used: Sequence[Run], names: Mapping[Path, str]) -> dict[str | None
             groups.append([run])
     if len(groups) == 1:
         return {None: groups[0]}
-    return {names[group[0].directory]: group for group in groups}
+    return dict(zip(_short([names[group[0].directory] for group in groups]), groups, strict=True))
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Names of variants for labels: without a `key=` that all of them begin with, long ones abridged in the middle."""
+    keys = {name.partition("=")[:2] for name in names}
+    values = (
+        [name.partition("=")[2] for name in names] if len(keys) == 1 and "" not in next(iter(keys)) else list(names)
+    )
+    abridged = [value if len(value) <= 24 else f"{value[:12]}…{value[-8:]}" for value in values]
+    return abridged if len(set(abridged)) == len(names) and all(abridged) else list(names)
 
 
 def _names(directories: Sequence[Path]) -> dict[Path, str]:

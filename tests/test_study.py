@@ -10,7 +10,7 @@ from made_runs import DIMS, make_run
 
 from mrl_jax.config import LossConfig, OptimizerConfig, TrainerConfig
 from mrl_jax.errors import UserError
-from mrl_jax.study import Series, Study, gather
+from mrl_jax.study import Series, Study, _short, gather
 
 
 def csv_value(directory: Path, arm: str, seed: int, dim: int, metric: str, split: str = "test") -> float:
@@ -83,6 +83,31 @@ def test_runs_that_differ_in_other_keys_are_variants_named_after_their_folders(t
     assert [s.label for s in study.series][-1] == "MRL · heavy tail"
     assert [s.key for s in study.series][-1] == "mrl.heavy_20tail"
     assert {line["variant"] for line in study.log} == {"first", "heavy tail"}
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["dims=log", "dims=uniform"], ["log", "uniform"]),
+        (["dims=log", "first"], ["dims=log", "first"]),
+        (["dims=log", "rate=log"], ["dims=log", "rate=log"]),
+        (["dims=8,16,24,32,40,48,56,64,80,96", "dims=8"], ["8,16,24,32,4…64,80,96", "8"]),
+        (["a=" + 12 * "x" + "1" + 12 * "y", "a=" + 12 * "x" + "2" + 12 * "y"], None),
+    ],
+)
+def test_names_of_variants_are_short_where_they_stay_apart(names, short):
+    assert _short(names) == (short or names)
+
+
+def test_what_no_variant_has_is_said_once(tmp_path):
+    make_run(tmp_path, arms=("mrl",), run="a")
+    make_run(tmp_path, arms=("mrl",), run="b", optimizer=OptimizerConfig(learning_rate=0.5))
+    assert [note for note in gather([tmp_path]).notes if note.startswith("No ff")] == [
+        "No ff arm: MRL − FF is not shown."
+    ]
+    make_run(tmp_path, arms=("mrl", "ff"), run="c", optimizer=OptimizerConfig(learning_rate=0.25))
+    found = [note for note in gather([tmp_path]).notes if note.startswith("No ff")]
+    assert found == ["No ff arm in a: MRL − FF is not shown.", "No ff arm in b: MRL − FF is not shown."]
 
 
 def test_variants_in_folders_of_one_name_are_told_apart(tmp_path):
