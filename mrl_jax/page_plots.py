@@ -16,7 +16,7 @@ from plotly.colors import sample_colorscale
 
 from mrl_jax import compare
 from mrl_jax.statistics import Difference, Interval
-from mrl_jax.study import COLORS, NESTED, Comparison, Series, Study
+from mrl_jax.study import COLORS, NESTED, Comparison, Series, Study, labelled
 
 PANELS = {"linear_top1": "Classifier, top-1 accuracy", "knn_top1": "Nearest neighbour, top-1 accuracy"}
 STORED = {"knn_top1": "Nearest neighbour, top-1 accuracy", "map@10": "Retrieval, MAP@10"}
@@ -286,8 +286,9 @@ def _figure(x: Mapping[str, Any], y: str | None, height: int = 400) -> go.Figure
 
 
 def _dim_axis(dims: Sequence[int]) -> dict[str, Any]:
-    ticks = {"tickvals": list(dims), "ticktext": [str(dim) for dim in dims]}
-    return {"title": "embedding dimensions used", "type": "log", **ticks}
+    shown = labelled(dims)
+    text = [str(dim) if dim in shown else "" for dim in dims]
+    return {"title": "embedding dimensions used", "type": "log", "tickvals": list(dims), "ticktext": text}
 
 
 def looks_of(series: Sequence[Series]) -> dict[Series, Look]:

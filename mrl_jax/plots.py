@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from mrl_jax import compare, runs
 from mrl_jax.compare import KINDS
-from mrl_jax.study import COLORS, NESTED, Comparison, Series, Study
+from mrl_jax.study import COLORS, NESTED, Comparison, Series, Study, labelled
 
 # Marker of each arm; the line style says the variant.
 MARKERS = {
@@ -323,7 +323,8 @@ def _label_rows(axes: Sequence[Axes], label: str) -> None:
 
 def _log_axis(ax: Axes, ticks: Sequence[float], label: str) -> None:
     ax.set_xscale("log", base=2)
-    ax.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks], fontsize=9)
+    shown = labelled(ticks)
+    ax.set_xticks(list(ticks), [f"{tick:g}" if tick in shown else "" for tick in ticks], fontsize=9)
     ax.minorticks_off()
     ax.set_xlabel(label)
     _frame(ax)

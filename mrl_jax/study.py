@@ -7,6 +7,7 @@ What cannot be compared is refused: other data, another number of steps, another
 
 import functools
 import json
+import math
 import os
 import re
 import zipfile
@@ -87,6 +88,15 @@ class Series:
         return f"{self.arm}." + re.sub(r"[^A-Za-z0-9_-]", lambda sign: f"_{ord(sign[0]):x}", self.variant)
 
 
+def labelled(ticks: Iterable[float]) -> list[float]:
+    """The ticks of a log axis that there is room to label: powers of two first, others where they are not too close."""
+    chosen: list[float] = []
+    for tick in sorted(ticks, key=lambda tick: (not math.log2(tick).is_integer(), tick)):
+        if all(abs(math.log2(tick / other)) > 0.4 for other in chosen):
+            chosen.append(tick)
+    return chosen
+
+
 class Comparison(NamedTuple):
     """Arm `a` minus arm `b`, paired by seed and test example, at the nesting dims that both have."""
 
@@ -99,7 +109,7 @@ class Comparison(NamedTuple):
     @property
     def against(self) -> str:
         """What the second arm stands for: comparisons of one kind are shown together."""
-        return "between runs" if self.a.arm == self.b.arm else f"minus {LABELS[self.b.arm]}"
+        return f"minus {self.b.variant}" if self.a.arm == self.b.arm else f"minus {LABELS[self.b.arm]}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -137,7 +137,7 @@ def _tax(comparisons: Comparisons) -> Section:
 def _equal_compute(study: Study) -> Section:
     """What each way to serve all dims takes to train, and gives."""
     rows = []
-    for variant in study.variants:
+    for variant in (v for v in study.variants if study.find("ff", v)):
         costs = compare.costs(study, variant)
         for arm in (*NESTED, "ff", *BASELINES[1:]):
             series = study.find(arm, variant)

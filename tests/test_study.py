@@ -10,7 +10,7 @@ from made_runs import DIMS, make_run
 
 from mrl_jax.config import LossConfig, OptimizerConfig, TrainerConfig
 from mrl_jax.errors import UserError
-from mrl_jax.study import Series, Study, _short, gather
+from mrl_jax.study import Series, Study, _short, gather, labelled
 
 
 def csv_value(directory: Path, arm: str, seed: int, dim: int, metric: str, split: str = "test") -> float:
@@ -97,6 +97,12 @@ def test_runs_that_differ_in_other_keys_are_variants_named_after_their_folders(t
 )
 def test_names_of_variants_are_short_where_they_stay_apart(names, short):
     assert _short(names) == (short or names)
+
+
+def test_labels_of_a_log_axis_have_room():
+    assert sorted(labelled([8, 16, 24, 32, 40, 48, 64])) == [8, 16, 24, 32, 48, 64]
+    assert sorted(labelled([12, 24, 48, 96, 192, 384])) == [12, 24, 48, 96, 192, 384]
+    assert sorted(labelled([100, 110, 128])) == [128]
 
 
 def test_what_no_variant_has_is_said_once(tmp_path):
