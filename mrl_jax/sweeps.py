@@ -64,11 +64,13 @@ def prepare(words: Sequence[str]) -> Sweep:
     for i, options in enumerate(job):
         for other in options[1:]:
             configuration.from_command_line([*first[:i], other, *first[i + 1 :]])
-    directory = Path(checked.results_dir).expanduser() / ".sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    given = [str(o.value()) for o in parsed if o.key_or_group == "hydra.sweep.dir"]
+    dated = Path(checked.results_dir).expanduser() / ".sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    directory = Path(given[-1]) if given else dated
     swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
     same = sorted({o.key_or_group for o in parsed} - swept)
     overrides = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quoted, same))}]"]
-    if not any(word.startswith("hydra.sweep.dir=") for word in words):
+    if not given:
         overrides.append(f"hydra.sweep.dir={_quoted(str(directory))}")
     if launcher != "basic":
         os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
@@ -97,7 +99,7 @@ def run_name(overrides: str) -> str | None:
     name = re.sub(r"[\[\]{}'\"+]", "", overrides)  # the values of one key differ in more than these
     safe = re.sub(r"[^A-Za-z0-9._=,@-]", "-", name)
     if len(safe) > 120 or safe != name:  # what was lost must not make two jobs one
-        safe = f"{safe[:100]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+        safe = f"{safe[:100]}-{hashlib.sha256(overrides.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
     return safe or None
 
 

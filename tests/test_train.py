@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -440,20 +439,6 @@ def test_configuration_survives_its_yaml(tmp_path: Path, tiny: list[str]) -> Non
     (tmp_path / "config.yaml").write_text(config.to_yaml(settings))
     assert config.from_yaml(tmp_path / "config.yaml") == settings
     assert config.differences(settings, config.from_command_line([*tiny, "seeds=2"])) == ["seeds=1 (now 2)"]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
-def test_a_sweep_makes_a_run_for_each_job(tiny: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mrl_jax.train", "--multirun", *tiny, f"results_dir={tmp_path}"]
-    done = subprocess.run(
-        [*command, "trainer.batch_size=32,none,16"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2  # the job in the middle fails, says why and stops no other
-    assert "trainer.batch_size=none is not allowed" in done.stderr
-    assert "1 of the jobs failed" in done.stderr
-    finished = [p for p in (tmp_path / "tiny").iterdir() if not p.is_symlink()]
-    assert len(finished) == 2
-    assert all(read_rows(p / "evaluation.csv") for p in finished)
 
 
 def test_a_mistake_in_a_sweep_is_one_sentence(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
