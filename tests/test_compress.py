@@ -60,7 +60,9 @@ def test_principal_directions_are_orthonormal_and_point_to_their_largest_entry(s
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-6, 1e6))
 def test_whitened_coordinates_are_uncorrelated_with_unit_variance_whatever_the_unit_of_the_embedding(seed, unit):
-    z = (embeddings(200, 6, seed) * np.float32(unit)).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]  # a random matrix may be singular to float32, a rotation is not
+    z = ((rng.normal(size=(200, 6)) * np.linspace(0.2, 2, 6) @ rotation + rng.normal(size=6)) * unit).astype(np.float32)
     np.testing.assert_allclose(
         np.cov(fit("pca_whitened", z, 0).apply(z), rowvar=False, bias=True), np.eye(6), atol=0.02
     )
