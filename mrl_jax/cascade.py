@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp, softmax
+from scipy.special import logsumexp, softmax, xlogy
 from scipy.stats import beta, binom
 
 Classifier = tuple[np.ndarray, np.ndarray]  # kernel [m, C] and bias [C]
@@ -59,7 +59,11 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def confidence(logits: np.ndarray, temperature: float = 1.0, kind: Kind = "max_softmax") -> np.ndarray:
-    """How sure softmax(logits / temperature) is, [n] of logits [n, C]: larger is surer."""
+    """How sure softmax(logits / temperature) is, [n] in [0, 1] of logits [n, C]: larger is surer.
+
+    `max_softmax` is the largest probability, `margin` its lead over the second, `entropy` one minus the entropy as a
+    share of the greatest possible.
+    """
     p = softmax(logits / temperature, axis=1)
     if kind == "max_softmax":
         return np.asarray(p.max(axis=1))
@@ -67,7 +71,7 @@ def confidence(logits: np.ndarray, temperature: float = 1.0, kind: Kind = "max_s
         top = np.partition(p, -2, axis=1)[:, -2:] if p.shape[1] > 1 else np.pad(p, ((0, 0), (1, 0)))
         return np.asarray(top[:, 1] - top[:, 0])
     if kind == "entropy":
-        return np.asarray(np.sum(p * np.log(np.maximum(p, np.finfo(float).tiny)), axis=1))
+        return np.asarray(1 + xlogy(p, p).sum(axis=1) / np.log(max(2, p.shape[1])))
     raise ValueError(f"kind={kind!r} is unknown; allowed: max_softmax, margin, entropy")
 
 
@@ -98,7 +102,7 @@ def greedy(confidences: np.ndarray, right: np.ndarray, levels: int = 100) -> np.
 
 def path(thresholds: np.ndarray, steps: int = 200) -> np.ndarray:
     """Thresholds [steps, K − 1] from the dearest to the cheapest, for `certify`: the straight line from 1 (nobody
-    leaves early) through `thresholds`, such as the greedy ones, on until one of them is 0. Not for entropy."""
+    leaves early) through `thresholds`, such as the greedy ones, on until one of them is 0."""
     slope = 1 - np.clip(thresholds, 0, 1)
     if not (slope > 0).any():
         return np.ones((1, len(slope)))
@@ -135,7 +139,7 @@ def certify(
     if p_value(0, 0, n, epsilon) > delta:
         raise ValueError(
             f"{n} calibration examples cannot certify epsilon={epsilon} at delta={delta}, not even without a single "
-            f"loss; at least {_needed(n, epsilon, delta)} are needed"
+            f"loss; at least {examples_needed(epsilon, delta)} are needed"
         )
     best = None
     for row in thresholds:
@@ -150,9 +154,9 @@ def certify(
     return best
 
 
-def _needed(few: int, epsilon: float, delta: float) -> int:
-    """The least number of examples, more than `few`, that certify when none is lost."""
-    many = 2 * few + 2
+def examples_needed(epsilon: float, delta: float) -> int:
+    """The least number of calibration examples that certify when none of them is lost."""
+    few, many = 0, 1
     while p_value(0, 0, many, epsilon) > delta:
         few, many = many, 2 * many
     while many - few > 1:

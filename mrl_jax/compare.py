@@ -15,7 +15,7 @@ import numpy as np
 
 from mrl_jax import statistics
 from mrl_jax.arms import POSTHOC
-from mrl_jax.statistics import Crossover
+from mrl_jax.statistics import Crossover, Interval
 from mrl_jax.study import BASELINES, NESTED, Comparison, Series, Study
 
 METRICS = ("linear_top1", "knn_top1")
@@ -132,6 +132,53 @@ def oracle(study: Study, series: Series) -> Oracle | None:
     shares = {int(dim): float((first == i).mean()) for i, dim in enumerate(dims)}
     spent = np.where(solved, dims[right.argmax(0)], dims[0])
     return Oracle(shares, float((~solved).mean()), float(right[-1].mean()), float(spent.mean()))
+
+
+class Adaptive(NamedTuple):
+    """A nested arm's cascade on the test split, mean over seeds."""
+
+    rule: str  # greedy or certified
+    accuracy: float
+    lost: Interval  # accuracy at full width minus that of the cascade, over seeds and test examples
+    full: int  # the full width
+    dims: Interval  # of the granularity that answered
+    cumulative_dims: float  # of all granularities that were asked
+    kflop: float  # of the heads, an input
+    captured: float  # share of the dims that the oracle saves which the cascade saves too
+    certified: int | None  # seeds with a certificate; None for a rule that gives none
+    shares: dict[int, float]  # dim → share of inputs that leave there
+
+
+def adaptive(study: Study, series: Series) -> list[Adaptive]:
+    """A line a rule; empty where the runs were made without evaluation.cascade."""
+    found = []
+    for rule in ("greedy", "certified"):
+        name = f"cascade_{rule}"
+        answers, spent = study.outcomes(series, f"{name}_top1"), study.outcomes(series, f"{name}_dims")
+        if not answers:
+            continue
+        full = max(answers)
+
+        def mean(metric: str, at: int = full) -> float:
+            return float(study.values(series, metric)[at].mean())
+
+        certified = study.values(series, "cascade_certified")[full].sum()
+        lost = study.outcomes(series, "linear_top1")[full] - answers[full]
+        found.append(
+            Adaptive(
+                rule,
+                mean(f"{name}_top1"),
+                statistics.mean_interval(lost),
+                full,
+                statistics.mean_interval(spent[full]),
+                mean(f"{name}_cumulative_dims"),
+                mean(f"{name}_kflop"),
+                mean(f"{name}_captured"),
+                int(certified) if rule == "certified" else None,
+                {dim: float(v.mean()) for dim, v in study.values(series, f"{name}_share").items()},
+            )
+        )
+    return found
 
 
 class ClassNeeds(NamedTuple):

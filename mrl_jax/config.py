@@ -66,6 +66,10 @@ class EvaluationConfig:
     quantised: bool = True  # the neighbours of int8 and 1-bit embeddings as well
     refit: Literal["ridge", "logistic"] | None = "logistic"  # classifier fitted anew; null: for post-hoc arms only
     batch_size: int = 512  # examples embedded at a time
+    cascade: bool = False  # adaptive classification by each nested arm, calibrated on validation
+    epsilon: float = 0.01  # accuracy that a certified cascade may lose against full width, as a share
+    delta: float = 0.1  # probability with which it may lose more
+    confidence: Literal["max_softmax", "margin", "entropy"] = "margin"  # what a cascade's thresholds are set on
 
 
 @dataclass(frozen=True)
@@ -289,6 +293,8 @@ def _check(config: Config) -> None:
             all(1 <= m <= config.width for m in config.evaluation.dims or ()),
         ),
         ("evaluation.batch_size", config.evaluation.batch_size, "at least 1", config.evaluation.batch_size >= 1),
+        ("evaluation.epsilon", config.evaluation.epsilon, "between 0 and 1", 0 < config.evaluation.epsilon < 1),
+        ("evaluation.delta", config.evaluation.delta, "between 0 and 1", 0 < config.evaluation.delta < 1),
     ):
         if not good:
             raise UserError(f"{key}={value} is not allowed; {allowed}")
@@ -301,6 +307,12 @@ def _check(config: Config) -> None:
             )
         if min(weights) < 0 or max(weights) == 0:
             raise UserError(f"loss.weights={list(weights)} is not allowed; none below 0 and at least one above")
+    stages = [arm.trained(config.nesting_dims) for arm in arms.expand(config.arms, config.nesting_dims, weights)]
+    if config.evaluation.cascade and max(map(len, stages), default=0) < 2:
+        raise UserError(
+            f"evaluation.cascade=true needs a nested arm with two granularities or more; arms={list(config.arms)} with "
+            f"nesting_dims={list(config.nesting_dims)} has none"
+        )
     for key, path in (("name", config.name), ("run", config.run)):
         if path is not None and (path in ("", ".", "..") or "/" in path or "\\" in path):
             raise UserError(f"{key}={path!r} is not allowed; the name of one folder, without slashes")

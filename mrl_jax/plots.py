@@ -62,6 +62,8 @@ def of_study(study: Study, comparisons: Mapping[str, Mapping[str, Comparison]]) 
     oracles = {s: o for s in study.series if s.arm in NESTED and (o := compare.oracle(study, s))}
     if oracles:
         figures["oracle"] = oracle(oracles)
+    if any(compare.adaptive(study, series) for series in study.series):
+        figures["cascade"] = cascade(study)
     return figures
 
 
@@ -283,6 +285,29 @@ def oracle(oracles: Mapping[Series, compare.Oracle]) -> Figure:
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), frameon=False, fontsize=9)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
+    return figure
+
+
+def cascade(study: Study) -> Figure:
+    """A panel a nested series: accuracy at each fixed dim, and where its cascades are, by the dims read on average."""
+    shown = {s: found for s in study.series if (found := compare.adaptive(study, s))}
+    figure, axes = _panels(len(shown))
+    rules = {"greedy": ("#e69f00", "v"), "certified": ("#000000", "*")}
+    for ax, (series, found) in zip(axes, shown.items(), strict=True):
+        values = {dim: 100 * v.mean() for dim, v in study.values(series, "linear_top1").items() if dim in study.dims}
+        color, marker, style = _look(study, series)
+        ax.plot(list(values), list(values.values()), color=color, marker=marker, linestyle=style, label="fixed dims")
+        for one in found:
+            color, marker = rules[one.rule]
+            x, y = one.dims.mean, 100 * one.accuracy
+            reach = None if np.isnan(one.dims.low) else [[x - one.dims.low], [one.dims.high - x]]
+            ax.errorbar([x], [y], xerr=reach, color=color, marker=marker, markersize=9, capsize=3, linestyle="",
+                        label=f"{one.rule} cascade")  # fmt: skip
+        ax.set_title(_plain(series.label), fontsize=11)
+        _log_axis(ax, study.dims, "mean dimensions of the answer")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    _label_rows(axes, "top-1 accuracy (%)")
     return figure
 
 

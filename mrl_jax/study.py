@@ -65,7 +65,7 @@ SAME_VARIANT = {
     "trainer.population", "trainer.arms_at_once", "trainer.checkpoint_seconds", "trainer.log_every",
     "trainer.steps", "trainer.epochs",
     "evaluation.interpolated", "evaluation.dims", "evaluation.neighbours", "evaluation.quantised",
-    "evaluation.batch_size",
+    "evaluation.batch_size", "evaluation.cascade",
 }  # fmt: skip
 
 

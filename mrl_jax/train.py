@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import shutil
 import sys
@@ -31,7 +32,7 @@ from mrl_jax.batches import Examples
 from mrl_jax.config import Config
 from mrl_jax.data import Dataset
 from mrl_jax.errors import UserError
-from mrl_jax.evaluate import Score, refit
+from mrl_jax.evaluate import Score, adaptive, refit
 from mrl_jax.evaluate.classification import Classifiers
 from mrl_jax.program import Program
 from mrl_jax.runs import Row
@@ -53,6 +54,8 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
         runs.refuse_existing(config)
     dataset = data.load(config.data)
     _check_splits(dataset)
+    if config.evaluation.cascade:
+        adaptive.check(len(dataset.validation), config.evaluation.epsilon, config.evaluation.delta)
     reader = inputs.fit(config.encoder, dataset)
     splits = {name: Examples(reader(split.inputs), split.labels) for name, split in _splits(dataset)}
     described = describe(config, dataset, reader, splits)
@@ -194,7 +197,11 @@ def _finish(
     head = fitted.model.params["heads"][arm.head]
     own = heads.classifiers(head, arm.head, dims, wanted if arm.head == "tied" else arm.trained(dims))
     others = {"refit_top1": refitted(z, wanted)} if classifier else {}
-    rows = keep(arm.name, evaluate.score(z, labels, own, others, wanted, dims, settings))
+    scores = evaluate.score(z, labels, own, others, wanted, dims, settings)
+    if settings.cascade and len(stages := arm.trained(dims)) > 1:
+        tied = arm.head == "tied"
+        scores = itertools.chain(scores, evaluate.adaptively(z, labels, own, tied, stages, settings, member.seed))
+    rows = keep(arm.name, scores)
     at = evaluate.dims_of(None, dims, settings)
     for name in compressions if arm.width == config.width else ():
         compression = compress.fit(name, z["train"], member.seed)

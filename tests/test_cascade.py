@@ -48,7 +48,7 @@ def test_confidence_by_hand() -> None:
     np.testing.assert_allclose(cascade.confidence(logits), [0.5, 0.98])
     np.testing.assert_allclose(cascade.confidence(logits, kind="margin"), [0.2, 0.97])
     entropy = 0.5 * np.log(0.5) + 0.3 * np.log(0.3) + 0.2 * np.log(0.2)
-    assert cascade.confidence(logits, kind="entropy")[0] == pytest.approx(entropy)
+    assert cascade.confidence(logits, kind="entropy")[0] == pytest.approx(1 + entropy / np.log(3))
     squared = np.array([0.25, 0.09, 0.04]) / 0.38  # a temperature of ½ squares probabilities
     assert cascade.confidence(logits, 0.5)[0] == pytest.approx(squared[0])
     with pytest.raises(ValueError, match="kind='max' is unknown; allowed: max_softmax, margin, entropy"):
@@ -94,7 +94,7 @@ def test_serving_equals_evaluating_everything(heads: list[cascade.Classifier], k
     z, _ = nested(300, 2)
     kernel, bias = heads[-1]
     classifiers = [(kernel[:m], bias) for m in DIMS] if tied else heads
-    temperatures, thresholds = (0.7, 1.0, 1.3), np.array([0.8, 0.6] if kind != "entropy" else [-0.5, -0.3])
+    temperatures, thresholds = (0.7, 1.0, 1.3), np.array([0.8, 0.6])
     logits = [z[:, : len(k)] @ k + b for k, b in classifiers]
     confidences = np.stack([cascade.confidence(x, t, kind) for x, t in zip(logits, temperatures, strict=True)])
     granularity = cascade.leaving(confidences, thresholds)

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax import nesting
+from mrl_jax import cascade, nesting
 from mrl_jax.arms import Arm
 from mrl_jax.config import EvaluationConfig
-from mrl_jax.evaluate import calibration, classification, neighbours, quantised
+from mrl_jax.evaluate import adaptive, calibration, classification, neighbours, quantised
 from mrl_jax.evaluate.classification import Classifiers
 
 NEIGHBOURS = 10  # k of map@k and precision@k
@@ -94,3 +94,46 @@ def nearest_quantised(
         for dim, indices in zip(wanted, search(z, database, wanted, k), strict=True):
             for metric, values in neighbours.outcomes(indices, labels, database_labels, NEIGHBOURS).items():
                 yield Score(dim, f"{kind}_{metric}", float(values.mean()), values)
+
+
+def adaptively(
+    z: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    own: Classifiers,
+    tied: bool,
+    dims: Sequence[int],
+    config: EvaluationConfig,
+    seed: int,
+) -> Iterator[tuple[str, Score]]:
+    """What a cascade over an arm's own classifiers at `dims` does to the test split, as (split, score).
+
+    At the largest of the dims for each rule: `cascade_<rule>_top1`, `…_dims` and `…_cumulative_dims` (means an input),
+    `…_kflop` of the heads, `…_captured` (share of the dims that an oracle saves); at each dim `…_share`, that of the
+    inputs leaving there; and `cascade_certified`, 1 where the certificate was given and 0 where not.
+    """
+    classifiers = {m: tuple(np.asarray(x) for x in own[m]) for m in dims}
+    logits = {part: [z[part][:, :m] @ w + b for m, (w, b) in classifiers.items()] for part in ("validation", "test")}
+    made = adaptive.rules(
+        logits["validation"], labels["validation"], config.epsilon, config.delta, config.confidence, seed
+    )
+    width, sizes = dims[-1], np.asarray(dims)
+    right = np.stack([one.argmax(axis=1) == labels["test"] for one in logits["test"]])
+    for name, rule in made.items():
+        sure = [
+            cascade.confidence(x, t, config.confidence) for x, t in zip(logits["test"], rule.temperatures, strict=True)
+        ]
+        left = cascade.leaving(np.stack(sure), rule.thresholds)
+        found = cascade.served(left, right, dims, logits["test"][0].shape[1], tied)
+        answers = right[left, np.arange(len(left))].astype(np.float32)
+        spent = sizes[left].astype(np.float32)
+        for metric, value, outcomes in (
+            ("top1", found.accuracy, answers),
+            ("dims", found.dims, spent),
+            ("cumulative_dims", found.cumulative_dims, None),
+            ("kflop", found.flops / 1e3, None),
+            ("captured", found.captured, None),
+        ):
+            yield "test", Score(width, f"cascade_{name}_{metric}", value, outcomes)
+        for m, share in zip(dims, found.shares, strict=True):
+            yield "test", Score(m, f"cascade_{name}_share", float(share))
+    yield "test", Score(width, "cascade_certified", float(made["certified"].certified))
