@@ -321,7 +321,7 @@ def _legend(figure: Figure, study: Study, series: Sequence[Series], title: str |
     for s in series:
         color, marker, style = _look(study, s)
         handles.append(Line2D([], [], color=color, marker=marker, linestyle=style, markersize=5, label=_plain(s.label)))
-    columns = 5 if study.variants == (None,) else 3
+    columns = 5 if study.variants == (None,) and figure.get_figwidth() > 8 else 3
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, handlelength=3.2,
         title=title, title_fontsize=9,

@@ -1,0 +1,429 @@
+"""Adaptive retrieval: search on a prefix of the embedding, read more dims only of what may be among the best.
+
+    exact      all N documents; with `start` < D only their first coordinates, and more of the few that Cauchy–Schwarz
+               cannot rule out. The k best by inner product either way, provably, ties to the lower row.
+    funnel     a shortlist by cosine on a prefix, narrowed on longer prefixes, ranked by the whole embedding
+               (Kusupati et al. 2022, section 4.3). Fast; what the shortlist misses stays missed.
+
+Documents are laid out in chunks of rows, coordinates first, so that a prefix is a contiguous part of each chunk and
+one copy serves all dims. Scores are made chunk by chunk and reduced at once to the maxima of bins of rows: there is
+never an N × Q matrix, and what is sorted is 16 to 32 times smaller.
+
+Why the exact search is exact. The inner product of query q and document x splits at dim m into that of their prefixes
+and that of their tails, and the latter is at most |q_tail| |x_tail|. So every document has an upper bound, and a bin
+has the largest of its rows. Documents of the most promising bins are scored in full; the k-th best of these scores, τ,
+is a lower bound of the k-th best overall. Only bins whose bound reaches τ can hold one of the k best. Rounding, of
+bfloat16 operands too, is bounded and added; the last few candidates are ranked in float64.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mrl_jax.evaluate.neighbours import top_k
+from mrl_jax.nesting import blocks, check_dims
+
+CHUNK = 4096  # rows
+BIN = 16  # rows whose largest upper bound is kept, by exact search
+PACKED = 32  # most rows of which one is kept, by the first step of a funnel; its index takes the low bits of the score
+ROOM = 50  # least bins for each document of a shortlist, so that the good ones rarely share a bin
+QUERIES = 256  # at a time
+SPARE = 8  # bins more than k, half of those that are scored in full at first
+MOST = 0.1  # share of bins that may be promising; with more, every document is better read in full
+EPS = float(np.finfo(np.float32).eps)
+
+
+class Hits(NamedTuple):
+    """The k best of each query, best first."""
+
+    scores: np.ndarray  # float32 [Q, k], inner products of whole embeddings
+    rows: np.ndarray  # int [Q, k]; −1, with a score of −inf, where there are fewer than k documents
+
+
+class Work(NamedTuple):
+    """What a search did, mean over queries."""
+
+    scanned: int  # dims that were read of every document
+    candidates: float  # documents of which more was read
+    full: float  # share of queries that every document was read for in full
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """N embeddings laid out for search; made by `lay_out`."""
+
+    rows: Any  # float32 [N, D], a JAX or NumPy array
+    dims: tuple[int, ...]  # the nesting dims, ending at D
+    chunks: jax.Array  # [C, W, CHUNK] float32 or bfloat16, their first W coordinates
+    bias: jax.Array  # float32 [C, CHUNK]: 0, and −inf for rows that do not exist or were deleted
+    inverse: dict[int, jax.Array]  # dim → 1 / length of the prefix [C, CHUNK]; 1 where it is zero
+    tails: dict[int, jax.Array]  # dim → length of what is cut off [C, CHUNK]
+    rounding: float  # largest distance of an embedding from its copy in `chunks`
+    longest: float  # largest length of an embedding
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def laid_out(self) -> tuple[int, ...]:
+        """The dims at which all documents can be scanned."""
+        return tuple(self.inverse)
+
+    @cached_property
+    def host(self) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+        """The rows, their bias and for each dim the lengths of their tails [≥ N], as NumPy arrays."""
+        rows = self.rows if isinstance(self.rows, np.ndarray) else np.asarray(self.rows)
+        return rows, np.asarray(self.bias).reshape(-1), {m: np.asarray(x).reshape(-1) for m, x in self.tails.items()}
+
+    def rows_of(self, bins: Any) -> Any:
+        """The rows [..., n · BIN] of bins [..., n]; those from N on are none."""
+        size = self.chunks.shape[-1]
+        each = size // BIN
+        rows = (bins // each * size + bins % each)[..., None] + np.arange(BIN) * each
+        return rows.reshape(*bins.shape[:-1], -1)
+
+
+def lay_out(
+    vectors: Any,
+    dims: Sequence[int],
+    dtype: Any = jnp.bfloat16,
+    scanned: int | None = None,
+    alive: np.ndarray | None = None,
+) -> Documents:
+    """Lay out embeddings for search.
+
+    Args:
+        vectors: float32 [N, D]; a NumPy array is copied, a memory-mapped one read in chunks and never held whole.
+        dims: nesting dims, ending at D; `exact` can start and `funnel` step at any of them up to `scanned`.
+        dtype: of the scanned copy. bfloat16 halves the bytes and is twice as fast where the hardware has it.
+        scanned: coordinates to copy, one of the dims; all by default.
+        alive: bool [N]; false for rows that are never found.
+
+    Raises:
+        ValueError: dims that do not end at D, `scanned` that is none of them, numbers that are not finite.
+    """
+    count, width = vectors.shape
+    dims = check_dims(dims, width)
+    scanned = width if scanned is None else scanned
+    if scanned not in dims:
+        raise ValueError(f"scanned={scanned} is not one of the dims {list(dims)}")
+    size = min(CHUNK, max(PACKED, -(-count // PACKED) * PACKED))
+    number = max(1, -(-count // size))
+    chunks = np.zeros((number, scanned, size), dtype)
+    bias = np.full((number, size), -np.inf, np.float32)
+    inverse = {m: np.ones((number, size), np.float32) for m in dims if m <= scanned}
+    tails = {m: np.zeros((number, size), np.float32) for m in dims}
+    rounding = longest = 0.0
+    for c in range(number):
+        some = np.asarray(vectors[c * size : (c + 1) * size], np.float32)
+        if not np.isfinite(some).all():
+            raise ValueError(f"embeddings {c * size}…{c * size + len(some) - 1} hold numbers that are not finite")
+        n = len(some)
+        chunks[c, :, :n] = some[:, :scanned].T
+        copy = np.asarray(chunks[c, :, :n].T, np.float32)
+        bias[c, :n] = 0.0 if alive is None else np.where(alive[c * size : c * size + n], 0.0, -np.inf)
+        squares = np.cumsum(some.astype(np.float64) ** 2, axis=1)
+        for m in dims:
+            if m <= scanned:
+                length = np.sqrt(squares[:, m - 1])
+                inverse[m][c, :n] = np.where(length > 0, 1 / np.maximum(length, 1e-30), 1.0)
+            # Cancellation may leave a difference that is too small: the bound must not be.
+            rest = np.maximum(squares[:, -1] - squares[:, m - 1], 0.0) + width * 1e-16 * squares[:, -1]
+            tails[m][c, :n] = np.sqrt(rest) * (1 + EPS) if m < width else 0.0
+        rounding = max(rounding, float(np.sqrt(((some[:, :scanned] - copy).astype(np.float64) ** 2).sum(1)).max()))
+        longest = max(longest, float(np.sqrt(squares[:, -1]).max()))
+    return Documents(
+        vectors if isinstance(vectors, np.memmap) else jnp.asarray(vectors, jnp.float32),
+        dims,
+        jnp.asarray(chunks),
+        jnp.asarray(bias),
+        {m: jnp.asarray(x) for m, x in inverse.items()},
+        {m: jnp.asarray(x) for m, x in tails.items()},
+        rounding,
+        longest,
+    )
+
+
+# ---- scanning all documents -----------------------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnames="dim")
+def _bounds(
+    queries_QxD: jax.Array, tails_Q: jax.Array, chunks: jax.Array, bias: jax.Array, tails: jax.Array, dim: int
+) -> jax.Array:
+    """The largest upper bound in each bin, [Q, C · CHUNK / BIN]; row r of a chunk is in its bin r mod (CHUNK / BIN)."""
+    prefix = queries_QxD[:, :dim].astype(chunks.dtype)
+
+    def one(c: jax.Array) -> jax.Array:
+        tile = _product(prefix, _prefix(chunks, c, dim)) + tails_Q[:, None] * tails[c] + bias[c]
+        return jnp.max(tile.reshape(len(tile), BIN, -1), axis=1)
+
+    found = jax.lax.map(one, jnp.arange(len(chunks)))
+    return jnp.moveaxis(found, 0, 1).reshape(len(prefix), -1)
+
+
+@partial(jax.jit, static_argnames=("dim", "size", "packed"))
+def _shortlist(
+    queries_QxD: jax.Array, chunks: jax.Array, bias: jax.Array, inverse: jax.Array, dim: int, size: int, packed: int
+) -> jax.Array:
+    """Rows [Q, size] with about the largest cosines on the prefix, in no order; −1 where there are too few.
+
+    Of `packed` rows only the best is kept, with its place among them in the low bits of its score.
+    """
+    prefix = queries_QxD[:, :dim].astype(chunks.dtype)
+    place = jnp.arange(packed, dtype=jnp.int32)[:, None]
+
+    def one(c: jax.Array) -> jax.Array:
+        tile = _product(prefix, _prefix(chunks, c, dim)) * inverse[c] + bias[c]
+        bits = jax.lax.bitcast_convert_type(tile, jnp.int32).reshape(len(tile), packed, -1)
+        placed = jax.lax.bitcast_convert_type((bits & -packed) | place, jnp.float32)
+        return jnp.max(jnp.where(tile.reshape(bits.shape) > -jnp.inf, placed, -jnp.inf), axis=1)
+
+    found = jnp.moveaxis(jax.lax.map(one, jnp.arange(len(chunks))), 0, 1)
+    bins = found.shape[-1]
+    flat = found.reshape(len(prefix), -1)
+    best, at = jax.lax.top_k(flat, min(size, flat.shape[1]))
+    inside = jax.lax.bitcast_convert_type(best, jnp.int32) & (packed - 1)
+    rows = (at // bins) * chunks.shape[-1] + inside * bins + at % bins
+    return jnp.where(best > -jnp.inf, rows, -1)
+
+
+def _prefix(chunks: jax.Array, c: jax.Array, dim: int) -> jax.Array:
+    """The first `dim` coordinates of chunk c, [dim, CHUNK]."""
+    return jax.lax.dynamic_slice(chunks, (c, 0, 0), (1, dim, chunks.shape[-1]))[0]
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a @ b accumulated in float32, of float32 operands without the shortcuts that accelerators take."""
+    precision = None if a.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+    return jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.float32)
+
+
+# ---- a shortlist, narrowed ------------------------------------------------------------------------------------------
+
+
+def funnel(documents: Documents, queries: np.ndarray, k: int, steps: Sequence[tuple[int, int]]) -> Hits:
+    """The k best of a shortlist.
+
+    Args:
+        queries: float32 [Q, D].
+        steps: (dim, size) with ascending dims and descending sizes: `[(64, 100)]` takes the 100 best by cosine on 64
+            coordinates and ranks them by the whole embedding; `[(32, 400), (64, 200), (128, 50)]` narrows in between.
+
+    Raises:
+        ValueError: steps out of order, a dim that was not laid out, a size below k, a query of another width.
+    """
+    _check(documents, queries, k)
+    check_steps(steps, documents.dims, k)
+    if steps[0][0] not in documents.laid_out:
+        raise ValueError(f"dim {steps[0][0]} was not laid out; there are {list(documents.laid_out)}")
+    (dim, size), *further = steps
+    packed = 1 << int(np.log2(np.clip(len(documents) / (ROOM * size), 1, PACKED)))
+    parts = []
+    for batch, valid in _batches(queries):
+        rows = _shortlist(batch, documents.chunks, documents.bias, documents.inverse[dim], dim, size, packed)
+        scores, rows = _narrow(_gather(documents, rows), batch, rows, tuple(further), k)
+        parts.append((np.asarray(scores)[:valid], np.asarray(rows)[:valid]))
+    return _joined(parts, k)
+
+
+def check_steps(steps: Sequence[tuple[int, int]], dims: Sequence[int], k: int) -> None:
+    """Raises ValueError unless `steps` can be taken: dims ascend and are among `dims`, sizes descend to k or more."""
+    if not steps:
+        raise ValueError("a funnel has at least one step (dim, size)")
+    for dim, size in steps:
+        if dim not in dims:
+            raise ValueError(f"a step at dim {dim} is not possible; the dims are {list(dims)}")
+        if size < k:
+            raise ValueError(f"a step keeps {size} documents; at least k={k}")
+    if any(a[0] >= b[0] or a[1] < b[1] for a, b in pairwise(steps)):
+        raise ValueError(f"steps {list(steps)} are out of order; dims ascend and sizes do not grow")
+
+
+def _gather(documents: Documents, rows: jax.Array) -> Any:
+    """What `_narrow` reads: the array itself, or of one on disk just the rows, [Q, size, D]."""
+    if isinstance(documents.rows, jax.Array):
+        return documents.rows
+    return jnp.asarray(documents.rows[np.minimum(np.asarray(rows), len(documents) - 1)])
+
+
+@partial(jax.jit, static_argnames=("steps", "k"))
+def _narrow(
+    source: jax.Array, queries_QxD: jax.Array, rows: jax.Array, steps: tuple[tuple[int, int], ...], k: int
+) -> tuple[jax.Array, jax.Array]:
+    """Scores and rows [Q, k] of the best by whole embedding, after the further steps of a funnel.
+
+    `source` is [N, D] or, gathered already, [Q, size, D]. A query at a time: its candidates fit the cache.
+    """
+    gathered = source.ndim == 3
+
+    def one(inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        query, found = inputs[:2]
+        x = inputs[2] if gathered else source[found]
+        for dim, size in steps:
+            dots, squares = _dot(x[:, :dim], query[:dim]), jnp.sum(x[:, :dim] ** 2, axis=1)
+            cosines = jnp.where(squares > 0, dots * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+            kept = jax.lax.top_k(jnp.where(found >= 0, cosines, -jnp.inf), min(size, len(found)))[1]
+            x, found = x[kept], found[kept]
+        scores, kept = jax.lax.top_k(jnp.where(found >= 0, _dot(x, query), -jnp.inf), min(k, len(found)))
+        return scores, found[kept]
+
+    found: tuple[jax.Array, jax.Array] = jax.lax.map(
+        one, (queries_QxD, rows, source) if gathered else (queries_QxD, rows)
+    )
+    return found
+
+
+def _dot(x: jax.Array, query: jax.Array) -> jax.Array:
+    return jnp.matmul(x, query, precision=jax.lax.Precision.HIGHEST)
+
+
+# ---- exact ----------------------------------------------------------------------------------------------------------
+
+
+def exact(documents: Documents, queries: np.ndarray, k: int, start: int | None = None) -> tuple[Hits, Work]:
+    """The k documents with the largest inner products, ties to the lower row: those of a float64 brute-force search.
+
+    Args:
+        queries: float32 [Q, D].
+        start: dim of the prefix that is read of every document, the whole embedding by default; one that was laid out.
+
+    Raises:
+        ValueError: a dim that was not laid out, a query of another width, k below 1.
+    """
+    _check(documents, queries, k)
+    start = documents.dims[-1] if start is None else start
+    if start not in documents.laid_out:
+        raise ValueError(f"start={start} was not laid out; there are {list(documents.laid_out)}")
+    most = min(k, len(documents))
+    parts, candidates, again = [], 0, 0
+    for batch, valid in _batches(queries):
+        found, read, hard = _exact(documents, batch, valid, most, start)
+        if len(hard):
+            again += len(hard)
+            for some, count in _batches(np.asarray(batch)[hard]):
+                better, more, _ = _exact(documents, some, count, most, documents.dims[-1])
+                for old, new in zip(found, better, strict=True):
+                    old[hard[:count]] = new
+                read, hard = read + more, hard[count:]
+        parts.append(found)
+        candidates += read
+    count = max(1, len(queries))
+    return _joined(parts, k), Work(start, candidates / count, again / count)
+
+
+def _exact(
+    documents: Documents, batch: jax.Array, valid: int, k: int, start: int
+) -> tuple[tuple[np.ndarray, np.ndarray], int, np.ndarray]:
+    """One batch: scores and rows [valid, k], documents of which more was read, and the queries that are left to do
+    from the whole embedding, since the bound rules out too little of the prefix."""
+    queries = np.asarray(batch)
+    tails = np.sqrt((queries[:, start:].astype(np.float64) ** 2).sum(1)) * (1 + EPS)
+    bounds = _bounds(
+        batch, jnp.asarray(tails, jnp.float32), documents.chunks, documents.bias, documents.tails[start], start
+    )
+    first = min(2 * k + 2 * SPARE, bounds.shape[1])
+    rows = documents.rows_of(top_k(bounds, first))
+    scores = np.asarray(_scored(_gather(documents, rows), documents.bias, batch, rows))
+    rows, bounds = np.asarray(rows), np.asarray(bounds)
+    found = np.full((valid, k), -np.inf, np.float32), np.full((valid, k), -1, np.int64)
+    read, hard, most = 0, [], bounds.shape[1] * MOST
+    for q in range(valid):
+        query = queries[q]
+        rounding = len(query) * EPS * documents.longest * float(np.linalg.norm(query))
+        kth = float(np.partition(scores[q], -k)[-k]) - 2 * rounding  # below the k-th best
+        promising = np.flatnonzero(bounds[q] >= kth - _rounding(documents, query[:start]))
+        if len(promising) <= first:
+            chosen = rows[q][(scores[q] >= kth) & (scores[q] > -np.inf)]
+        elif len(promising) > most and start < documents.dims[-1] in documents.laid_out:
+            hard.append(q)
+            continue
+        else:
+            chosen = _pruned(documents, query, np.asarray(documents.rows_of(promising)), kth, start)
+        read += max(len(promising), first) * BIN
+        found[0][q], found[1][q] = _ranked(documents, query, chosen, k)
+    return found, read, np.array(hard, int)
+
+
+def _rounding(documents: Documents, prefix: np.ndarray) -> float:
+    """By how much a bound may come out too small: the operands' rounding, and that of float32 sums."""
+    copy = prefix.astype(documents.chunks.dtype).astype(np.float64)
+    length, error = float(np.linalg.norm(prefix)), float(np.linalg.norm(prefix - copy))
+    longest = documents.longest + documents.rounding
+    return error * longest + length * documents.rounding + (len(prefix) + 8) * EPS * (length + error) * longest
+
+
+@jax.jit
+def _scored(source: jax.Array, bias: jax.Array, queries_QxD: jax.Array, rows: jax.Array) -> jax.Array:
+    """Inner products [Q, n] of whole embeddings with the documents `rows`; −inf for those that are none."""
+
+    def one(inputs: tuple[jax.Array, ...]) -> jax.Array:
+        query, found = inputs[:2]
+        x = inputs[2] if source.ndim == 3 else source[jnp.minimum(found, len(source) - 1)]
+        return _dot(x, query) + bias.reshape(-1)[found]
+
+    scores: jax.Array = jax.lax.map(one, (queries_QxD, rows, source) if source.ndim == 3 else (queries_QxD, rows))
+    return scores
+
+
+def _pruned(documents: Documents, query: np.ndarray, rows: np.ndarray, kth: float, start: int) -> np.ndarray:
+    """Those of `rows` whose inner product may reach `kth`: it grows dim by dim, and what cannot reach it leaves."""
+    source, bias, tails = documents.host
+    rows = rows[bias[rows] == 0]
+    partial_sums = np.zeros(len(rows), np.float32)
+    for a, b in blocks((start, *(m for m in documents.dims if m > start))):
+        partial_sums = partial_sums + source[rows, a:b] @ query[a:b]
+        reach = partial_sums + float(np.linalg.norm(query[b:])) * (1 + EPS) * tails[b][rows]
+        kept = reach >= kth - 2 * len(query) * EPS * documents.longest
+        rows, partial_sums = rows[kept], partial_sums[kept]
+    return rows
+
+
+def _ranked(documents: Documents, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and rows [k] of the best, by inner products in float64, ties to the lower row."""
+    source, exact64 = documents.host[0], query.astype(np.float64)
+    scores, best = np.full(k, -np.inf), np.full(k, -1)
+    for start in range(0, len(rows), CHUNK):
+        some = rows[start : start + CHUNK]
+        every = np.append(scores, (source[some].astype(np.float64) * exact64).sum(axis=1)), np.append(best, some)
+        order = np.lexsort((every[1], -every[0]))[:k]
+        scores, best = every[0][order], every[1][order]
+    return scores.astype(np.float32), best
+
+
+# ---- batches of queries ---------------------------------------------------------------------------------------------
+
+
+def _check(documents: Documents, queries: np.ndarray, k: int) -> None:
+    if queries.ndim != 2 or queries.shape[1] != documents.dims[-1]:
+        raise ValueError(f"queries have shape {queries.shape}; the documents take [Q, {documents.dims[-1]}]")
+    if k < 1:
+        raise ValueError(f"k={k} is not allowed; at least 1")
+    if not np.isfinite(queries).all():
+        raise ValueError("queries hold numbers that are not finite")
+
+
+def _batches(queries: np.ndarray) -> Iterator[tuple[jax.Array, int]]:
+    """Queries at most QUERIES at a time, filled up to a power of two (few shapes to compile), and how many are real."""
+    for start in range(0, len(queries), QUERIES):
+        some = np.asarray(queries[start : start + QUERIES], np.float32)
+        size = 1 << (len(some) - 1).bit_length()
+        yield jnp.asarray(np.pad(some, ((0, size - len(some)), (0, 0)))), len(some)
+
+
+def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> Hits:
+    """The batches' scores and rows as one, filled up to k."""
+    if not parts:
+        return Hits(np.zeros((0, k), np.float32), np.zeros((0, k), np.int64))
+    scores, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
+    missing = ((0, 0), (0, k - rows.shape[1]))
+    return Hits(
+        np.pad(scores, missing, constant_values=-np.inf),
+        np.pad(rows.astype(np.int64), missing, constant_values=-1),
+    )
