@@ -6,6 +6,7 @@ network, so a cheaper step). Models of other seeds cost the same, so apart only 
 
     python benchmarks/study.py                      # reuters_r52, full length, 5 seeds
     python benchmarks/study.py --steps 20           # runs of seconds, where starting up is what counts
+    python benchmarks/study.py --steps 20 evaluation.refit=null evaluation.neighbours=false      # … training alone
 """
 
 import argparse
@@ -38,11 +39,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="steps a model; the experiment's own number by default")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("words", nargs="*", help="further key=value words for every run")
     options = parser.parse_args()
 
     length = [] if options.steps is None else [f"trainer.steps={options.steps}"]
     with tempfile.TemporaryDirectory() as folder:
-        common = [f"+experiment={options.experiment}", f"results_dir={folder}", *length]
+        common = [f"+experiment={options.experiment}", f"results_dir={folder}", *length, *options.words]
         widths = f"nesting_dims={options.dims}".replace(" ", "")
         joint = [widths, f"width={options.dims[-1]}"]
         apart = {arm: run(*common, *joint, f"arms=[{arm}]", f"run={arm}") for arm in JOINT}
@@ -53,6 +55,7 @@ def main() -> None:
     figures = {
         "experiment": options.experiment,
         "steps": options.steps,
+        "words": options.words,
         "seeds": options.seeds,
         "models": options.seeds * len(apart),
         "study": study,

@@ -18,7 +18,7 @@ bfloat16 operands too, is bounded and added; the last few candidates are ranked 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrl_jax.evaluate.neighbours import top_k
-from mrl_jax.nesting import blocks, check_dims
+from mrl_jax.nesting import check_dims
 
-CHUNK = 4096  # rows
+CHUNK = 1024  # rows: products with them fit the cache
 BIN = 16  # rows whose largest upper bound is kept, by exact search
 PACKED = 32  # most rows of which one is kept, by the first step of a funnel; its index takes the low bits of the score
 ROOM = 50  # least bins for each document of a shortlist, so that the good ones rarely share a bin
@@ -60,15 +60,28 @@ class Documents:
 
     rows: Any  # float32 [N, D], a JAX or NumPy array
     dims: tuple[int, ...]  # the nesting dims, ending at D
-    chunks: jax.Array  # [C, W, CHUNK] float32 or bfloat16, their first W coordinates
+    # Their first W coordinates, [C, W, CHUNK]: float32, or the bits of bfloat16 as uint16. XLA copies a slice of uint16
+    # as a block of memory but one of bfloat16 number by number, which on the CPU takes three times the product itself.
+    chunks: jax.Array
     bias: jax.Array  # float32 [C, CHUNK]: 0, and −inf for rows that do not exist or were deleted
     inverse: dict[int, jax.Array]  # dim → 1 / length of the prefix [C, CHUNK]; 1 where it is zero
     tails: dict[int, jax.Array]  # dim → length of what is cut off [C, CHUNK]
     rounding: float  # largest distance of an embedding from its copy in `chunks`
     longest: float  # largest length of an embedding
+    rotation: np.ndarray | None  # float64 [D, W], orthonormal columns: what is scanned is `rows @ rotation`
+
+    def scanned(self, queries: np.ndarray) -> np.ndarray:
+        """Queries [Q, D] in the coordinates that are scanned: float64 [Q, ≤ D]."""
+        wide = queries.astype(np.float64)
+        return wide if self.rotation is None else wide @ self.rotation
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def dtype(self) -> Any:
+        """Of the scanned copy."""
+        return jnp.bfloat16 if self.chunks.dtype == jnp.uint16 else jnp.float32
 
     @property
     def laid_out(self) -> tuple[int, ...]:
@@ -95,6 +108,7 @@ def lay_out(
     dtype: Any = jnp.bfloat16,
     scanned: int | None = None,
     alive: np.ndarray | None = None,
+    rotate: bool = False,
 ) -> Documents:
     """Lay out embeddings for search.
 
@@ -104,6 +118,9 @@ def lay_out(
         dtype: of the scanned copy. bfloat16 halves the bytes and is twice as fast where the hardware has it.
         scanned: coordinates to copy, one of the dims; all by default.
         alive: bool [N]; false for rows that are never found.
+        rotate: scan the embeddings' principal directions, those about the origin, in place of their coordinates. Inner
+            products stay as they are, and what a prefix leaves out becomes as small as can be, so that `exact` rules
+            out more; but prefixes are no longer those of the model.
 
     Raises:
         ValueError: dims that do not end at D, `scanned` that is none of them, numbers that are not finite.
@@ -118,36 +135,45 @@ def lay_out(
     chunks = np.zeros((number, scanned, size), dtype)
     bias = np.full((number, size), -np.inf, np.float32)
     inverse = {m: np.ones((number, size), np.float32) for m in dims if m <= scanned}
-    tails = {m: np.zeros((number, size), np.float32) for m in dims}
+    tails = {m: np.zeros((number, size), np.float32) for m in dims if m <= scanned}
     rounding = longest = 0.0
+    rotation = _principal(vectors)[:, :scanned] if rotate else None
     for c in range(number):
         some = np.asarray(vectors[c * size : (c + 1) * size], np.float32)
         if not np.isfinite(some).all():
             raise ValueError(f"embeddings {c * size}…{c * size + len(some) - 1} hold numbers that are not finite")
-        n = len(some)
-        chunks[c, :, :n] = some[:, :scanned].T
-        copy = np.asarray(chunks[c, :, :n].T, np.float32)
+        n, wide = len(some), some.astype(np.float64)
+        seen = wide[:, :scanned] if rotation is None else wide @ rotation
+        chunks[c, :, :n] = seen.T
+        copy = np.asarray(chunks[c, :, :n].T, np.float64)
         bias[c, :n] = 0.0 if alive is None else np.where(alive[c * size : c * size + n], 0.0, -np.inf)
-        squares = np.cumsum(some.astype(np.float64) ** 2, axis=1)
-        for m in dims:
-            if m <= scanned:
-                length = np.sqrt(squares[:, m - 1])
-                inverse[m][c, :n] = np.where(length > 0, 1 / np.maximum(length, 1e-30), 1.0)
+        squares, whole = np.cumsum(seen**2, axis=1), (wide**2).sum(axis=1)
+        for m in tails:
+            length = np.sqrt(squares[:, m - 1])
+            inverse[m][c, :n] = np.where(length > 0, 1 / np.maximum(length, 1e-30), 1.0)
             # Cancellation may leave a difference that is too small: the bound must not be.
-            rest = np.maximum(squares[:, -1] - squares[:, m - 1], 0.0) + width * 1e-16 * squares[:, -1]
+            rest = np.maximum(whole - squares[:, m - 1], 0.0) + width * 1e-15 * whole
             tails[m][c, :n] = np.sqrt(rest) * (1 + EPS) if m < width else 0.0
-        rounding = max(rounding, float(np.sqrt(((some[:, :scanned] - copy).astype(np.float64) ** 2).sum(1)).max()))
-        longest = max(longest, float(np.sqrt(squares[:, -1]).max()))
+        rounding = max(rounding, float(np.sqrt(((seen - copy) ** 2).sum(axis=1)).max()))
+        longest = max(longest, float(np.sqrt(whole).max()))
     return Documents(
         vectors if isinstance(vectors, np.memmap) else jnp.asarray(vectors, jnp.float32),
         dims,
-        jnp.asarray(chunks),
+        jnp.asarray(chunks if chunks.dtype == np.float32 else chunks.view(np.uint16)),
         jnp.asarray(bias),
         {m: jnp.asarray(x) for m, x in inverse.items()},
         {m: jnp.asarray(x) for m, x in tails.items()},
         rounding,
         longest,
+        rotation,
     )
+
+
+def _principal(vectors: Any, sample: int = 16384) -> np.ndarray:
+    """The principal directions [D, D] about the origin of a sample, as columns, those of most energy first."""
+    some = np.asarray(vectors[:: max(1, len(vectors) // sample)], np.float64)
+    directions: np.ndarray = np.linalg.eigh(some.T @ some)[1][:, ::-1]
+    return directions
 
 
 # ---- scanning all documents -----------------------------------------------------------------------------------------
@@ -158,14 +184,13 @@ def _bounds(
     queries_QxD: jax.Array, tails_Q: jax.Array, chunks: jax.Array, bias: jax.Array, tails: jax.Array, dim: int
 ) -> jax.Array:
     """The largest upper bound in each bin, [Q, C · CHUNK / BIN]; row r of a chunk is in its bin r mod (CHUNK / BIN)."""
-    prefix = queries_QxD[:, :dim].astype(chunks.dtype)
 
     def one(c: jax.Array) -> jax.Array:
-        tile = _product(prefix, _prefix(chunks, c, dim)) + tails_Q[:, None] * tails[c] + bias[c]
-        return jnp.max(tile.reshape(len(tile), BIN, -1), axis=1)
+        tile = _product(queries_QxD, chunks, c, dim) + tails_Q[:, None] * tails[c] + bias[c]
+        return _maxima(tile, BIN)
 
     found = jax.lax.map(one, jnp.arange(len(chunks)))
-    return jnp.moveaxis(found, 0, 1).reshape(len(prefix), -1)
+    return jnp.moveaxis(found, 0, 1).reshape(len(queries_QxD), -1)
 
 
 @partial(jax.jit, static_argnames=("dim", "size", "packed"))
@@ -176,33 +201,36 @@ def _shortlist(
 
     Of `packed` rows only the best is kept, with its place among them in the low bits of its score.
     """
-    prefix = queries_QxD[:, :dim].astype(chunks.dtype)
     place = jnp.arange(packed, dtype=jnp.int32)[:, None]
 
     def one(c: jax.Array) -> jax.Array:
-        tile = _product(prefix, _prefix(chunks, c, dim)) * inverse[c] + bias[c]
+        tile = _product(queries_QxD, chunks, c, dim) * inverse[c] + bias[c]
         bits = jax.lax.bitcast_convert_type(tile, jnp.int32).reshape(len(tile), packed, -1)
         placed = jax.lax.bitcast_convert_type((bits & -packed) | place, jnp.float32)
-        return jnp.max(jnp.where(tile.reshape(bits.shape) > -jnp.inf, placed, -jnp.inf), axis=1)
+        return _maxima(jnp.where(tile.reshape(bits.shape) > -jnp.inf, placed, -jnp.inf).reshape(tile.shape), packed)
 
     found = jnp.moveaxis(jax.lax.map(one, jnp.arange(len(chunks))), 0, 1)
     bins = found.shape[-1]
-    flat = found.reshape(len(prefix), -1)
+    flat = found.reshape(len(queries_QxD), -1)
     best, at = jax.lax.top_k(flat, min(size, flat.shape[1]))
     inside = jax.lax.bitcast_convert_type(best, jnp.int32) & (packed - 1)
     rows = (at // bins) * chunks.shape[-1] + inside * bins + at % bins
     return jnp.where(best > -jnp.inf, rows, -1)
 
 
-def _prefix(chunks: jax.Array, c: jax.Array, dim: int) -> jax.Array:
-    """The first `dim` coordinates of chunk c, [dim, CHUNK]."""
-    return jax.lax.dynamic_slice(chunks, (c, 0, 0), (1, dim, chunks.shape[-1]))[0]
+def _product(queries_QxD: jax.Array, chunks: jax.Array, c: jax.Array, dim: int) -> jax.Array:
+    """Products [Q, CHUNK] of the first `dim` coordinates of queries and chunk c, accumulated in float32."""
+    x = jax.lax.dynamic_slice(chunks, (c, 0, 0), (1, dim, chunks.shape[-1]))[0]
+    if chunks.dtype == jnp.uint16:
+        x = jax.lax.bitcast_convert_type(x, jnp.bfloat16)
+        return jnp.matmul(queries_QxD[:, :dim].astype(x.dtype), x, preferred_element_type=jnp.float32)
+    return jnp.matmul(queries_QxD[:, :dim], x, precision=jax.lax.Precision.HIGHEST)
 
 
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a @ b accumulated in float32, of float32 operands without the shortcuts that accelerators take."""
-    precision = None if a.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
-    return jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.float32)
+def _maxima(tile: jax.Array, rows: int) -> jax.Array:
+    """The maxima [Q, n] of each `rows` numbers, n apart, of a tile [Q, rows · n]; unrolled, since XLA then fuses it."""
+    each = jnp.split(tile, rows, axis=1)
+    return reduce(jnp.maximum, each)
 
 
 # ---- a shortlist, narrowed ------------------------------------------------------------------------------------------
@@ -224,10 +252,13 @@ def funnel(documents: Documents, queries: np.ndarray, k: int, steps: Sequence[tu
     if steps[0][0] not in documents.laid_out:
         raise ValueError(f"dim {steps[0][0]} was not laid out; there are {list(documents.laid_out)}")
     (dim, size), *further = steps
+    if further and documents.rotation is not None:
+        raise ValueError("a funnel over rotated documents has one step: only the scanned copy is rotated")
     packed = 1 << int(np.log2(np.clip(len(documents) / (ROOM * size), 1, PACKED)))
     parts = []
     for batch, valid in _batches(queries):
-        rows = _shortlist(batch, documents.chunks, documents.bias, documents.inverse[dim], dim, size, packed)
+        seen = jnp.asarray(documents.scanned(np.asarray(batch)), jnp.float32)
+        rows = _shortlist(seen, documents.chunks, documents.bias, documents.inverse[dim], dim, size, packed)
         scores, rows = _narrow(_gather(documents, rows), batch, rows, tuple(further), k)
         parts.append((np.asarray(scores)[:valid], np.asarray(rows)[:valid]))
     return _joined(parts, k)
@@ -324,10 +355,15 @@ def _exact(
     """One batch: scores and rows [valid, k], documents of which more was read, and the queries that are left to do
     from the whole embedding, since the bound rules out too little of the prefix."""
     queries = np.asarray(batch)
-    tails = np.sqrt((queries[:, start:].astype(np.float64) ** 2).sum(1)) * (1 + EPS)
+    prefixes = documents.scanned(queries)[:, :start]
+    lengths = (queries.astype(np.float64) ** 2).sum(axis=1)
+    # As for the documents: cancellation must not make it too small.
+    rest = np.maximum(lengths - (prefixes**2).sum(axis=1), 0) + queries.shape[1] * 1e-15 * lengths
+    tails = np.sqrt(rest) * (1 + EPS) * (start < queries.shape[1])
     bounds = _bounds(
-        batch, jnp.asarray(tails, jnp.float32), documents.chunks, documents.bias, documents.tails[start], start
-    )
+        jnp.asarray(prefixes, jnp.float32), jnp.asarray(tails, jnp.float32), documents.chunks, documents.bias,
+        documents.tails[start], start,
+    )  # fmt: skip
     first = min(2 * k + 2 * SPARE, bounds.shape[1])
     rows = documents.rows_of(top_k(bounds, first))
     scores = np.asarray(_scored(_gather(documents, rows), documents.bias, batch, rows))
@@ -338,14 +374,14 @@ def _exact(
         query = queries[q]
         rounding = len(query) * EPS * documents.longest * float(np.linalg.norm(query))
         kth = float(np.partition(scores[q], -k)[-k]) - 2 * rounding  # below the k-th best
-        promising = np.flatnonzero(bounds[q] >= kth - _rounding(documents, query[:start]))
+        promising = np.flatnonzero(bounds[q] >= kth - _rounding(documents, prefixes[q]))
         if len(promising) <= first:
             chosen = rows[q][(scores[q] >= kth) & (scores[q] > -np.inf)]
         elif len(promising) > most and start < documents.dims[-1] in documents.laid_out:
             hard.append(q)
             continue
         else:
-            chosen = _pruned(documents, query, np.asarray(documents.rows_of(promising)), kth, start)
+            chosen = _promising(documents, query, np.asarray(documents.rows_of(promising)), kth, start)
         read += max(len(promising), first) * BIN
         found[0][q], found[1][q] = _ranked(documents, query, chosen, k)
     return found, read, np.array(hard, int)
@@ -353,7 +389,7 @@ def _exact(
 
 def _rounding(documents: Documents, prefix: np.ndarray) -> float:
     """By how much a bound may come out too small: the operands' rounding, and that of float32 sums."""
-    copy = prefix.astype(documents.chunks.dtype).astype(np.float64)
+    copy = prefix.astype(documents.dtype).astype(np.float64)
     length, error = float(np.linalg.norm(prefix)), float(np.linalg.norm(prefix - copy))
     longest = documents.longest + documents.rounding
     return error * longest + length * documents.rounding + (len(prefix) + 8) * EPS * (length + error) * longest
@@ -372,17 +408,24 @@ def _scored(source: jax.Array, bias: jax.Array, queries_QxD: jax.Array, rows: ja
     return scores
 
 
-def _pruned(documents: Documents, query: np.ndarray, rows: np.ndarray, kth: float, start: int) -> np.ndarray:
+def _promising(documents: Documents, query: np.ndarray, rows: np.ndarray, kth: float, start: int) -> np.ndarray:
     """Those of `rows` whose inner product may reach `kth`: it grows dim by dim, and what cannot reach it leaves."""
     source, bias, tails = documents.host
     rows = rows[bias[rows] == 0]
-    partial_sums = np.zeros(len(rows), np.float32)
-    for a, b in blocks((start, *(m for m in documents.dims if m > start))):
-        partial_sums = partial_sums + source[rows, a:b] @ query[a:b]
-        reach = partial_sums + float(np.linalg.norm(query[b:])) * (1 + EPS) * tails[b][rows]
-        kept = reach >= kth - 2 * len(query) * EPS * documents.longest
-        rows, partial_sums = rows[kept], partial_sums[kept]
+    further = [m for m in documents.laid_out if m > start] if documents.rotation is None else []
+    sums, done = np.zeros(len(rows), np.float32), 0
+    for m in (start, *further, len(query)) if further else (len(query),):
+        sums = sums + _dots(source, rows, query, done, m)
+        rest = float(np.linalg.norm(query[m:])) * (1 + EPS) * tails[m][rows] if m < len(query) else 0.0
+        kept = sums + rest >= kth - 2 * len(query) * EPS * documents.longest * float(np.linalg.norm(query))
+        rows, sums, done = rows[kept], sums[kept], m
     return rows
+
+
+def _dots(source: np.ndarray, rows: np.ndarray, query: np.ndarray, a: int, b: int) -> np.ndarray:
+    """Inner products of the coordinates a…b, float32 [n]; some rows at a time, so that little is copied."""
+    parts = [source[rows[i : i + CHUNK], a:b] @ query[a:b] for i in range(0, len(rows), CHUNK)]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 def _ranked(documents: Documents, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -64,11 +64,12 @@ KINDS = (
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("start", [4, 16, 32])
+@pytest.mark.parametrize(("start", "scanned"), [(4, 32), (16, 32), (32, 32), (4, 8)])
+@pytest.mark.parametrize("rotate", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_exact_search_is_brute_force(kind: str, start: int, dtype) -> None:
+def test_exact_search_is_brute_force(kind: str, rotate: bool, start: int, scanned: int, dtype) -> None:
     vectors, queries = adversarial(kind)
-    documents = lay_out(vectors, DIMS, dtype)
+    documents = lay_out(vectors, DIMS, dtype, scanned, rotate=rotate)
     hits, work = exact(documents, queries, 10, start)
     np.testing.assert_array_equal(hits.rows, brute_force(vectors, queries, 10))
     dots = (vectors.astype(np.float64)[hits.rows] * queries.astype(np.float64)[:, None]).sum(-1)
@@ -104,6 +105,21 @@ def test_a_prefix_rules_out_most_documents_where_it_carries_most() -> None:
     np.testing.assert_array_equal(hits.rows, brute_force(vectors, queries, 10))
     assert work.candidates < 4000
     assert work.full < 0.1
+
+
+def test_rotated_documents_rule_out_more_where_no_prefix_carries_much() -> None:
+    rotation = np.linalg.qr(np.random.default_rng(9).normal(size=(32, 32)))[0].astype(np.float32)
+    vectors, queries = nested(40_000, 0) @ rotation, nested(64, 1) @ rotation
+    _, plain = exact(lay_out(vectors, DIMS), queries, 10, 16)
+    documents = lay_out(vectors, DIMS, rotate=True)
+    hits, rotated = exact(documents, queries, 10, 16)
+    np.testing.assert_array_equal(hits.rows, brute_force(vectors, queries, 10))
+    assert rotated.full < 0.5 * plain.full
+    found = funnel.funnel(documents, queries, 10, [(16, 100)]).rows
+    shared = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, hits.rows, strict=True)])
+    assert shared > 0.9
+    with pytest.raises(ValueError, match="over rotated documents has one step"):
+        funnel.funnel(documents, queries, 10, [(8, 100), (16, 50)])
 
 
 def test_deleted_documents_are_never_found() -> None:
@@ -148,10 +164,10 @@ def test_a_funnel_finds_what_one_by_hand_finds(steps: list[tuple[int, int]]) -> 
 
 def test_where_no_bin_is_shared_a_funnel_equals_the_one_by_hand() -> None:
     """All that is good lies in bins of its own."""
-    vectors, queries = nested(4 * funnel.CHUNK, 0), np.abs(nested(50, 1))
+    vectors, queries = nested(16 * funnel.CHUNK, 0), np.abs(nested(50, 1))
     vectors[:, :2] = -5
-    good = np.random.default_rng(0).permutation(funnel.CHUNK // funnel.PACKED)[:60]
-    vectors[good] = nested(60, 2)
+    good = np.random.default_rng(0).permutation(funnel.CHUNK // funnel.PACKED)  # a row a bin
+    vectors[good] = nested(len(good), 2)
     documents = lay_out(vectors, DIMS, jnp.float32)
     assert len(documents) / (funnel.ROOM * 10) >= funnel.PACKED
     found = funnel.funnel(documents, queries, 3, [(8, 10), (16, 5)]).rows
