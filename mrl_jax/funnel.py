@@ -16,6 +16,7 @@ is a lower bound of the k-th best overall. Only bins whose bound reaches τ can 
 bfloat16 operands too, is bounded and added; the last few candidates are ranked in float64.
 """
 
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
@@ -138,8 +139,9 @@ def lay_out(
     tails = {m: np.zeros((number, size), np.float32) for m in dims if m <= scanned}
     rounding = longest = 0.0
     rotation = _principal(vectors)[:, :scanned] if rotate else None
-    for c in range(number):
-        some = np.asarray(vectors[c * size : (c + 1) * size], np.float32)
+    for c in range(number if count else 0):
+        some = np.array(vectors[c * size : (c + 1) * size], np.float32)
+        _forget(vectors)
         if not np.isfinite(some).all():
             raise ValueError(f"embeddings {c * size}…{c * size + len(some) - 1} hold numbers that are not finite")
         n, wide = len(some), some.astype(np.float64)
@@ -157,7 +159,10 @@ def lay_out(
         rounding = max(rounding, float(np.sqrt(((seen - copy) ** 2).sum(axis=1)).max()))
         longest = max(longest, float(np.sqrt(whole).max()))
     return Documents(
-        vectors if isinstance(vectors, np.memmap) else jnp.asarray(vectors, jnp.float32),
+        # JAX cannot index an array without rows; this one's is never found.
+        vectors
+        if isinstance(vectors, np.memmap)
+        else jnp.asarray(vectors if count else np.zeros((1, width)), jnp.float32),
         dims,
         jnp.asarray(chunks if chunks.dtype == np.float32 else chunks.view(np.uint16)),
         jnp.asarray(bias),
@@ -249,19 +254,36 @@ def funnel(documents: Documents, queries: np.ndarray, k: int, steps: Sequence[tu
     """
     _check(documents, queries, k)
     check_steps(steps, documents.dims, k)
-    if steps[0][0] not in documents.laid_out:
-        raise ValueError(f"dim {steps[0][0]} was not laid out; there are {list(documents.laid_out)}")
     (dim, size), *further = steps
     if further and documents.rotation is not None:
         raise ValueError("a funnel over rotated documents has one step: only the scanned copy is rotated")
-    packed = 1 << int(np.log2(np.clip(len(documents) / (ROOM * size), 1, PACKED)))
     parts = []
+    for batch, rows, valid in _shortlists(documents, queries, dim, size):
+        scores, best = _narrow(_gather(documents, rows), batch, rows, tuple(further), k)
+        parts.append((np.asarray(scores)[:valid], np.asarray(best)[:valid]))
+    return _joined(parts, k)
+
+
+def shortlist(documents: Documents, queries: np.ndarray, dim: int, size: int) -> np.ndarray:
+    """Rows int [Q, size] with about the largest cosines on the first `dim` coordinates, in no order; −1 where there are
+    fewer documents. Arguments and errors as for `funnel`, whose first step it is."""
+    _check(documents, queries, size)
+    parts = [np.asarray(rows)[:valid] for _, rows, valid in _shortlists(documents, queries, dim, size)]
+    found = np.concatenate(parts) if parts else np.zeros((0, size), np.int64)
+    return np.pad(found.astype(np.int64), ((0, 0), (0, size - found.shape[1])), constant_values=-1)
+
+
+def _shortlists(
+    documents: Documents, queries: np.ndarray, dim: int, size: int
+) -> Iterator[tuple[jax.Array, jax.Array, int]]:
+    """Batches of queries, their rows [Q, ≤ size], and how many of the queries are real."""
+    if dim not in documents.laid_out:
+        raise ValueError(f"dim {dim} was not laid out; there are {list(documents.laid_out)}")
+    packed = 1 << int(np.log2(np.clip(len(documents) / (ROOM * size), 1, PACKED)))
     for batch, valid in _batches(queries):
         seen = jnp.asarray(documents.scanned(np.asarray(batch)), jnp.float32)
         rows = _shortlist(seen, documents.chunks, documents.bias, documents.inverse[dim], dim, size, packed)
-        scores, rows = _narrow(_gather(documents, rows), batch, rows, tuple(further), k)
-        parts.append((np.asarray(scores)[:valid], np.asarray(rows)[:valid]))
-    return _joined(parts, k)
+        yield batch, rows, valid
 
 
 def check_steps(steps: Sequence[tuple[int, int]], dims: Sequence[int], k: int) -> None:
@@ -281,7 +303,15 @@ def _gather(documents: Documents, rows: jax.Array) -> Any:
     """What `_narrow` reads: the array itself, or of one on disk just the rows, [Q, size, D]."""
     if isinstance(documents.rows, jax.Array):
         return documents.rows
-    return jnp.asarray(documents.rows[np.minimum(np.asarray(rows), len(documents) - 1)])
+    found = jnp.asarray(documents.rows[np.minimum(np.asarray(rows), len(documents) - 1)])
+    _forget(documents.rows)
+    return found
+
+
+def _forget(vectors: Any) -> None:
+    """Give back the memory of what was read from a file; the operating system keeps a copy as far as it has room."""
+    if isinstance(vectors, np.memmap):
+        vectors._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 @partial(jax.jit, static_argnames=("steps", "k"))

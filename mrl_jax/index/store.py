@@ -1,0 +1,246 @@
+"""Documents in a folder: ids, texts and the place of each embedding in SQLite, the embeddings in one flat file.
+
+    documents.sqlite   tables `documents` (id, text, row), `batches` (a checksum of what each `add` wrote) and `about`
+    vectors.f32        float32, row after row, only ever appended
+
+Vectors reach the disk before the transaction that names their rows is committed, so that whatever SQLite knows is
+there; what a killed process left behind it is overwritten by the next. Replaced and deleted documents keep their row in
+the file until the index is built anew.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrl_jax.errors import UserError
+from mrl_jax.index import Description, Document
+
+FORMAT = 1
+MANY = 500  # ids in one SQL statement
+ROWS = 65536  # vectors that are read at a time to check them
+
+SCHEMA = """
+CREATE TABLE documents (id TEXT PRIMARY KEY, text TEXT NOT NULL, row INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
+CREATE TABLE batches (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Store:
+    """An open folder. One process may write at a time; any number may read what was committed when they opened it."""
+
+    def __init__(
+        self, folder: Path, connection: sqlite3.Connection, writable: bool, lock: contextlib.ExitStack
+    ) -> None:
+        self.folder, self._connection, self._writable, self._lock = folder, connection, writable, lock
+        try:
+            self.description = self._checked()
+        except BaseException:
+            self.close()
+            raise
+
+    def _checked(self) -> Description:
+        """What the folder says of itself, if that agrees with what is there."""
+        folder, about = self.folder, dict(self._rows("SELECT key, value FROM about"))
+        if about.get("format") != str(FORMAT):
+            raise UserError(f"{folder} has format {about.get('format')}; this version reads {FORMAT}")
+        told = json.loads(about["description"])
+        description = Description(**{**told, "dims": tuple(told["dims"])})
+        size, needed = (folder / "vectors.f32").stat().st_size, 4 * description.width * self.rows
+        if size < needed:
+            raise UserError(f"{folder / 'vectors.f32'} is damaged: {size:,} bytes of {needed:,}; build the index anew")
+        return description
+
+    # ---- what there is ----
+
+    @property
+    def rows(self) -> int:
+        """Rows in the file of vectors, those of deleted documents included."""
+        return int(self._rows("SELECT coalesce(max(stop), 0) FROM batches")[0][0])
+
+    @property
+    def version(self) -> int:
+        """Changes with every change of the documents."""
+        return int(self._rows("SELECT coalesce((SELECT value FROM about WHERE key = 'version'), 0)")[0][0])
+
+    def __len__(self) -> int:
+        return int(self._rows("SELECT count(*) FROM documents")[0][0])
+
+    def alive(self) -> np.ndarray:
+        """bool [rows]: whether a row's document is still there."""
+        alive = np.zeros(self.rows, bool)
+        alive[[row for (row,) in self._rows("SELECT row FROM documents")]] = True
+        return alive
+
+    def mapped(self) -> np.ndarray:
+        """The vectors float32 [rows, D] as they lie in the file, read when they are touched."""
+        shape = (self.rows, self.description.width)
+        if not shape[0]:
+            return np.zeros(shape, np.float32)
+        return np.memmap(self.folder / "vectors.f32", np.float32, "r", shape=shape)
+
+    def vectors(self, handles: np.ndarray) -> np.ndarray:
+        return np.array(self.mapped()[handles])
+
+    def documents(self, handles: np.ndarray) -> list[Document]:
+        found: dict[int, Document] = {}
+        for some in _some([int(row) for row in handles]):
+            marks = ",".join("?" * len(some))
+            for row, *rest in self._rows(f"SELECT row, id, text FROM documents WHERE row IN ({marks})", some):
+                found[row] = Document(*rest)
+        gone = next((int(row) for row in handles if int(row) not in found), None)
+        if gone is not None:
+            raise UserError(f"{self.folder}: a document found was deleted meanwhile; search again")
+        return [found[int(row)] for row in handles]
+
+    def find(self, ids: Sequence[str]) -> dict[str, Document]:
+        found: dict[str, Document] = {}
+        for some in _some(list(ids)):
+            marks = ",".join("?" * len(some))
+            for id_, text in self._rows(f"SELECT id, text FROM documents WHERE id IN ({marks})", some):
+                found[id_] = Document(id_, text)
+        return found
+
+    def verify(self) -> None:
+        """Read all vectors once; raises UserError where they are not those that were written."""
+        vectors = self.mapped()
+        for start, stop, wanted in self._rows("SELECT start, stop, crc FROM batches ORDER BY start"):
+            crc = 0
+            for at in range(start, stop, ROWS):
+                crc = zlib.crc32(np.ascontiguousarray(vectors[at : min(at + ROWS, stop)]), crc)
+            if crc != wanted:
+                raise UserError(
+                    f"{self.folder / 'vectors.f32'} is damaged in rows {start:,} to {stop:,}; build the index anew"
+                )
+
+    # ---- changing it ----
+
+    def add(self, documents: Sequence[Document], vectors: np.ndarray) -> None:
+        check_add(self.description, documents, vectors)
+        content, start = np.ascontiguousarray(vectors, np.float32), self.rows
+        if not len(content):
+            return
+        with self._changing():
+            with (self.folder / "vectors.f32").open("r+b") as file:
+                file.seek(start * content.itemsize * content.shape[1])
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            self._connection.executemany(
+                "INSERT INTO documents VALUES (?, ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET text = excluded.text, row = excluded.row",
+                [(one.id, one.text, start + i) for i, one in enumerate(documents)],
+            )
+            self._connection.execute(
+                "INSERT INTO batches VALUES (?, ?, ?)", (start, start + len(content), zlib.crc32(content))
+            )
+
+    def delete(self, ids: Sequence[str]) -> int:
+        count = 0
+        with self._changing():
+            for some in _some(list(ids)):
+                marks = ",".join("?" * len(some))
+                count += self._connection.execute(f"DELETE FROM documents WHERE id IN ({marks})", some).rowcount
+        return count
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """A transaction that is on the disk when it ends, or never was."""
+        if not self._writable:
+            raise UserError(f"{self.folder} was opened for reading")
+        try:
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield
+                self._connection.execute(
+                    "INSERT INTO about VALUES ('version', 1) "
+                    "ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+                )
+        except sqlite3.Error as error:
+            raise UserError(f"{self.folder}: {error}; nothing of the last change was kept") from None
+        except OSError as error:
+            raise UserError(f"{self.folder}: {error.strerror}; nothing of the last change was kept") from None
+        self._changed()
+
+    def _changed(self) -> None:
+        """Called after every change: what was derived from the documents is out of date."""
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple]:  # type: ignore[type-arg]
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise UserError(f"{self.folder / 'documents.sqlite'} cannot be read: {error}") from None
+
+    def close(self) -> None:
+        self._connection.close()
+        self._lock.close()
+
+
+def check_add(description: Description, documents: Sequence[Document], vectors: np.ndarray) -> None:
+    """Raises ValueError unless `vectors` are one finite embedding of the right width for each document, ids unique."""
+    if vectors.shape != (len(documents), description.width):
+        raise ValueError(
+            f"vectors have shape {vectors.shape}; {len(documents)} documents of this index take "
+            f"[{len(documents)}, {description.width}]"
+        )
+    if not np.isfinite(vectors).all():
+        raise ValueError("vectors hold numbers that are not finite")
+    if len({one.id for one in documents}) < len(documents):
+        raise ValueError("an id stands twice among the documents")
+
+
+def create(folder: Path, description: Description) -> None:
+    """Make an empty store. Raises UserError when the folder holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; it is not overwritten")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vectors.f32").touch()
+    part = folder / "documents.sqlite.part"
+    part.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(part)) as connection, connection:
+        connection.executescript(SCHEMA)
+        told = json.dumps(description._asdict())
+        connection.executemany("INSERT INTO about VALUES (?, ?)", [("format", str(FORMAT)), ("description", told)])
+    part.rename(folder / "documents.sqlite")
+
+
+def connect(folder: Path, write: bool) -> tuple[sqlite3.Connection, contextlib.ExitStack]:
+    """What `Store` takes. Raises UserError: no index there, a damaged one, or one that another process writes to."""
+    path = folder / "documents.sqlite"
+    if not path.is_file() or not (folder / "vectors.f32").is_file():
+        raise UserError(f"{folder} is not an index: documents.sqlite or vectors.f32 is missing")
+    lock = contextlib.ExitStack()
+    if write:
+        file = lock.enter_context((folder / ".lock").open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise UserError(f"{folder} is being written by another process") from None
+    try:
+        # Also for reading: what a killed process left half done is rolled back by whoever comes next.
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None)
+    except sqlite3.Error as error:
+        lock.close()
+        raise UserError(f"{path} cannot be opened: {error}") from None
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError("its pages are not consistent")
+    except sqlite3.Error as error:
+        connection.close()
+        lock.close()
+        raise UserError(f"{path} is damaged: {error}; build the index anew") from None
+    return connection, lock
+
+
+def _some(values: list[Any]) -> Iterable[list[Any]]:
+    return (values[i : i + MANY] for i in range(0, len(values), MANY))
