@@ -1,6 +1,8 @@
 """Use a trained run: `mrl_jax.load(run).encode(texts, dim=64)`."""
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +23,14 @@ class Model:
     def __init__(self, program: Program, weights: Weights, reader: inputs.Reader, dims: tuple[int, ...]) -> None:
         self.program, self.weights, self.reader, self.dims = program, weights, reader, dims
         self._embed = jax.jit(program.embed)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights: embeddings of models that differ in it must not be compared."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.weights):
+            digest.update(np.ascontiguousarray(leaf))
+        return digest.hexdigest()
 
     def encode(self, raw: Sequence[str] | np.ndarray, dim: int | None = None, batch_size: int = 256) -> np.ndarray:
         """Embeddings of texts (or images, or features), truncated to `dim` and then scaled to unit length.

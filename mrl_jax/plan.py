@@ -53,6 +53,7 @@ def plan(
     delta: float = 0.05,
     budget: float | None = None,
     dims: Sequence[int] | None = None,
+    truth: np.ndarray | None = None,
 ) -> Planned:
     """The cheapest shortlist whose recall@k is shown to reach `target`.
 
@@ -61,6 +62,7 @@ def plan(
         target: recall@k against exact search, in (0, 1); delta: probability with which it may be missed.
         budget: most megabytes that a query may read.
         dims: of the prefixes to try; those that are laid out, but for D, by default.
+        truth: rows [Q, k] of exact search, where they are known already.
 
     Raises:
         ValueError: target or delta out of range; too few queries to show anything; no dim to try.
@@ -77,8 +79,8 @@ def plan(
             f"{len(queries)} held-out queries cannot settle recall {target} at delta={delta}, not even without a "
             f"single miss; at least {needed} are needed"
         )
-    truth = funnel.exact(documents, queries, k)[0].rows if documents.dims[-1] in documents.laid_out else None
-    truth = funnel.exact(documents, queries, k, documents.laid_out[-1])[0].rows if truth is None else truth
+    if truth is None:
+        truth = funnel.exact(documents, queries, k, documents.laid_out[-1])[0].rows
     tried: list[Candidate] = []
     for dim in dims:
         for size in sorted({min(k * n, len(documents)) for n in SIZES}, reverse=True):
