@@ -32,6 +32,7 @@ K = 10
 QUERIES = 256
 SINGLE = 20  # queries that are timed alone
 SEED = 0
+FLAT = ("FAISS flat, threshold 20", "FAISS flat, default")  # distance_compute_blas_threshold
 
 
 def real(run: str, arm: str | None, windows: int, texts: int) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -127,8 +128,8 @@ def methods(x: np.ndarray, dims: tuple[int, ...], threads: int, prefix: int) -> 
         return call
 
     default = faiss.cvar.distance_compute_blas_threshold
-    found["FAISS flat"] = with_threshold(20, lambda q: flat.search(q, K)[1])
-    found[f"FAISS flat, default threshold {default}"] = with_threshold(default, lambda q: flat.search(q, K)[1])
+    found[FLAT[0]] = with_threshold(20, lambda q: flat.search(q, K)[1])
+    found[FLAT[1]] = with_threshold(default, lambda q: flat.search(q, K)[1])
     found[f"FAISS flat {prefix}:100"] = with_threshold(20, reranked(short, 100, prefix))
     graph = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = 100
@@ -194,9 +195,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             best = times[name]
             best["batch"] = min(best["batch"], 1000 * (middle - started))
             best["alone"] = min(best["alone"], 1000 * (ended - middle) / SINGLE)
-    print(f"{len(x):,} × {x.shape[1]}, dims {dims}, {options.threads} thread(s); ms, and ÷ FAISS flat")
+    print(f"{len(x):,} × {x.shape[1]}, dims {dims}, {options.threads} thread(s); ms, and ÷ the better FAISS flat")
     print(f"{'':>36}{'recall@10':>10}{'nDCG@10':>9}{f'batch {QUERIES}':>12}{'÷':>6}{'alone':>9}{'÷':>6}")
-    against = times["FAISS flat"]
+    # FAISS flat at its better setting for each batch size.
+    flat = [measured for name, measured in times.items() if name in FLAT]
+    against = {key: min(measured[key] for measured in flat) for key in ("batch", "alone")}
     for name, measured in times.items():
         print(
             f"{name:>36}{quality[name]['recall']:>10.4f}{quality[name]['ndcg']:>9.4f}{measured['batch']:>12.1f}"
@@ -228,9 +231,8 @@ def on_disk(options: argparse.Namespace) -> dict[str, Any]:
             [sys.executable, __file__, "--searched", folder, "--run", ""], capture_output=True, text=True, check=True
         ).stdout
     figures: dict[str, Any] = json.loads(said)
-    print(
-        f"{figures['documents']:,} × {base.shape[1]} on disk ({figures['bytes'] / 1e9:.2f} GB), {prefix} dims in memory:"
-    )
+    size = figures["bytes"] / 1e9
+    print(f"{figures['documents']:,} × {base.shape[1]} on disk ({size:.2f} GB), {prefix} dims in memory:")
     for name, of in figures["searches"].items():
         print(f"  {name}: {of['seconds']:.2f} s for {QUERIES} queries, recall@10 {of['recall']:.4f}")
     print(f"  laid out in {figures['laid_out']:.1f} s; peak memory {figures['peak'] / 1e6:.0f} MB")

@@ -95,13 +95,6 @@ class Documents:
         rows = self.rows if isinstance(self.rows, np.ndarray) else np.asarray(self.rows)
         return rows, np.asarray(self.bias).reshape(-1), {m: np.asarray(x).reshape(-1) for m, x in self.tails.items()}
 
-    def rows_of(self, bins: Any) -> Any:
-        """The rows [..., n · BIN] of bins [..., n]; those from N on are none."""
-        size = self.chunks.shape[-1]
-        each = size // BIN
-        rows = (bins // each * size + bins % each)[..., None] + np.arange(BIN) * each
-        return rows.reshape(*bins.shape[:-1], -1)
-
 
 def lay_out(
     vectors: Any,
@@ -184,18 +177,35 @@ def _principal(vectors: Any, sample: int = 16384) -> np.ndarray:
 # ---- scanning all documents -----------------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames="dim")
+@partial(jax.jit, static_argnames=("dim", "first"))
 def _bounds(
-    queries_QxD: jax.Array, tails_Q: jax.Array, chunks: jax.Array, bias: jax.Array, tails: jax.Array, dim: int
-) -> jax.Array:
-    """The largest upper bound in each bin, [Q, C · CHUNK / BIN]; row r of a chunk is in its bin r mod (CHUNK / BIN)."""
+    queries_QxD: jax.Array,
+    tails_Q: jax.Array,
+    chunks: jax.Array,
+    bias: jax.Array,
+    tails: jax.Array,
+    dim: int,
+    first: int,
+) -> tuple[jax.Array, jax.Array]:
+    """The largest upper bound in each bin, [Q, C · CHUNK / BIN], and the rows [Q, first · BIN] of the best bins.
+
+    Row r of a chunk is in its bin r mod (CHUNK / BIN).
+    """
 
     def one(c: jax.Array) -> jax.Array:
         tile = _product(queries_QxD, chunks, c, dim) + tails_Q[:, None] * tails[c] + bias[c]
         return _maxima(tile, BIN)
 
     found = jax.lax.map(one, jnp.arange(len(chunks)))
-    return jnp.moveaxis(found, 0, 1).reshape(len(queries_QxD), -1)
+    bounds = jnp.moveaxis(found, 0, 1).reshape(len(queries_QxD), -1)
+    return bounds, _rows_of(top_k(bounds, first), chunks.shape[-1])
+
+
+def _rows_of(bins: Any, size: int) -> Any:
+    """The rows [..., n · BIN] of bins [..., n], of chunks of `size` rows; those from N on are none."""
+    each = size // BIN
+    rows = (bins // each * size + bins % each)[..., None] + np.arange(BIN) * each
+    return rows.reshape(*bins.shape[:-1], -1)
 
 
 @partial(jax.jit, static_argnames=("dim", "size", "packed"))
@@ -275,13 +285,13 @@ def shortlist(documents: Documents, queries: np.ndarray, dim: int, size: int) ->
 
 def _shortlists(
     documents: Documents, queries: np.ndarray, dim: int, size: int
-) -> Iterator[tuple[jax.Array, jax.Array, int]]:
+) -> Iterator[tuple[np.ndarray, jax.Array, int]]:
     """Batches of queries, their rows [Q, ≤ size], and how many of the queries are real."""
     if dim not in documents.laid_out:
         raise ValueError(f"dim {dim} was not laid out; there are {list(documents.laid_out)}")
     packed = 1 << int(np.log2(np.clip(len(documents) / (ROOM * size), 1, PACKED)))
     for batch, valid in _batches(queries):
-        seen = jnp.asarray(documents.scanned(np.asarray(batch)), jnp.float32)
+        seen = documents.scanned(batch).astype(np.float32)
         rows = _shortlist(seen, documents.chunks, documents.bias, documents.inverse[dim], dim, size, packed)
         yield batch, rows, valid
 
@@ -368,7 +378,7 @@ def exact(documents: Documents, queries: np.ndarray, k: int, start: int | None =
         found, read, hard = _exact(documents, batch, valid, most, start)
         if len(hard):
             again += len(hard)
-            for some, count in _batches(np.asarray(batch)[hard]):
+            for some, count in _batches(batch[hard]):
                 better, more, _ = _exact(documents, some, count, most, documents.dims[-1])
                 for old, new in zip(found, better, strict=True):
                     old[hard[:count]] = new
@@ -380,23 +390,22 @@ def exact(documents: Documents, queries: np.ndarray, k: int, start: int | None =
 
 
 def _exact(
-    documents: Documents, batch: jax.Array, valid: int, k: int, start: int
+    documents: Documents, queries: np.ndarray, valid: int, k: int, start: int
 ) -> tuple[tuple[np.ndarray, np.ndarray], int, np.ndarray]:
     """One batch: scores and rows [valid, k], documents of which more was read, and the queries that are left to do
     from the whole embedding, since the bound rules out too little of the prefix."""
-    queries = np.asarray(batch)
     prefixes = documents.scanned(queries)[:, :start]
     lengths = (queries.astype(np.float64) ** 2).sum(axis=1)
     # As for the documents: cancellation must not make it too small.
     rest = np.maximum(lengths - (prefixes**2).sum(axis=1), 0) + queries.shape[1] * 1e-15 * lengths
     tails = np.sqrt(rest) * (1 + EPS) * (start < queries.shape[1])
-    bounds = _bounds(
-        jnp.asarray(prefixes, jnp.float32), jnp.asarray(tails, jnp.float32), documents.chunks, documents.bias,
-        documents.tails[start], start,
+    size = documents.chunks.shape[-1]
+    first = min(2 * k + 2 * SPARE, documents.chunks.shape[0] * size // BIN)
+    bounds, rows = _bounds(
+        prefixes.astype(np.float32), tails.astype(np.float32), documents.chunks, documents.bias, documents.tails[start],
+        start, first,
     )  # fmt: skip
-    first = min(2 * k + 2 * SPARE, bounds.shape[1])
-    rows = documents.rows_of(top_k(bounds, first))
-    scores = np.asarray(_scored(_gather(documents, rows), documents.bias, batch, rows))
+    scores = np.asarray(_scored(_gather(documents, rows), documents.bias, queries, rows))
     rows, bounds = np.asarray(rows), np.asarray(bounds)
     found = np.full((valid, k), -np.inf, np.float32), np.full((valid, k), -1, np.int64)
     read, hard, most = 0, [], bounds.shape[1] * MOST
@@ -411,7 +420,7 @@ def _exact(
             hard.append(q)
             continue
         else:
-            chosen = _promising(documents, query, np.asarray(documents.rows_of(promising)), kth, start)
+            chosen = _promising(documents, query, _rows_of(promising, size), kth, start)
         read += max(len(promising), first) * BIN
         found[0][q], found[1][q] = _ranked(documents, query, chosen, k)
     return found, read, np.array(hard, int)
@@ -482,12 +491,12 @@ def _check(documents: Documents, queries: np.ndarray, k: int) -> None:
         raise ValueError("queries hold numbers that are not finite")
 
 
-def _batches(queries: np.ndarray) -> Iterator[tuple[jax.Array, int]]:
+def _batches(queries: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
     """Queries at most QUERIES at a time, filled up to a power of two (few shapes to compile), and how many are real."""
     for start in range(0, len(queries), QUERIES):
         some = np.asarray(queries[start : start + QUERIES], np.float32)
         size = 1 << (len(some) - 1).bit_length()
-        yield jnp.asarray(np.pad(some, ((0, size - len(some)), (0, 0)))), len(some)
+        yield np.pad(some, ((0, size - len(some)), (0, 0))), len(some)
 
 
 def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> Hits:
