@@ -61,7 +61,7 @@ def create_index(place: str, description: Description) -> Index:
     if is_milvus(place):
         from mrl_jax.index import milvus
 
-        return milvus.create(place, description, description.kind.removeprefix("milvus-").upper())
+        return milvus.create(place, description, description.kind.removeprefix("milvus-"))
     if description.kind == "exact":
         return exact.create(Path(place), description)
     return faiss.create(Path(place), description)
