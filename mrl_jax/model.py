@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mrl_jax import arms, batches, checkpoint, inputs, nesting, runs
+from mrl_jax import arms, batches, checkpoint, heads, inputs, nesting, runs
 from mrl_jax import config as configuration
 from mrl_jax.batches import Examples
 from mrl_jax.errors import UserError, one_of
@@ -18,10 +18,12 @@ from mrl_jax.program import Program
 
 
 class Model:
-    """A trained member of a run. `dims` are the prefix lengths that it was trained at."""
+    """A trained member of a run. `dims` are the prefix lengths that it was trained at, `head` the kind of its head."""
 
-    def __init__(self, program: Program, weights: Weights, reader: inputs.Reader, dims: tuple[int, ...]) -> None:
-        self.program, self.weights, self.reader, self.dims = program, weights, reader, dims
+    def __init__(
+        self, program: Program, weights: Weights, reader: inputs.Reader, dims: tuple[int, ...], head: str
+    ) -> None:
+        self.program, self.weights, self.reader, self.dims, self.head = program, weights, reader, dims, head
         self._embed = jax.jit(program.embed)
 
     @functools.cached_property
@@ -46,11 +48,18 @@ class Model:
         Raises:
             ValueError: `dim` is outside 1…D, `batch_size` below 1, or `raw` is a single text instead of a list.
         """
-        if isinstance(raw, str):
-            raise ValueError("encode takes a list of texts; got one text")
         dim = self.program.width if dim is None else dim
         if not 1 <= dim <= self.program.width:
             raise ValueError(f"dim={dim} is outside 1…{self.program.width}, the width of these embeddings")
+        return self._embedded(raw, batch_size, dim, normalised=True)
+
+    def embed(self, raw: Sequence[str] | np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """Embeddings float32 [n, D] as the classifiers read them: of their own length. Arguments as for `encode`."""
+        return self._embedded(raw, batch_size, self.program.width, normalised=False)
+
+    def _embedded(self, raw: Sequence[str] | np.ndarray, batch_size: int, dim: int, normalised: bool) -> np.ndarray:
+        if isinstance(raw, str):
+            raise ValueError("encode takes a list of texts; got one text")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is not allowed; at least 1")
         batch_size = min(batch_size, 1 << (len(raw) - 1).bit_length()) if len(raw) else 1  # few shapes to compile
@@ -59,8 +68,14 @@ class Model:
         if len(raw):
             for rows, batch, valid in batches.slices(examples, batch_size):
                 del batch["label"]
-                z[rows] = np.asarray(nesting.truncate(self._embed(self.weights, batch), dim))[valid]
+                found = self._embed(self.weights, batch)
+                z[rows] = np.asarray(nesting.truncate(found, dim) if normalised else found[:, :dim])[valid]
         return z
+
+    def classifiers(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """The classifier of each trained dim m: kernel [m, C] and bias [C], for embeddings from `embed`."""
+        found = heads.classifiers(self.weights.params["heads"][self.head], self.head, self.program.dims, self.dims)
+        return {m: (np.asarray(kernel), np.asarray(bias)) for m, (kernel, bias) in found.items()}
 
 
 def load(run: str | Path, arm: str | None = None, seed: int = 0) -> Model:
@@ -90,4 +105,4 @@ def load(run: str | Path, arm: str | None = None, seed: int = 0) -> Model:
     program = Program.of(dataclasses.replace(config, encoder=encoder), dataset)
     weights, _ = checkpoint.load(folder, found[-1], jax.eval_shape(program.init, 0).model)
     reader = inputs.load(encoder, directory, dataset["kind"])
-    return Model(program, weights, reader, chosen.trained(config.nesting_dims))
+    return Model(program, weights, reader, chosen.trained(config.nesting_dims), chosen.head)

@@ -165,6 +165,19 @@ def test_loaded_model_embeds_as_the_evaluation_did(finished: Path, texts: dict[s
     assert hits == pytest.approx(value["mrl", 1, 8, "test", "knn_top1"], abs=1e-6)
 
 
+@pytest.mark.parametrize(("arm", "label"), [("mrl", "mrl"), ("mrl_e", "mrl_e"), ("ff8", "ff8")])
+def test_a_loaded_model_classifies_as_the_evaluation_did(
+    arm: str, label: str, finished: Path, texts: dict[str, Path]
+) -> None:
+    lines = [json.loads(line) for line in texts["test"].read_text().splitlines()]
+    model = mrl_jax.load(finished, arm=arm, seed=1)
+    z, classifiers = model.embed([line["text"] for line in lines]), model.classifiers()
+    assert list(classifiers) == ([8] if arm == "ff8" else [4, 8, 16])
+    with np.load(finished / "predictions" / f"{label}-seed1.npz") as kept:
+        for m, (kernel, bias) in classifiers.items():
+            np.testing.assert_array_equal((z[:, :m] @ kernel + bias).argmax(axis=1), kept[f"test/prediction/{m}"])
+
+
 def test_same_text_same_vector_in_any_batch(finished: Path) -> None:
     model = mrl_jax.load(finished)
     words = ["orbit1 common2", "garden3 " * 40 + " ".join(f"common{i}" for i in range(40)), "", "unknownword"]
