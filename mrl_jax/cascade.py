@@ -192,13 +192,14 @@ def serve(
     classifiers: Sequence[Classifier],
     temperatures: Sequence[float],
     thresholds: np.ndarray,
-    kind: Kind = "max_softmax",
+    kind: Kind,
     tied: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classify embeddings with a cascade, computing no more than it needs.
 
     Args:
         z: float [n, D]; classifiers: K kernels [m_k, C] with their biases, ascending m_k.
+        kind: the confidence that the thresholds were made for.
         tied: the kernels are prefixes of one (MRL-E): each granularity then only adds its block of coordinates to the
             logits so far, so nothing is computed twice.
 

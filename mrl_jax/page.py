@@ -41,6 +41,7 @@ def html(study: Study, comparisons: Mapping[str, Mapping[str, Comparison]]) -> s
         "Validation accuracy over training": _noted(page_plots.training(study), RISING),
         "Classes that need more dimensions": _noted(page_plots.classes(study), NEEDS),
         "How many dimensions does an example need?": [*page_plots.oracle(study, looks), *_oracles(study)],
+        "Adaptive classification": _cascades(study),
     }
     plots = [part for parts in sections.values() for part in parts if isinstance(part, Plot)]
     figures = ",".join(f'"{plot.id}":{to_json(plot.figure, engine="json")}' for plot in plots)
@@ -163,6 +164,27 @@ def _oracles(study: Study) -> list[str]:
         if o
     ]
     return [_scrolling("Test accuracy (%).", ["arm", "full width", "oracle", "gain"], rows)] if rows else []
+
+
+def _cascades(study: Study) -> list[str]:
+    rows = [
+        (
+            escape(f"{series.label}, {found.rule}"),
+            [
+                f"{100 * found.accuracy:.2f}", f"{100 * found.lost.mean:+.2f}", f"{found.dims.mean:.1f}",
+                f"{found.cumulative_dims:.1f}", f"{100 * found.captured:.0f}",
+                "–" if found.certified is None else f"{found.certified} of {study.seeds}",
+            ],
+        )
+        for series in study.series
+        for found in compare.adaptive(study, series)
+    ]  # fmt: skip
+    caption = (
+        "Test accuracy (%) of cascades over a model’s own classifiers, points lost against full width, dims of the "
+        "answer and of all classifiers asked, dims saved as a share (%) of an oracle’s, seeds with a certificate."
+    )
+    head = ["cascade", "top-1", "lost", "mean dims", "cumulative", "of oracle", "certified"]
+    return [_scrolling(caption, head, rows)] if rows else []
 
 
 def _sha(script: str) -> str:

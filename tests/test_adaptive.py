@@ -71,6 +71,9 @@ def test_the_report_shows_them(run: Path, tmp_path: Path) -> None:
     assert float(cells[2].split()[0].replace("−", "-")) == pytest.approx(100 * (full - answered), abs=0.006)
     assert cells[3].endswith("of 16")
     assert (tmp_path / "plots" / "cascade.png").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Adaptive classification</h2>" in page
+    assert "MRL-E, greedy" in page
 
 
 def random_logits(n: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:

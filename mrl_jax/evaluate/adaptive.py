@@ -42,6 +42,7 @@ def check(count: int, epsilon: float, delta: float) -> None:
 class Rule(NamedTuple):
     """What one rule makes of K granularities; `certified` says whether it carries the guarantee."""
 
+    kind: cascade.Kind  # of confidence, which the thresholds are set on
     temperatures: tuple[float, ...]  # K
     thresholds: np.ndarray  # [K − 1]
     certified: bool
@@ -52,13 +53,13 @@ def rules(
 ) -> dict[str, Rule]:
     """`greedy` and `certified` from K logits [n, C] of held-out examples and their labels int [n]."""
     temperatures, confidences, right = read(logits, labels, kind, np.arange(len(labels)))
-    made = {"greedy": Rule(temperatures, cascade.greedy(confidences, right), False)}
+    made = {"greedy": Rule(kind, temperatures, cascade.greedy(confidences, right), False)}
     fitting, certifying = split(len(labels), seed)
     temperatures, confidences, right = read(logits, labels, kind, fitting)
     path = cascade.path(cascade.greedy(confidences[:, fitting], right[:, fitting]))
     found = cascade.certify(confidences[:, certifying], right[:, certifying], path, epsilon, delta)
     never = np.full(len(logits) - 1, np.inf)
-    made["certified"] = Rule(temperatures, never if found is None else found.thresholds, found is not None)
+    made["certified"] = Rule(kind, temperatures, never if found is None else found.thresholds, found is not None)
     return made
 
 
