@@ -19,6 +19,7 @@ Classifier = tuple[np.ndarray, np.ndarray]  # kernel [m, C] and bias [C]
 Kind = Literal["max_softmax", "margin", "entropy"]
 
 TEMPERATURES = (0.05, 20.0)  # bounds of the search
+RARE = 1e-9  # probability that is counted in full instead of being worked out
 
 
 class Certified(NamedTuple):
@@ -178,13 +179,15 @@ def p_value(worse: int, better: int, n: int, epsilon: float) -> float:
     low = float(beta.ppf(error / 2, differ, n - differ + 1)) if differ else 0.0
     high = float(beta.ppf(1 - error / 2, differ + 1, n - differ)) if differ < n else 1.0
     low, high = max(low, epsilon), max(high, epsilon)  # s is at least epsilon where the hypothesis is true
-    counts = np.arange(n + 1)
+    # Numbers of disagreements with any probability to speak of; what the others have is added too.
+    few, many = binom.ppf(RARE, n, low), binom.isf(RARE, n, high)
+    counts = np.arange(max(0, few), min(n, many) + 1)
     most = np.floor((counts + worse - better) / 2)  # worse − better ≤ what was seen, among this many disagreements
     tails = [
         float(np.sum(binom.pmf(counts, n, s) * binom.cdf(most, counts, (s + epsilon) / (2 * s))))
         for s in np.linspace(low, high, 20)
     ]
-    return min(1.0, max(tails) + error)
+    return min(1.0, max(tails) + error + 2 * RARE)
 
 
 def serve(
