@@ -17,12 +17,14 @@ PUBLISHED = {
     "newsgroups": (11_293, 7_528, 20),
     "reuters_r8": (5_485, 2_189, 8),
     "reuters_r52": (6_532, 2_568, 52),
+    "wordnet": (105_780, 11_879, 45),  # 117,659 synsets; the split is ours
     "fashion_mnist": (60_000, 10_000, 10),
 }
 FIRST_TEST_TEXT = {
     "newsgroups": ("alt.atheism", "re about the bible quiz answers"),
     "reuters_r8": ("trade", "asian exporters fear damage from u"),
     "reuters_r52": ("trade", "asian exporters fear damage from u"),
+    "wordnet": ("noun.Tops", "a whole (a thing or person) of the"),
 }
 
 
@@ -66,6 +68,13 @@ def test_texts_are_clean(name: str) -> None:
     dataset = load(name)
     for split in (dataset.train, dataset.validation, dataset.test):
         assert all(isinstance(text, str) and text.strip() and "\t" not in text for text in split.inputs)
+
+
+def test_synsets_with_one_gloss_are_on_the_same_side() -> None:
+    dataset = load("wordnet")
+    train = {*dataset.train.inputs, *dataset.validation.inputs}
+    assert len(train) + len(set(dataset.test.inputs)) < 117_659  # some glosses stand twice
+    assert train.isdisjoint(dataset.test.inputs)
 
 
 def test_fashion_mnist_pictures() -> None:

@@ -8,7 +8,7 @@ from mrl_jax.errors import UserError, one_of
 
 __all__ = ["SOURCES", "DataConfig", "Dataset", "LazyInputs", "Split", "load"]
 
-SOURCES = ("newsgroups", "reuters_r8", "reuters_r52", "fashion_mnist", "files", "features", "tfds")
+SOURCES = ("newsgroups", "reuters_r8", "reuters_r52", "wordnet", "fashion_mnist", "files", "features", "tfds")
 KEYS = {  # of `DataConfig`, those that only some sources use
     "name": ("tfds",),
     "image_size": ("tfds",),
@@ -50,6 +50,10 @@ def load(config: DataConfig | str) -> Dataset:
             from mrl_jax.data import fashion_mnist
 
             dataset = fashion_mnist.read(config)
+        case "wordnet":
+            from mrl_jax.data import wordnet
+
+            dataset = wordnet.read(config)
         case "newsgroups":
             from mrl_jax.data import newsgroups
 
