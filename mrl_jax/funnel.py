@@ -16,11 +16,12 @@ is a lower bound of the k-th best overall. Only bins whose bound reaches τ can 
 bfloat16 operands too, is bounded and added; the last few candidates are ranked in float64.
 """
 
-import mmap
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ BIN = 16  # rows whose largest upper bound is kept, by exact search
 PACKED = 32  # most rows of which one is kept, by the first step of a funnel; its index takes the low bits of the score
 ROOM = 50  # least bins for each document of a shortlist, so that the good ones rarely share a bin
 QUERIES = 256  # at a time
+FROM_DISK = 32  # the same where documents are read from a file: what they read is held in memory
 SPARE = 8  # bins more than k, half of those that are scored in full at first
 MOST = 0.1  # share of bins that may be promising; with more, every document is better read in full
 EPS = float(np.finfo(np.float32).eps)
@@ -55,11 +57,41 @@ class Work(NamedTuple):
     full: float  # share of queries that every document was read for in full
 
 
+class Stored:
+    """float32 [N, D] in a file, row after row. Indexed by a slice or an array of rows like an array, it reads those.
+
+    Not a memory map: what that touches counts as this process's memory, sixteen pages for every row.
+    """
+
+    def __init__(self, path: Path, count: int, width: int) -> None:
+        self.shape = (count, width)
+        self._file = path.open("rb")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        count, width = self.shape
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(count)
+            found = np.empty((max(0, stop - start), width), np.float32)
+            self._read(found, start)
+            return found[::step]
+        found = np.empty((rows.size, width), np.float32)
+        for place, row in enumerate(rows.ravel().tolist()):
+            self._read(found[place], row)
+        return found.reshape(*rows.shape, width)
+
+    def _read(self, into: np.ndarray, row: int) -> None:
+        if os.preadv(self._file.fileno(), [into], row * 4 * self.shape[1]) != into.nbytes:
+            raise OSError(f"{self._file.name} ends before row {row + len(into)}")
+
+
 @dataclass(frozen=True, eq=False)
 class Documents:
     """N embeddings laid out for search; made by `lay_out`."""
 
-    rows: Any  # float32 [N, D], a JAX or NumPy array
+    rows: Any  # float32 [N, D], a JAX array or `Stored`
     dims: tuple[int, ...]  # the nesting dims, ending at D
     # Their first W coordinates, [C, W, CHUNK]: float32, or the bits of bfloat16 as uint16. XLA copies a slice of uint16
     # as a block of memory but one of bfloat16 number by number, which on the CPU takes three times the product itself.
@@ -85,14 +117,19 @@ class Documents:
         return jnp.bfloat16 if self.chunks.dtype == jnp.uint16 else jnp.float32
 
     @property
+    def batch(self) -> int:
+        """How many queries are searched for together."""
+        return FROM_DISK if isinstance(self.rows, Stored) else QUERIES
+
+    @property
     def laid_out(self) -> tuple[int, ...]:
         """The dims at which all documents can be scanned."""
         return tuple(self.inverse)
 
     @cached_property
-    def host(self) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+    def host(self) -> tuple[Any, np.ndarray, dict[int, np.ndarray]]:
         """The rows, their bias and for each dim the lengths of their tails [≥ N], as NumPy arrays."""
-        rows = self.rows if isinstance(self.rows, np.ndarray) else np.asarray(self.rows)
+        rows = self.rows if isinstance(self.rows, Stored) else np.asarray(self.rows)
         return rows, np.asarray(self.bias).reshape(-1), {m: np.asarray(x).reshape(-1) for m, x in self.tails.items()}
 
 
@@ -107,7 +144,7 @@ def lay_out(
     """Lay out embeddings for search.
 
     Args:
-        vectors: float32 [N, D]; a NumPy array is copied, a memory-mapped one read in chunks and never held whole.
+        vectors: float32 [N, D], an array; or `Stored` in a file, read in chunks and never held whole.
         dims: nesting dims, ending at D; `exact` can start and `funnel` step at any of them up to `scanned`.
         dtype: of the scanned copy. bfloat16 halves the bytes and is twice as fast where the hardware has it.
         scanned: coordinates to copy, one of the dims; all by default.
@@ -133,8 +170,7 @@ def lay_out(
     rounding = longest = 0.0
     rotation = _principal(vectors)[:, :scanned] if rotate else None
     for c in range(number if count else 0):
-        some = np.array(vectors[c * size : (c + 1) * size], np.float32)
-        _forget(vectors)
+        some = np.asarray(vectors[c * size : (c + 1) * size], np.float32)
         if not np.isfinite(some).all():
             raise ValueError(f"embeddings {c * size}…{c * size + len(some) - 1} hold numbers that are not finite")
         n, wide = len(some), some.astype(np.float64)
@@ -154,7 +190,7 @@ def lay_out(
     return Documents(
         # JAX cannot index an array without rows; this one's is never found.
         vectors
-        if isinstance(vectors, np.memmap)
+        if isinstance(vectors, Stored) and count
         else jnp.asarray(vectors if count else np.zeros((1, width)), jnp.float32),
         dims,
         jnp.asarray(chunks if chunks.dtype == np.float32 else chunks.view(np.uint16)),
@@ -169,7 +205,7 @@ def lay_out(
 
 def _principal(vectors: Any, sample: int = 16384) -> np.ndarray:
     """The principal directions [D, D] about the origin of a sample, as columns, those of most energy first."""
-    some = np.asarray(vectors[:: max(1, len(vectors) // sample)], np.float64)
+    some = np.asarray(vectors[np.arange(0, len(vectors), max(1, len(vectors) // sample))], np.float64)
     directions: np.ndarray = np.linalg.eigh(some.T @ some)[1][:, ::-1]
     return directions
 
@@ -290,7 +326,7 @@ def _shortlists(
     if dim not in documents.laid_out:
         raise ValueError(f"dim {dim} was not laid out; there are {list(documents.laid_out)}")
     packed = 1 << int(np.log2(np.clip(len(documents) / (ROOM * size), 1, PACKED)))
-    for batch, valid in _batches(queries):
+    for batch, valid in _batches(queries, documents.batch):
         seen = documents.scanned(batch).astype(np.float32)
         rows = _shortlist(seen, documents.chunks, documents.bias, documents.inverse[dim], dim, size, packed)
         yield batch, rows, valid
@@ -313,15 +349,7 @@ def _gather(documents: Documents, rows: jax.Array) -> Any:
     """What `_narrow` reads: the array itself, or of one on disk just the rows, [Q, size, D]."""
     if isinstance(documents.rows, jax.Array):
         return documents.rows
-    found = jnp.asarray(documents.rows[np.minimum(np.asarray(rows), len(documents) - 1)])
-    _forget(documents.rows)
-    return found
-
-
-def _forget(vectors: Any) -> None:
-    """Give back the memory of what was read from a file; the operating system keeps a copy as far as it has room."""
-    if isinstance(vectors, np.memmap):
-        vectors._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+    return jnp.asarray(documents.rows[np.minimum(np.asarray(rows), len(documents) - 1)])
 
 
 @partial(jax.jit, static_argnames=("steps", "k"))
@@ -374,11 +402,11 @@ def exact(documents: Documents, queries: np.ndarray, k: int, start: int | None =
         raise ValueError(f"start={start} was not laid out; there are {list(documents.laid_out)}")
     most = min(k, len(documents))
     parts, candidates, again = [], 0, 0
-    for batch, valid in _batches(queries):
+    for batch, valid in _batches(queries, documents.batch):
         found, read, hard = _exact(documents, batch, valid, most, start)
         if len(hard):
             again += len(hard)
-            for some, count in _batches(batch[hard]):
+            for some, count in _batches(batch[hard], documents.batch):
                 better, more, _ = _exact(documents, some, count, most, documents.dims[-1])
                 for old, new in zip(found, better, strict=True):
                     old[hard[:count]] = new
@@ -461,10 +489,12 @@ def _promising(documents: Documents, query: np.ndarray, rows: np.ndarray, kth: f
     return rows
 
 
-def _dots(source: np.ndarray, rows: np.ndarray, query: np.ndarray, a: int, b: int) -> np.ndarray:
+def _dots(source: Any, rows: np.ndarray, query: np.ndarray, a: int, b: int) -> np.ndarray:
     """Inner products of the coordinates a…b, float32 [n]; some rows at a time, so that little is copied."""
-    parts = [source[rows[i : i + CHUNK], a:b] @ query[a:b] for i in range(0, len(rows), CHUNK)]
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    sums = np.empty(len(rows), np.float32)
+    for i in range(0, len(rows), CHUNK):
+        sums[i : i + CHUNK] = source[rows[i : i + CHUNK]][:, a:b] @ query[a:b]
+    return sums
 
 
 def _ranked(documents: Documents, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -491,10 +521,10 @@ def _check(documents: Documents, queries: np.ndarray, k: int) -> None:
         raise ValueError("queries hold numbers that are not finite")
 
 
-def _batches(queries: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Queries at most QUERIES at a time, filled up to a power of two (few shapes to compile), and how many are real."""
-    for start in range(0, len(queries), QUERIES):
-        some = np.asarray(queries[start : start + QUERIES], np.float32)
+def _batches(queries: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Queries at most `most` at a time, filled up to a power of two (few shapes to compile), and how many are real."""
+    for start in range(0, len(queries), most):
+        some = np.asarray(queries[start : start + most], np.float32)
         size = 1 << (len(some) - 1).bit_length()
         yield np.pad(some, ((0, size - len(some)), (0, 0))), len(some)
 

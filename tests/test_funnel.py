@@ -177,8 +177,11 @@ def test_where_no_bin_is_shared_a_funnel_equals_the_one_by_hand() -> None:
 
 def test_documents_on_disk_give_the_same(tmp_path) -> None:
     vectors, queries = nested(9000, 0), nested(7, 1)
-    stored = np.memmap(tmp_path / "vectors", np.float32, "w+", shape=vectors.shape)
-    stored[:] = vectors
+    vectors.tofile(tmp_path / "vectors")
+    stored = funnel.Stored(tmp_path / "vectors", *vectors.shape)
+    some = np.array([[3, 8999], [0, 3]])
+    np.testing.assert_array_equal(stored[some], vectors[some])
+    np.testing.assert_array_equal(stored[8000:20000:7], vectors[8000:20000:7])
     on_disk, in_memory = lay_out(stored, DIMS, scanned=8), lay_out(vectors, DIMS, scanned=8)
     for steps in ([(4, 50)], [(4, 200), (16, 40)]):
         for a, b in zip(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mrl_jax import funnel
-from mrl_jax.funnel import Documents, Hits
+from mrl_jax.funnel import Documents, Hits, Stored
 from mrl_jax.index import Description
 from mrl_jax.index import store as folders
 from mrl_jax.index.store import Store
@@ -33,7 +33,8 @@ class ExactIndex(Store):
     def _lay_out(self, rotate: bool) -> Documents:
         self.verify()
         of, alive = self.description, self.alive()
-        vectors = self.mapped()[: len(alive)]  # another process may have added some since
+        # Another process may have added some since.
+        vectors = Stored(self.folder / "vectors.f32", len(alive), of.width)
         return funnel.lay_out(vectors, of.dims, scanned=of.prefix, alive=alive, rotate=rotate)
 
     def _changed(self) -> None:

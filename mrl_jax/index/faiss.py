@@ -88,7 +88,7 @@ class FaissIndex(Store):
         return index
 
     def _prefixes(self, rows: np.ndarray) -> np.ndarray:
-        return unit(np.asarray(self.mapped()[rows, : self.description.prefix]))
+        return unit(self.stored()[rows][:, : self.description.prefix])
 
     def _changed(self) -> None:
         self.__dict__.pop("_built", None)

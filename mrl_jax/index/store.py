@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from mrl_jax.errors import UserError
+from mrl_jax.funnel import Stored
 from mrl_jax.index import Description, Document
 
 FORMAT = 1
 MANY = 500  # ids in one SQL statement
-ROWS = 65536  # vectors that are read at a time to check them
+ROWS = 16384  # vectors that are read at a time to check them
 
 SCHEMA = """
 CREATE TABLE documents (id TEXT PRIMARY KEY, text TEXT NOT NULL, row INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
@@ -77,18 +78,16 @@ class Store:
     def alive(self) -> np.ndarray:
         """bool [rows]: whether a row's document is still there."""
         alive = np.zeros(self.rows, bool)
-        alive[[row for (row,) in self._rows("SELECT row FROM documents")]] = True
+        for (row,) in self._scan("SELECT row FROM documents"):
+            alive[row] = True
         return alive
 
-    def mapped(self) -> np.ndarray:
-        """The vectors float32 [rows, D] as they lie in the file, read when they are touched."""
-        shape = (self.rows, self.description.width)
-        if not shape[0]:
-            return np.zeros(shape, np.float32)
-        return np.memmap(self.folder / "vectors.f32", np.float32, "r", shape=shape)
+    def stored(self) -> Stored:
+        """The vectors float32 [rows, D], read from the file when they are asked for."""
+        return Stored(self.folder / "vectors.f32", self.rows, self.description.width)
 
     def vectors(self, handles: np.ndarray) -> np.ndarray:
-        return np.array(self.mapped()[handles])
+        return self.stored()[handles]
 
     def documents(self, handles: np.ndarray) -> list[Document]:
         found: dict[int, Document] = {}
@@ -111,15 +110,17 @@ class Store:
 
     def verify(self) -> None:
         """Read all vectors once; raises UserError where they are not those that were written."""
-        vectors = self.mapped()
-        for start, stop, wanted in self._rows("SELECT start, stop, crc FROM batches ORDER BY start"):
-            crc = 0
-            for at in range(start, stop, ROWS):
-                crc = zlib.crc32(np.ascontiguousarray(vectors[at : min(at + ROWS, stop)]), crc)
-            if crc != wanted:
-                raise UserError(
-                    f"{self.folder / 'vectors.f32'} is damaged in rows {start:,} to {stop:,}; build the index anew"
-                )
+        width = 4 * self.description.width
+        with (self.folder / "vectors.f32").open("rb") as file:
+            for start, stop, wanted in self._rows("SELECT start, stop, crc FROM batches ORDER BY start"):
+                crc = 0
+                file.seek(start * width)
+                for at in range(start, stop, ROWS):
+                    crc = zlib.crc32(file.read(width * (min(at + ROWS, stop) - at)), crc)
+                if crc != wanted:
+                    raise UserError(
+                        f"{self.folder / 'vectors.f32'} is damaged in rows {start:,} to {stop:,}; build the index anew"
+                    )
 
     # ---- changing it ----
 
@@ -176,6 +177,13 @@ class Store:
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple]:  # type: ignore[type-arg]
         try:
             return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise UserError(f"{self.folder / 'documents.sqlite'} cannot be read: {error}") from None
+
+    def _scan(self, query: str) -> Iterator[tuple]:  # type: ignore[type-arg]
+        """As `_rows`, but never all of them in memory."""
+        try:
+            yield from self._connection.execute(query)
         except sqlite3.Error as error:
             raise UserError(f"{self.folder / 'documents.sqlite'} cannot be read: {error}") from None
 
