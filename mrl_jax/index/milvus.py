@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import logging.config
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -211,10 +212,14 @@ def _kinds(uri: str) -> tuple[str, ...]:
 
 def _connect(uri: str) -> tuple[Any, Any]:
     """A client, and the data types of a schema."""
+    # When it is imported, the client configures the logging of the whole program, which closes everybody's handlers.
+    configure, logging.config.dictConfig = logging.config.dictConfig, lambda config: None
     try:
         from pymilvus import DataType, MilvusClient
     except ImportError:
         raise UserError("an index in Milvus needs its client: pip install 'mrl_jax[milvus]'") from None
+    finally:
+        logging.config.dictConfig = configure
     for name in ("pymilvus", "milvus_lite", "grpc"):  # what goes wrong is said below, in a sentence
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if _is_server(uri):
