@@ -93,7 +93,7 @@ def test_what_was_acknowledged_survives_kill_9_and_one_process_opens_a_file(tmp_
     process = subprocess.Popen([sys.executable, "-c", WRITER, place], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "added\n"
-    with pytest.raises(UserError, match=r"index\.db cannot be opened: it is in use by another process"):
+    with pytest.raises(UserError, match=r"index\.db is in use by another process"):
         milvus.open_(place)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -121,13 +121,10 @@ def test_mistakes_are_said_before_anything_is_sent(index: milvus.MilvusIndex, tm
 
 def test_places_that_are_no_index_are_said(index: milvus.MilvusIndex, tmp_path: Path) -> None:
     (tmp_path / "file.db").write_text("no database")
-    client, _ = milvus._connect(str(tmp_path / "other.db"))
-    client.close()
-    milvus._release(str(tmp_path / "other.db"))
-    foreign, _ = milvus._connect(str(tmp_path / "foreign.db"))
+    milvus.create(str(tmp_path / "other.db"), TOLD, collection="letters").close()
+    foreign, _ = milvus._connect(str(tmp_path / "foreign.db"), "documents", "")
     foreign.create_collection("documents", dimension=4)
-    foreign.close()
-    milvus._release(str(tmp_path / "foreign.db"))
+    milvus._close(str(tmp_path / "foreign.db"), foreign)
     for place, said in (
         ("none.db", "is not an index: there is no such file"),
         ("file.db", "is not a Milvus Lite database"),
@@ -137,7 +134,7 @@ def test_places_that_are_no_index_are_said(index: milvus.MilvusIndex, tmp_path: 
         with pytest.raises(UserError, match=said):
             milvus.open_(str(tmp_path / place))
     for place, description, kind, said in (
-        ("index.db", TOLD, "flat", "exists; it is not overwritten"),
+        ("index.db", TOLD, "flat", "has a collection documents already; it is not overwritten"),
         ("no/folder.db", TOLD, "flat", "the folder .*no does not exist"),
         ("new.db", TOLD, "diskann", "kind=diskann is unknown; allowed: autoindex, flat"),
         ("new.db", TOLD._replace(width=40_000), "flat", "at most 32,768 dims; these have 40,000"),
