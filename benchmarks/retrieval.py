@@ -8,6 +8,7 @@ made in the same way from other draws.
     python benchmarks/retrieval.py --run results/newsgroups/study --arm mrl          # 200,000 × 256, made here
     python benchmarks/retrieval.py --run … --count 1000000 --threads 2 --json FILE
     python benchmarks/retrieval.py --run … --count 1000000 --disk                    # an index in a folder: peak memory
+    python benchmarks/retrieval.py --run results/wordnet/main --texts 200000 --real  # texts as they are, no vectors made
 
 Needs the extra `faiss`. Every method is timed in turn, call by call, after a call that warms it up; the least of
 --rounds is given, for a batch of 256 queries and for one query alone.
@@ -52,6 +53,25 @@ def real(run: str, arm: str | None, windows: int, texts: int) -> tuple[np.ndarra
     model = mrl_jax.load(run, arm)
     parts = [model.encode(chosen[i : i + 1024], batch_size=64) for i in range(0, len(chosen), 1024)]
     return np.concatenate(parts), tuple(sorted({*model.dims, model.program.width}))
+
+
+def whole(run: str, arm: str | None, texts: int) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Embeddings [≤ texts, D] of a run's training texts, of QUERIES test texts, and the nesting dims."""
+    import dataclasses
+
+    import mrl_jax
+    from mrl_jax import config, data, runs
+
+    settings = config.from_yaml(runs.find(run) / "config.yaml")
+    dataset = data.load(dataclasses.replace(settings.data, limit=None))
+    model = mrl_jax.load(run, arm)
+    rng = np.random.default_rng(SEED)
+    splits = []
+    for inputs, most in (([*dataset.train.inputs, *dataset.validation.inputs], texts), (dataset.test.inputs, QUERIES)):
+        chosen = [str(inputs[i]) for i in rng.permutation(len(inputs))[:most]]
+        parts = [model.encode(chosen[i : i + 1024], batch_size=64) for i in range(0, len(chosen), 1024)]
+        splits.append(np.concatenate(parts))
+    return splits[0], splits[1], tuple(sorted({*model.dims, model.program.width}))
 
 
 def grown(base: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -171,8 +191,11 @@ def ndcg(found: np.ndarray, truth: np.ndarray) -> float:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     from mrl_jax.plan import recall
 
-    base, dims = real(options.run, options.arm, options.windows, options.texts)
-    x, q = grown(base, options.count, 0), grown(base, QUERIES, 1)
+    if options.real:
+        x, q, dims = whole(options.run, options.arm, options.texts)
+    else:
+        base, dims = real(options.run, options.arm, options.windows, options.texts)
+        x, q = grown(base, options.count, 0), grown(base, QUERIES, 1)
     prefix = options.prefix or min(dims, key=lambda m: abs(m - 64))
     searches = methods(x, dims, options.threads, prefix)
     truth = np.concatenate([np.argsort(-(x @ one), kind="stable")[None, :K] for one in q])
@@ -206,7 +229,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             f"{measured['alone'] / against['alone']:>6.2f}"
         )
     return {
-        "vectors": {"run": options.run, "arm": options.arm, "count": len(x), "width": x.shape[1], "dims": dims},
+        "vectors": {"run": options.run, "arm": options.arm, "real": options.real}, "count": len(x), "width": x.shape[1],
+        "dims": dims,
         "threads": options.threads, "rounds": options.rounds, "platform": platform.platform(),
         "methods": {name: {**quality[name], **times[name]} for name in times},
     }  # fmt: skip
@@ -273,6 +297,7 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, help="dims of shortlists; the nesting dim nearest to 64 by default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--real", action="store_true", help="the run's training texts, searched for its test texts")
     parser.add_argument("--disk", action="store_true", help="an index in a folder, and the memory that searching takes")
     parser.add_argument("--folder", type=Path, help="where that folder is made")
     parser.add_argument("--json", type=Path)

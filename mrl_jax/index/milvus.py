@@ -11,6 +11,7 @@ import fcntl
 import importlib
 import json
 import logging
+import logging.config
 import os
 import re
 import socket
@@ -247,6 +248,8 @@ def _is_server(uri: str) -> bool:
 
 def _connect(uri: str, collection: str, token: str) -> tuple[Any, Any]:
     """A client, to be closed by `_close`, and the data types of a schema."""
+    # When it is imported, the client configures the logging of the whole program, which closes everybody's handlers.
+    configure, logging.config.dictConfig = logging.config.dictConfig, lambda config: None
     try:
         from pymilvus import DataType, MilvusClient
 
@@ -254,6 +257,8 @@ def _connect(uri: str, collection: str, token: str) -> tuple[Any, Any]:
             import milvus_lite  # noqa: F401
     except ImportError:
         raise UserError("an index in Milvus needs its client: pip install 'mrl_jax[milvus]'") from None
+    finally:
+        logging.config.dictConfig = configure
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", collection):
         raise UserError(f"collection={collection} is not allowed; letters, digits and _, no digit first")
     for name in ("pymilvus", "milvus_lite", "grpc"):  # what goes wrong is said below, in a sentence
