@@ -8,7 +8,7 @@ made in the same way from other draws.
     python benchmarks/retrieval.py --run results/newsgroups/study --arm mrl          # 200,000 × 256, made here
     python benchmarks/retrieval.py --run … --count 1000000 --threads 2 --json FILE
     python benchmarks/retrieval.py --run … --count 1000000 --disk                    # an index in a folder: peak memory
-    python benchmarks/retrieval.py --run results/wordnet/main --texts 200000 --real  # texts as they are, no vectors made
+    python benchmarks/retrieval.py --run results/wordnet/main --texts 200000 --real  # texts as they are
 
 Needs the extra `faiss`. Every method is timed in turn, call by call, after a call that warms it up; the least of
 --rounds is given, for a batch of 256 queries and for one query alone.
