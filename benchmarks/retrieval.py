@@ -182,14 +182,8 @@ def methods(x: np.ndarray, dims: tuple[int, ...], threads: int, prefix: int) -> 
     return found
 
 
-def ndcg(found: np.ndarray, truth: np.ndarray) -> float:
-    """nDCG@K when the K documents of exact search are relevant and no other."""
-    gain = (found[:, :, None] == truth[:, None, :]).any(axis=2) / np.log2(np.arange(2, K + 2))
-    return float(gain.sum(axis=1).mean() / np.sum(1 / np.log2(np.arange(2, K + 2))))
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    from mrl_jax.plan import recall
+    from mrl_jax.plan import ndcg, recall
 
     if options.real:
         x, q, dims = whole(options.run, options.arm, options.texts)
@@ -203,7 +197,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     quality = {}
     for name, search in searches.items():
         rows = search(q)
-        quality[name] = {"recall": float(recall(rows, truth).mean()), "ndcg": ndcg(rows, truth)}
+        quality[name] = {"recall": float(recall(rows, truth).mean()), "ndcg": float(ndcg(rows, truth).mean())}
         search(q[:1])
         times[name] = {"batch": np.inf, "alone": np.inf}
     for _ in range(options.rounds):

@@ -1,4 +1,4 @@
-"""Choose a shortlist for `funnel` that keeps a wanted recall, with a bound, and as cheap as can be.
+"""Choose a shortlist for `funnel` that keeps a wanted recall or nDCG, with a bound, and as cheap as can be.
 
 For each dim the shortlist sizes are tested from the longest down, until one is no longer shown to be good enough: the
 hypothesis that its expected recall@k against exact search is below the target is to be rejected at level delta / dims,
@@ -9,7 +9,7 @@ So P(the plan's expected recall is below the target) ≤ delta, over the draw of
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.stats import binom
@@ -31,8 +31,8 @@ class Candidate(NamedTuple):
     """A shortlist that was tried."""
 
     steps: tuple[tuple[int, int], ...]
-    recall: float  # on the held-out queries
-    p: float  # of its expected recall being below the target
+    quality: float  # recall@k or nDCG@k on the held-out queries
+    p: float  # of its expectation being below the target
     certified: bool
     cost: Cost
 
@@ -54,15 +54,17 @@ def plan(
     budget: float | None = None,
     dims: Sequence[int] | None = None,
     truth: np.ndarray | None = None,
+    metric: Literal["recall", "ndcg"] = "recall",
 ) -> Planned:
-    """The cheapest shortlist whose recall@k is shown to reach `target`.
+    """The cheapest shortlist whose recall@k, or nDCG@k, is shown to reach `target`.
 
     Args:
         queries: float32 [Q, D], held out: not those that the plan is reported on.
-        target: recall@k against exact search, in (0, 1); delta: probability with which it may be missed.
+        target: recall@k (or nDCG@k) against exact search, in (0, 1); delta: probability with which it may be missed.
         budget: most megabytes that a query may read.
         dims: of the prefixes to try; those that are laid out, but for D, by default.
         truth: rows [Q, k] of exact search, where they are known already.
+        metric: what the target is for.
 
     Raises:
         ValueError: target or delta out of range; too few queries to show anything; no dim to try.
@@ -87,7 +89,7 @@ def plan(
             if size < k:
                 continue
             found = funnel.funnel(documents, queries, k, [(dim, size)]).rows
-            misses = 1 - recall(found, truth)
+            misses = 1 - {"recall": recall, "ndcg": ndcg}[metric](found, truth)
             p = p_value(misses, 1 - target)
             cost = shortlist_cost(documents, ((dim, size),))
             tried.append(Candidate(((dim, size),), float(1 - misses.mean()), p, p <= delta / len(dims), cost))
@@ -102,6 +104,17 @@ def recall(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Share [Q] of the documents in `truth` [Q, k] (−1: none) that are in `found` [Q, k]."""
     hit = (found[:, :, None] == truth[:, None, :]) & (truth >= 0)[:, None, :]
     return np.asarray(hit.any(axis=1).sum(axis=1) / np.maximum(1, (truth >= 0).sum(axis=1)))
+
+
+def ndcg(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """nDCG@k [Q] of `found` [Q, k], best first; the documents in `truth` [Q, k] (−1: none) are relevant, all alike.
+
+    Järvelin and Kekäläinen 2002, ACM Transactions on Information Systems 20.
+    """
+    discount = 1 / np.log2(np.arange(2, truth.shape[1] + 2))
+    hit = (found[:, :, None] == truth[:, None, :]) & (truth >= 0)[:, None, :]
+    ideal = np.cumsum(discount)[np.maximum(1, (truth >= 0).sum(axis=1)) - 1]
+    return np.asarray((hit.any(axis=2) * discount[: found.shape[1]]).sum(axis=1) / ideal)
 
 
 def p_value(losses: np.ndarray, alpha: float) -> float:

@@ -284,17 +284,19 @@ def plan_(options: argparse.Namespace) -> None:
         dims = [m for m in documents.laid_out if m < index.description.width]
         truth = index.search(z, options.k, None).rows
         try:
-            made = plan.plan(documents, z, options.k, options.recall, options.delta, options.budget, dims, truth)
+            made = plan.plan(
+                documents, z, options.k, options.recall, options.delta, options.budget, dims, truth, options.metric
+            )
         except ValueError as error:
             raise UserError(str(error)) from None
-        print(f"{'shortlist':>12}{'recall':>9}{'p':>9}{'MFLOP':>9}{'MB':>9}")
+        print(f"{'shortlist':>12}{options.metric:>9}{'p':>9}{'MFLOP':>9}{'MB':>9}")
         for one in made.tried:
             steps = ",".join(f"{dim}:{size}" for dim, size in one.steps)
             mark = " ←" if one is made.chosen else ""
-            print(f"{steps:>12}{one.recall:>9.4f}{one.p:>9.4f}{one.cost.mflop:>9.2f}{one.cost.megabytes:>9.2f}{mark}")
+            print(f"{steps:>12}{one.quality:>9.4f}{one.p:>9.4f}{one.cost.mflop:>9.2f}{one.cost.megabytes:>9.2f}{mark}")
         print(f"{'full scan':>12}{1:>9.4f}{'':>9}{made.exact.mflop:>9.2f}{made.exact.megabytes:>9.2f}")
         kept = {
-            "version": index.version, "k": options.k, "recall": options.recall, "delta": options.delta,
+            "version": index.version, "k": options.k, options.metric: options.recall, "delta": options.delta,
             "steps": made.chosen and made.chosen.steps,
         }  # fmt: skip
         runs.write(index.folder / "plan.json", json.dumps(kept) + "\n")
@@ -387,7 +389,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("index")
     one.add_argument("--queries", type=Path, required=True, help="JSONL with text: held out, a few hundred or more")
     one.add_argument("--k", type=_positive, default=10)
-    one.add_argument("--recall", type=float, default=0.99, help="recall@k against exact search")
+    one.add_argument("--recall", type=float, default=0.99, help="recall@k (or nDCG@k, with --metric) to be kept")
+    one.add_argument("--metric", choices=("recall", "ndcg"), default="recall", help="against exact search")
     one.add_argument("--delta", type=float, default=0.05, help="probability with which it may be missed")
     one.add_argument("--budget", type=float, help="most megabytes that a query may read")
     one.add_argument("--run")

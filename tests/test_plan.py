@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy
+from sklearn.metrics import ndcg_score
 
 from mrl_jax import funnel, plan
 
@@ -30,6 +31,18 @@ def test_recall_by_hand() -> None:
     found = np.array([[1, 2, 3], [4, 5, 6], [7, -1, -1]])
     truth = np.array([[3, 1, 9], [4, 5, 6], [7, 8, -1]])
     np.testing.assert_allclose(plan.recall(found, truth), [2 / 3, 1, 1 / 2])
+
+
+def test_ndcg_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        truth, found = rng.permutation(30)[:6], rng.permutation(30)[:6]
+        relevance = np.isin(np.arange(30), truth).astype(float)
+        scores = np.full(30, -1.0)
+        scores[found] = np.arange(6, 0, -1)
+        wanted = ndcg_score(relevance[None], scores[None], k=6)
+        assert plan.ndcg(found[None], truth[None])[0] == pytest.approx(wanted)
+    np.testing.assert_allclose(plan.ndcg(np.array([[3, 7, -1]]), np.array([[7, -1, -1]])), 1 / np.log2(3))
 
 
 @given(st.integers(1, 400), st.integers(0, 20), st.floats(0.001, 0.3))
@@ -85,6 +98,15 @@ def test_the_guarantee_holds_over_draws_of_queries(documents: funnel.Documents) 
         broken += any(certified)  # the worst that could be chosen
     assert planned > 250
     assert broken / 300 <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / 300)
+
+
+def test_a_plan_can_be_made_for_ndcg(documents: funnel.Documents) -> None:
+    made = {m: plan.plan(documents, nested(600, 1), 5, 0.95, metric=m).chosen for m in ("recall", "ndcg")}
+    truth = funnel.exact(documents, nested(600, 1), 5)[0].rows
+    found = funnel.funnel(documents, nested(600, 1), 5, made["ndcg"].steps).rows
+    assert made["ndcg"].quality == pytest.approx(plan.ndcg(found, truth).mean())
+    # Documents that are missed are mostly those at the end of the list, which count less.
+    assert made["ndcg"].cost.megabytes <= made["recall"].cost.megabytes
 
 
 def test_a_budget_and_an_impossible_target_leave_nothing(documents: funnel.Documents) -> None:
