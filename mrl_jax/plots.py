@@ -305,6 +305,7 @@ def cascade(study: Study) -> Figure:
                         label=f"{one.rule} cascade")  # fmt: skip
         ax.set_title(_plain(series.label), fontsize=11)
         _log_axis(ax, study.dims, "mean dimensions of the answer")
+        ax.set_xlim(study.dims[0] / 1.2, study.dims[-1] * 1.2)  # the bars of two seeds may be longer
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     _label_rows(axes, "top-1 accuracy (%)")
