@@ -9,7 +9,10 @@ With K nesting dims and both kinds of heads a row has 2K entries, K for the sepa
 
 Everything else (data order, initial parameters, dropout, optimiser, compiled step) is the same for the arms of a seed,
 so their differences are paired by construction. The post-hoc arms are not trained: they compress the embeddings of
-ff(K), see `compress.py`.
+ff(K), see `compress.py`. Nor are the untuned arms, the encoder as it was before training: its prefixes and its
+principal directions, for pretrained weights.
+
+Where pairs are trained on there is no head: the row weighs the contrastive loss of each granularity, and no mrl_e.
 """
 
 from collections.abc import Sequence
@@ -22,7 +25,10 @@ from mrl_jax.errors import UserError, one_of
 
 TRAINED = ("mrl", "mrl_e", "mrl_sampled", "ff")
 POSTHOC = ("truncated", "random_subset", "random_projection", "pca", "pca_whitened")
-NAMES = (*TRAINED, *POSTHOC)
+UNTUNED = ("untuned", "untuned_pca")
+NAMES = (*TRAINED, *POSTHOC, *UNTUNED)
+FOR_CLASSES = (*TRAINED, *POSTHOC)  # what `all` stands for
+FOR_PAIRS = tuple(name for name in NAMES if name != "mrl_e")
 
 
 class Row(NamedTuple):
@@ -98,10 +104,15 @@ def posthoc(names: Sequence[str]) -> tuple[str, ...]:
     return chosen
 
 
+def untuned(names: Sequence[str]) -> tuple[str, ...]:
+    """The untuned arms among `names`."""
+    return tuple(name for name in UNTUNED if name in _named(names))
+
+
 def _named(names: Sequence[str]) -> Sequence[str]:
     for name in names:
         one_of("arms", name, (*NAMES, "all"))
-    return NAMES if "all" in names else names
+    return FOR_CLASSES if "all" in names else names
 
 
 def kinds(arms: Sequence[Arm]) -> tuple[str, ...]:

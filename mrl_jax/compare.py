@@ -14,11 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_jax import statistics
-from mrl_jax.arms import POSTHOC
+from mrl_jax.arms import POSTHOC, UNTUNED
 from mrl_jax.statistics import Crossover, Interval
 from mrl_jax.study import BASELINES, NESTED, Comparison, Series, Study
 
-METRICS = ("linear_top1", "knn_top1")
 KINDS = {"float32": ("knn_top1", 4.0), "int8": ("int8_knn_top1", 1.0), "1 bit": ("bit_knn_top1", 0.125)}  # bytes a dim
 
 
@@ -26,7 +25,7 @@ def pairs(study: Study) -> list[tuple[Series, Series]]:
     """What is compared: nested arms with the baselines and with MRL, and each nested arm between variants."""
     chosen: list[tuple[Series, Series]] = []
     for variant in study.variants:
-        wanted = [*itertools.product(NESTED, BASELINES), ("mrl_e", "mrl"), ("mrl_sampled", "mrl")]
+        wanted = [*itertools.product(NESTED, (*BASELINES, *UNTUNED)), ("mrl_e", "mrl"), ("mrl_sampled", "mrl")]
         both = [(study.find(a, variant), study.find(b, variant)) for a, b in wanted]
         chosen += [(a, b) for a, b in both if a is not None and b is not None]
     for arm in (*NESTED, "ff"):
@@ -41,7 +40,7 @@ def compare(study: Study, tick: Callable[[str], object] = lambda label: None) ->
     Nothing is compared on less than two test examples, or where outcomes were not kept.
     """
     made: dict[str, dict[str, Comparison]] = {}
-    for metric in METRICS:
+    for metric in study.measures:
         for a, b in pairs(study):
             x, y = nesting(study, a, fair(study, a, b, metric)), nesting(study, b, metric)
             if not x.keys() & y.keys() or len(study.labels) < 2:

@@ -28,6 +28,11 @@ from mrl_jax.errors import UserError, nearest, one_of
 
 @dataclass(frozen=True)
 class LossConfig:
+    name: Literal["cross_entropy", "info_nce", "cosent", "cosine"] = "cross_entropy"  # of classes; pairs; scored pairs
+    temperature: float = 0.05  # τ by which cosines are divided (info_nce, cosent)
+    learned_temperature: bool = False  # info_nce: learn τ, starting from temperature
+    symmetric: bool = True  # info_nce: documents look for their queries too
+    distillation: float = 0.0  # weight of a loss by which the whole embedding's similarities teach its prefixes
     weights: tuple[float, ...] | None = None  # relative importance of each granularity; null: ones
     weighting: Literal["fixed", "uncertainty"] = "fixed"  # as given, or times a factor learned for each granularity
     sampled: int = 2  # granularities that arm mrl_sampled trains in a step, drawn anew each time
@@ -89,6 +94,11 @@ class Config:
     run: str | None = None  # folder of this run; null: the date and time (or, with resume=true, the latest run)
     resume: bool = False  # continue an interrupted run
 
+    @property
+    def contrastive(self) -> bool:
+        """Whether pairs are trained on, and not classes."""
+        return self.loss.name != "cross_entropy"
+
 
 # What may differ between the run that is resumed and the command that resumes it.
 NOT_COMPARED = ("resume", "run", "results_dir")
@@ -103,7 +113,7 @@ def register() -> None:
         "name": None,
         "width": 256,
         "nesting_dims": "log",
-        "arms": ["mrl_e"],
+        "arms": None,
         "seeds": 1,
         "results_dir": "results",
         "run": None,
@@ -210,7 +220,13 @@ def parse(raw: Any) -> Config:
     raw["nesting_dims"] = _nesting_dims(raw.get("nesting_dims"), raw.get("width"))
     if isinstance(raw.get("arms"), str):
         raw["arms"] = [raw["arms"]]
+    if raw.get("arms") is None:
+        loss = raw.get("loss")
+        of_classes = not isinstance(loss, dict) or loss.get("name", "cross_entropy") == "cross_entropy"
+        raw["arms"] = ["mrl_e" if of_classes else "mrl"]
     config: Config = build(Config, raw, "")
+    if config.contrastive and "all" in config.arms:
+        config = dataclasses.replace(config, arms=arms.FOR_PAIRS)
     _check(config)
     return config
 
@@ -236,6 +252,8 @@ def _check(config: Config) -> None:
     for key, value, allowed, good in (
         ("seeds", config.seeds, "at least 1", config.seeds >= 1),
         ("loss.sampled", config.loss.sampled, "at least 1", config.loss.sampled >= 1),
+        ("loss.temperature", config.loss.temperature, "0.01 ≤ value ≤ 1", 0.01 <= config.loss.temperature <= 1),
+        ("loss.distillation", config.loss.distillation, "at least 0", config.loss.distillation >= 0),
         (
             "trainer.arms_at_once",
             config.trainer.arms_at_once,
@@ -298,6 +316,7 @@ def _check(config: Config) -> None:
     ):
         if not good:
             raise UserError(f"{key}={value} is not allowed; {allowed}")
+    _check_loss(config)
     weights = config.loss.weights
     if weights is not None:
         if len(weights) != len(config.nesting_dims):
@@ -316,6 +335,24 @@ def _check(config: Config) -> None:
     for key, path in (("name", config.name), ("run", config.run)):
         if path is not None and (path in ("", ".", "..") or "/" in path or "\\" in path):
             raise UserError(f"{key}={path!r} is not allowed; the name of one folder, without slashes")
+
+
+def _check_loss(config: Config) -> None:
+    """Options that belong to another loss than the one that was chosen."""
+    loss, said = config.loss, f"with loss.name={config.loss.name}"
+    if not config.contrastive:
+        absent = arms.untuned(config.arms)
+        wrong = [("arms", absent[0], "loss.name=info_nce, cosent or cosine")] if absent else []
+        wrong += [("loss.distillation", str(loss.distillation), "0")] if loss.distillation else []
+    else:
+        wrong = [("arms", "mrl_e", "classes, and loss.name=cross_entropy")] if "mrl_e" in config.arms else []
+        wrong += [("loss.label_smoothing", str(loss.label_smoothing), "0")] if loss.label_smoothing else []
+        wrong += [("loss.weighting", loss.weighting, "fixed")] if loss.weighting != "fixed" else []
+        wrong += [("evaluation.cascade", "true", "false")] if config.evaluation.cascade else []
+    if loss.learned_temperature and loss.name != "info_nce":
+        wrong.append(("loss.learned_temperature", "true", "false"))
+    for key, value, needed in wrong:
+        raise UserError(f"{key}={value} is not allowed {said}; it needs {needed}")
 
 
 def build(cls: type, raw: Any, key: str) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mrl_jax import runs
-from mrl_jax.data import Dataset
+from mrl_jax.data import Dataset, PairDataset
 from mrl_jax.encoders import EncoderConfig, transformer
 from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.encoders.transformer import TransformerConfig
@@ -43,15 +43,16 @@ class Reader(Protocol):
     def save(self, directory: Path) -> None: ...
 
 
-def fit(encoder: EncoderConfig, dataset: Dataset) -> Reader:
+def fit(encoder: EncoderConfig, dataset: Dataset | PairDataset) -> Reader:
     """The reader for an encoder, learnt from the training split. Raises `UserError` when the two do not go together."""
     if dataset.kind not in READS[encoder.name]:
         fitting = ", ".join(name for name, kinds in READS.items() if dataset.kind in kinds)
         raise UserError(f"encoder={encoder.name} cannot read {dataset.kind}, which {dataset.name} holds; use {fitting}")
+    texts = dataset.train.inputs if isinstance(dataset, Dataset) else dataset.train.table
     if isinstance(encoder, BagConfig):
-        return Words.fit(cast(Sequence[str], dataset.train.inputs), encoder)
+        return Words.fit(cast(Sequence[str], texts), encoder)
     if isinstance(encoder, TransformerConfig):
-        return Subwords.fit(cast(Sequence[str], dataset.train.inputs), encoder)
+        return Subwords.fit(cast(Sequence[str], texts), encoder)
     return Plain(dataset.kind)
 
 
@@ -150,6 +151,7 @@ class Subwords:
     """Subword ids and their mask. The tokenizer knows where to cut."""
 
     tokenizer: Tokenizer
+    cut: int = 0  # texts of the last call that were longer than that
 
     @property
     def vocabulary(self) -> int:
@@ -181,7 +183,9 @@ class Subwords:
         runs.write(directory / "tokenizer.json", self.tokenizer.to_str(pretty=True))
 
     def __call__(self, raw: Sequence[str]) -> Arrays:
-        ids = [np.asarray(encoding.ids, np.int32) for encoding in _encoded(self.tokenizer, raw)]
+        encodings = list(_encoded(self.tokenizer, raw))
+        self.cut = sum(bool(encoding.overflowing) for encoding in encodings)
+        ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
         return {"ids": _padded(ids, np.int32), "mask": _padded([np.ones(len(row)) for row in ids], np.int8)}
 
 

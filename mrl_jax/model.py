@@ -3,8 +3,11 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +18,9 @@ from mrl_jax.batches import Examples
 from mrl_jax.errors import UserError, one_of
 from mrl_jax.program import Model as Weights
 from mrl_jax.program import Program
+from mrl_jax.trainer import tokens_at_once
+
+CHUNK = 16_384  # texts that are read, sorted and embedded together
 
 
 class Model:
@@ -25,6 +31,7 @@ class Model:
     ) -> None:
         self.program, self.weights, self.reader, self.dims, self.head = program, weights, reader, dims, head
         self._embed = jax.jit(program.embed)
+        self._said_untrained = self._said_cut = False
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -34,13 +41,23 @@ class Model:
             digest.update(np.ascontiguousarray(leaf))
         return digest.hexdigest()
 
-    def encode(self, raw: Sequence[str] | np.ndarray, dim: int | None = None, batch_size: int = 256) -> np.ndarray:
+    def encode(
+        self,
+        raw: Iterable[str] | np.ndarray,
+        dim: int | None = None,
+        batch_size: int = 256,
+        show_progress: bool | None = None,
+    ) -> np.ndarray:
         """Embeddings of texts (or images, or features), truncated to `dim` and then scaled to unit length.
+
+        Texts are read and embedded `CHUNK` at a time, sorted by length, so that little of a batch is padding; a
+        generator is never held whole. One longer than the model reads is cut, and how many were is said once.
 
         Args:
             raw: n texts, images uint8 [n, h, w, c] or features float32 [n, d], as the run was trained on.
-            dim: prefix length, 1…D; the whole embedding by default.
-            batch_size: examples at a time.
+            dim: prefix length, 1…D; the whole embedding by default. One between the trained dims is allowed.
+            batch_size: examples at a time, at most.
+            show_progress: a progress bar on standard error; by default for more than one chunk on a terminal.
 
         Returns:
             float32 [n, dim]; rows have unit length (a zero embedding, as a plain bag of no known word, stays zero).
@@ -48,34 +65,88 @@ class Model:
         Raises:
             ValueError: `dim` is outside 1…D, `batch_size` below 1, or `raw` is a single text instead of a list.
         """
+        parts = list(self.encode_stream(raw, dim, batch_size, show_progress))
+        dim = self.program.width if dim is None else dim
+        return np.concatenate(parts) if parts else np.zeros((0, dim), np.float32)
+
+    def encode_stream(
+        self,
+        raw: Iterable[str] | np.ndarray,
+        dim: int | None = None,
+        batch_size: int = 256,
+        show_progress: bool | None = None,
+    ) -> Iterator[np.ndarray]:
+        """As `encode`, but yields float32 [≤ CHUNK, dim] blocks in order: constant memory for any number of texts."""
         dim = self.program.width if dim is None else dim
         if not 1 <= dim <= self.program.width:
             raise ValueError(f"dim={dim} is outside 1…{self.program.width}, the width of these embeddings")
-        return self._embedded(raw, batch_size, dim, normalised=True)
+        self._check(raw, batch_size)
+        if dim not in self.dims and not self._said_untrained:
+            self._said_untrained = True
+            below, above = [m for m in self.dims if m < dim][-1:], [m for m in self.dims if m > dim][:1]
+            near = " and ".join(map(str, below + above))
+            print(f"dim={dim} was not trained; the nearest trained dims are {near}", file=sys.stderr)
+        return self._stream(raw, dim, batch_size, show_progress)
+
+    def _stream(
+        self, raw: Iterable[str] | np.ndarray, dim: int, batch_size: int, show_progress: bool | None
+    ) -> Iterator[np.ndarray]:
+        total = len(raw) if isinstance(raw, Sized) else None
+        shown = show_progress if show_progress is not None else total is None or total > CHUNK
+        cut = 0
+        with runs.progress(total, "encode", "example", leave=False, shown=shown) as bar:
+            for chunk in _chunks(raw):
+                z = self._embedded(chunk, batch_size, dim, normalised=True)
+                cut += getattr(self.reader, "cut", 0)
+                bar.update(len(z))
+                yield z
+        if cut and not self._said_cut:
+            self._said_cut = True
+            longest = getattr(self.program.encoder, "max_length", None)
+            print(f"{cut:,} texts were longer than {longest} tokens and were cut", file=sys.stderr)
 
     def embed(self, raw: Sequence[str] | np.ndarray, batch_size: int = 256) -> np.ndarray:
         """Embeddings float32 [n, D] as the classifiers read them: of their own length. Arguments as for `encode`."""
+        self._check(raw, batch_size)
         return self._embedded(raw, batch_size, self.program.width, normalised=False)
 
-    def _embedded(self, raw: Sequence[str] | np.ndarray, batch_size: int, dim: int, normalised: bool) -> np.ndarray:
+    @staticmethod
+    def _check(raw: Any, batch_size: int) -> None:
         if isinstance(raw, str):
             raise ValueError("encode takes a list of texts; got one text")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is not allowed; at least 1")
+
+    def _embedded(self, raw: Sequence[str] | np.ndarray, batch_size: int, dim: int, normalised: bool) -> np.ndarray:
         batch_size = min(batch_size, 1 << (len(raw) - 1).bit_length()) if len(raw) else 1  # few shapes to compile
         examples = Examples(self.reader(raw), np.zeros(len(raw), np.int32))
         z = np.empty((len(raw), dim), np.float32)
         if len(raw):
-            for rows, batch, valid in batches.slices(examples, batch_size):
+            for rows, batch, valid in batches.slices(examples, batch_size, tokens_at_once()):
                 del batch["label"]
                 found = self._embed(self.weights, batch)
                 z[rows] = np.asarray(nesting.truncate(found, dim) if normalised else found[:, :dim])[valid]
         return z
 
     def classifiers(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """The classifier of each trained dim m: kernel [m, C] and bias [C], for embeddings from `embed`."""
+        """The classifier of each trained dim m: kernel [m, C] and bias [C], for embeddings from `embed`.
+
+        Raises `UserError` for a model that was trained on pairs.
+        """
+        if not self.program.classes:
+            raise UserError("this model was trained on pairs: it has no classifier")
         found = heads.classifiers(self.weights.params["heads"][self.head], self.head, self.program.dims, self.dims)
         return {m: (np.asarray(kernel), np.asarray(bias)) for m, (kernel, bias) in found.items()}
+
+
+def _chunks(raw: Iterable[str] | np.ndarray) -> Iterator[Any]:
+    """Runs of `CHUNK` examples."""
+    if isinstance(raw, np.ndarray):
+        yield from (raw[start : start + CHUNK] for start in range(0, len(raw), CHUNK))
+        return
+    texts = iter(raw)
+    while chunk := list(itertools.islice(texts, CHUNK)):
+        yield chunk
 
 
 def load(run: str | Path, arm: str | None = None, seed: int = 0) -> Model:

@@ -96,3 +96,11 @@ def normalize(z: jax.Array) -> jax.Array:
     squares = jnp.sum(z * z, axis=-1, keepdims=True)
     # The inner `where` keeps the gradient at a zero row finite.
     return jnp.where(squares > 0, z * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+
+
+def inverse_prefix_norms(z_BxD: jax.Array, dims: Sequence[int]) -> jax.Array:
+    """1 / ‖z[:m_k]‖ of every prefix, float32 [K, B] in O(B·D); 0 for a zero prefix, whose gradient is 0 as well."""
+    parts = jnp.split(z_BxD.astype(jnp.float32), dims, axis=1)[: len(dims)]
+    squares = jnp.cumsum(jnp.stack([jnp.sum(part * part, axis=1) for part in parts]), axis=0)
+    # The inner `where` keeps the gradient at a zero prefix finite.
+    return jnp.where(squares > 0, jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)

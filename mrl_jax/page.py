@@ -85,10 +85,11 @@ def _summary(study: Study) -> str:
     seeds = f"{study.seeds} seeds" if study.seeds > 1 else "one seed"
     arms = ", ".join(series.label for series in study.series)
     examples = f"{len(study.labels):,} test examples" if len(study.labels) else "test examples"
+    classes = f" of {len(study.classes):,} classes" if study.classes else ""
     notes = "".join(f"<li>{escape(note)}</li>\n" for note in study.notes)
     return (
-        f"<p>Experiment <b>{escape(study.name)}</b>: {escape(arms)} on the same {examples} of {len(study.classes):,} "
-        f"classes, {seeds}, at {', '.join(map(str, study.dims))} of {study.width} dimensions. "
+        f"<p>Experiment <b>{escape(study.name)}</b>: {escape(arms)} on the same {examples}{classes}, "
+        f"{seeds}, at {', '.join(map(str, study.dims))} of {study.width} dimensions. "
         "Point at a plot to read its values; an arm switched off disappears from all plots.</p>"
         + (f'\n<ul class="notes">\n{notes}</ul>' if notes else "")
     )

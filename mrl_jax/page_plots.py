@@ -16,9 +16,9 @@ from plotly.colors import sample_colorscale
 
 from mrl_jax import compare
 from mrl_jax.statistics import Difference, Interval
-from mrl_jax.study import COLORS, NESTED, Comparison, Series, Study, labelled
+from mrl_jax.study import COLORS, MEASURES, NESTED, Comparison, Series, Study, labelled
 
-PANELS = {"linear_top1": "Classifier, top-1 accuracy", "knn_top1": "Nearest neighbour, top-1 accuracy"}
+PANELS = {metric: title[0].upper() + title[1:] for metric, title in MEASURES.items()}
 STORED = {"knn_top1": "Nearest neighbour, top-1 accuracy", "map@10": "Retrieval, MAP@10"}
 # Prefix of the metric → bytes a coordinate takes, name, marker.
 PRECISIONS = {"": (4.0, "float32", "circle"), "int8_": (1.0, "int8", "square"), "bit_": (1 / 8, "1 bit", "diamond")}
@@ -35,6 +35,8 @@ SYMBOLS = {
     "random_projection": "x",
     "pca": "diamond",
     "pca_whitened": "star",
+    "untuned": "hexagon",
+    "untuned_pca": "diamond-tall",
 }
 PATTERNS = {"solid": "", "dash": "/", "dot": ".", "dashdot": "x", "longdash": "\\"}  # dash of a line → of a bar
 
@@ -59,7 +61,7 @@ class Plot(NamedTuple):
 def accuracy(study: Study, looks: Mapping[Series, Look]) -> list[Plot]:
     plots: list[Plot] = []
     for metric, title in PANELS.items():
-        figure = _figure(_dim_axis(study.dims), "test accuracy (%)")
+        figure = _figure(_dim_axis(study.dims), "test accuracy (%)" if study.classes else "test score (× 100)")
         for series in study.series:
             values = study.values(series, metric)
             if not values:

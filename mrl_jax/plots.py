@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from mrl_jax import compare, runs
 from mrl_jax.compare import KINDS
-from mrl_jax.study import COLORS, NESTED, Comparison, Series, Study, labelled
+from mrl_jax.study import COLORS, MEASURES, NESTED, Comparison, Series, Study, labelled
 
 # Marker of each arm; the line style says the variant.
 MARKERS = {
@@ -27,9 +27,10 @@ MARKERS = {
     "random_projection": "X",
     "pca": "D",
     "pca_whitened": "*",
+    "untuned": "h",
+    "untuned_pca": "d",
 }
 STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (9, 2)))
-PANELS = {"linear_top1": "classifier, top-1 accuracy", "knn_top1": "nearest neighbour, top-1 accuracy"}
 CLASSES = 25  # rows of the heat map of classes
 
 
@@ -73,7 +74,7 @@ def accuracy(study: Study) -> Figure:
     The line is the mean over seeds; the band, at the nesting dims, its 95 % interval over seeds and test examples (of
     two seeds: from one to the other).
     """
-    panels = {m: title for m, title in PANELS.items() if any(study.values(s, m) for s in study.series)}
+    panels = {m: MEASURES[m] for m in study.measures}
     figure = Figure(figsize=(5.6 * max(1, len(panels)), 4.9), layout="constrained")
     axes = figure.subplots(1, max(1, len(panels)), squeeze=False, sharey=True)[0]
     for ax, (metric, title) in zip(axes, panels.items(), strict=False):
@@ -96,7 +97,7 @@ def accuracy(study: Study) -> Figure:
     shown = np.concatenate(means or [[0, 100]])
     margin = 2 + 0.08 * np.ptp(shown)
     axes[0].set_ylim(shown.min() - margin, shown.max() + margin)  # bands may be wide
-    axes[0].set_ylabel("test accuracy (%)")
+    axes[0].set_ylabel("test accuracy (%)" if study.classes else "test score (× 100)")
     bands = "95 % intervals over seeds and test examples" if study.seeds > 2 else "from the lower to the higher seed"
     said = f"mean of {study.seeds} seeds; bands: {bands}"
     _legend(figure, study, study.series, said if study.seeds > 1 else None)
@@ -130,7 +131,7 @@ def differences(study: Study, metric: str, made: Mapping[str, Comparison]) -> Fi
     _label_rows(axes, "difference (points)")
     arms = {c.a for c in made.values()}
     bars = "bars: 95 % intervals; at the foot: where the sign changes" if study.seeds > 1 else ""
-    _legend(figure, study, [s for s in study.series if s in arms], f"{PANELS[metric]}; {bars}".rstrip("; "))
+    _legend(figure, study, [s for s in study.series if s in arms], f"{MEASURES[metric]}; {bars}".rstrip("; "))
     return figure
 
 

@@ -15,20 +15,25 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mrl_jax import arms, encoders, heads
+from mrl_jax import arms, contrastive, encoders, heads
 from mrl_jax.arms import Row
-from mrl_jax.config import Config, OptimizerConfig
+from mrl_jax.config import Config, LossConfig, OptimizerConfig
 from mrl_jax.encoders import EncoderConfig
 from mrl_jax.errors import UserError
 from mrl_jax.losses import nested_cross_entropy, sample_granularities, uncertainty_weighted
+from mrl_jax.nesting import truncate
 
 Inputs = Mapping[str, jax.Array]
+
+COLDEST = 0.01  # the smallest temperature that is learned, as in CLIP (Radford et al., 2021, arXiv:2103.00020)
 
 
 class Model(NamedTuple):
     """What is kept of a trained member: everything that evaluation needs."""
 
-    params: Any  # {"encoder": …, "heads": {kind: …}}, and "log_variances": {kind: [K]} for uncertainty weighting
+    # {"encoder": …}, with "heads": {kind: …} for classes; "log_variances": {kind: [K]} for uncertainty weighting; and
+    # "log_temperature" [] where it is learned
+    params: Any
     statistics: Any  # running statistics of batch norm; empty elsewhere
 
 
@@ -57,12 +62,11 @@ class Program:
     width: int
     dims: tuple[int, ...]
     kinds: tuple[str, ...]
-    classes: int
+    classes: int  # 0 where pairs are trained on
+    columns: int  # texts of an example: 1, or those of a pair with its hard negatives
     optimizer_config: OptimizerConfig
+    loss: LossConfig
     steps: int
-    label_smoothing: float = 0.0
-    weighting: str = "fixed"
-    sampled: int = 1
     accumulate: int = 1
     wide: "Program | None" = None  # the program that this one is cut from, see `narrowed`
 
@@ -77,11 +81,10 @@ class Program:
             dims=config.nesting_dims,
             kinds=arms.kinds(arms.expand(config.arms, config.nesting_dims, config.loss.weights)),
             classes=len(dataset["classes"]),
+            columns=dataset.get("columns", 1),
             optimizer_config=config.optimizer,
+            loss=config.loss,
             steps=steps,
-            label_smoothing=config.loss.label_smoothing,
-            weighting=config.loss.weighting,
-            sampled=min(config.loss.sampled, len(config.nesting_dims)),
             accumulate=config.trainer.accumulate,
         )
 
@@ -144,19 +147,22 @@ class Program:
             return whole.at[..., : part.shape[-1]].set(part)
 
         encoder = jax.tree.map(place, full.params["encoder"], model.params["encoder"])
-        for name in ("kernel", "bias"):
+        for name in ("kernel", "bias") if self.classes else ():
             full.params["heads"]["separate"][name][k] = model.params["heads"]["separate"][name][0]
-        return Model(full.params | {"encoder": encoder}, model.statistics)
+        scalars = {key: model.params[key] for key in ("log_temperature",) if key in model.params}
+        return Model(full.params | {"encoder": encoder} | scalars, model.statistics)
 
     def _cut(self, wide: "Program", seed: int) -> Model:
         """The initial parameters of `wide`, as far as the model of our width reads them."""
         model = wide.init(seed).model
         shapes = self._shapes.params["encoder"]
         encoder = jax.tree.map(lambda x, shape: x[..., : shape.shape[-1]], model.params["encoder"], shapes)
-        k = wide.dims.index(self.width)
-        separate = {name: [parts[k]] for name, parts in model.params["heads"]["separate"].items()}
-        params = {"encoder": encoder, "heads": {"separate": separate}}
-        return Model(params | self._log_variances(), model.statistics)
+        params = {"encoder": encoder}
+        if self.classes:
+            k = wide.dims.index(self.width)
+            separate = {name: [parts[k]] for name, parts in model.params["heads"]["separate"].items()}
+            params["heads"] = {"separate": separate}
+        return Model(params | self._scalars(), model.statistics)
 
     @cached_property
     def _shapes(self) -> Model:
@@ -166,10 +172,14 @@ class Program:
         shapes: Model = jax.eval_shape(lambda: program.init(0).model)
         return shapes
 
-    def _log_variances(self) -> dict[str, Any]:
-        if self.weighting != "uncertainty":
-            return {}
-        return {"log_variances": {kind: jnp.zeros(len(self.dims)) for kind in self.kinds}}
+    def _scalars(self) -> dict[str, Any]:
+        """Parameters of the loss itself."""
+        scalars: dict[str, Any] = {}
+        if self.loss.weighting == "uncertainty":
+            scalars["log_variances"] = {kind: jnp.zeros(len(self.dims)) for kind in self.kinds}
+        if self.loss.learned_temperature:
+            scalars["log_temperature"] = jnp.log(jnp.float32(self.loss.temperature))
+        return scalars
 
     def _split(self, encoder: EncoderConfig, key: jax.Array) -> tuple[nnx.GraphDef[Any], Any, Any]:
         module = encoders.create(
@@ -190,11 +200,12 @@ class Program:
             return State(model, self.optimizer.init(model.params), jnp.int32(0))
         encoder_key, head_key = jax.random.split(jax.random.key(seed))
         _, encoder, statistics = self._split(self.encoder, encoder_key)
-        head = {
-            kind: heads.init(jax.random.fold_in(head_key, heads.KINDS.index(kind)), kind, self.dims, self.classes)
-            for kind in self.kinds
-        }
-        params = {"encoder": encoder, "heads": head} | self._log_variances()
+        params = {"encoder": encoder} | self._scalars()
+        if self.classes:
+            params["heads"] = {
+                kind: heads.init(jax.random.fold_in(head_key, heads.KINDS.index(kind)), kind, self.dims, self.classes)
+                for kind in self.kinds
+            }
         return State(Model(params, statistics), self.optimizer.init(params), jnp.int32(0))
 
     def embed(self, model: Model, inputs: Inputs) -> jax.Array:
@@ -210,19 +221,69 @@ class Program:
         z_BxD, statistics = self._forward(
             Model(params, statistics), {k: v for k, v in batch.items() if k != "label"}, key
         )
-        total, losses = jnp.float32(0), []
+        if not self.classes:
+            total, losses = self._of_pairs(params, z_BxD, batch["label"], weights)
+            return total, (losses, statistics)
+        total, each = jnp.float32(0), []
         for kind, weights_K in zip(self.kinds, weights, strict=True):
             logits = heads.logits(params["heads"][kind], kind, z_BxD, self.dims)
-            loss, losses_K = nested_cross_entropy(logits, batch["label"], weights_K, self.label_smoothing)
-            if self.weighting == "uncertainty":
+            loss, losses_K = nested_cross_entropy(logits, batch["label"], weights_K, self.loss.label_smoothing)
+            if self.loss.weighting == "uncertainty":
                 loss = uncertainty_weighted(losses_K, params["log_variances"][kind], weights_K)
             total += loss
-            losses.append(losses_K)
-        return total, (jnp.stack(losses), statistics)
+            each.append(losses_K)
+        return total, (jnp.stack(each), statistics)
+
+    def _of_pairs(self, params: Any, z_SxD: jax.Array, scores_B: jax.Array, weights: jax.Array) -> Any:
+        """The loss and its granularities [1, K]; the S = columns · B embeddings stand column by column."""
+        loss, dims, weights_K = self.loss, self.dims, weights[0]
+        anchors, positives, *_ = jnp.split(z_SxD, self.columns)
+        others = z_SxD[len(anchors) :]
+        match loss.name:
+            case "info_nce":
+                total, losses_K = contrastive.nested_info_nce(
+                    anchors, others, dims, weights_K, self._temperature(params), loss.symmetric
+                )
+            case "cosent":
+                total, losses_K = contrastive.nested_cosent(
+                    anchors, positives, scores_B, dims, weights_K, loss.temperature
+                )
+            case _:
+                total, losses_K = contrastive.nested_cosine_regression(anchors, positives, scores_B, dims, weights_K)
+        if loss.distillation:
+            if loss.name == "info_nce":
+                taught, _ = contrastive.nested_distillation(anchors, others, dims, weights_K, loss.temperature)
+            else:
+                taught, _ = contrastive.nested_pair_distillation(anchors, positives, dims, weights_K)
+            total += loss.distillation * taught
+        return total, losses_K[None]
+
+    def _temperature(self, params: Any) -> Any:
+        """τ, a number where it is not learned."""
+        if not self.loss.learned_temperature:
+            return self.loss.temperature
+        return jnp.maximum(jnp.exp(params["log_temperature"]), COLDEST)
+
+    def _cached_gradient(self, params: Any, statistics: Any, batch: Inputs, weights: jax.Array, key: jax.Array) -> Any:
+        """As `jax.grad(self._losses)` of pairs, with the activations of one part of the batch at a time."""
+        parts = {k: v.reshape(self.accumulate, -1, *v.shape[1:]) for k, v in batch.items() if k != "label"}
+        keys = jax.random.split(key, self.accumulate)
+
+        def embed(params: Any, part: Any) -> jax.Array:
+            inputs, key = part
+            return self._forward(Model(params, statistics), inputs, key)[0]
+
+        def loss(params: Any, z_AxSxD: jax.Array) -> Any:
+            parts, _, width = z_AxSxD.shape
+            z_SxD = z_AxSxD.reshape(parts, self.columns, -1, width).swapaxes(0, 1).reshape(-1, width)
+            return self._of_pairs(params, z_SxD, batch["label"], weights)
+
+        gradient, losses = contrastive.cached_gradient(embed, loss, params, (parts, keys))
+        return gradient, (losses, statistics)
 
     def _weights(self, row: Row, key: jax.Array) -> jax.Array:
         """The loss weights [kinds, K] of one step."""
-        kept_K = sample_granularities(key, len(self.dims), self.sampled)
+        kept_K = sample_granularities(key, len(self.dims), min(self.loss.sampled, len(self.dims)))
         return jnp.where(row.sampled, row.weights * kept_K, row.weights)
 
     def step(self, state: State, batch: Inputs, row: Row, key: jax.Array) -> tuple[State, Measures]:
@@ -231,7 +292,9 @@ class Program:
         key = jax.random.fold_in(key, state.step)
         weights = self._weights(row, key)
         params, statistics = state.model
-        if self.accumulate == 1:
+        if self.accumulate > 1 and not self.classes:
+            grads, (losses, statistics) = self._cached_gradient(params, statistics, batch, weights, key)
+        elif self.accumulate == 1:
             grads, (losses, statistics) = gradient(params, statistics, batch, weights, key)
         else:
             parts = jax.tree.map(lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), dict(batch))
@@ -252,9 +315,15 @@ class Program:
         return State(model, optimizer, state.step + 1), Measures(losses, optax.global_norm(grads))
 
     def score(self, model: Model, batch: Inputs, valid_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Numbers of right answers and summed losses, both [kinds, K], over the rows where `valid_B` is true."""
-        inputs = {k: v for k, v in batch.items() if k != "label"}
-        z_BxD = self.embed(model, inputs)
+        """Numbers of right answers and summed losses, both [kinds, K], over the rows where `valid_B` is true.
+
+        For pairs an answer is right where a query is nearest to its own document of the batch; for scored ones it is
+        the share of the batch's other pairs that cosine puts on the right side of it.
+        """
+        z_BxD = self.embed(model, {k: v for k, v in batch.items() if k != "label"})
+        if not self.classes:
+            right_K, lost_K = self._score_pairs(model.params, z_BxD, batch["label"], valid_B)
+            return right_K[None], lost_K[None]
         right, lost = [], []
         for kind in self.kinds:
             for logits_BxC in heads.logits(model.params["heads"][kind], kind, z_BxD, self.dims):
@@ -264,3 +333,23 @@ class Program:
                 lost.append(jnp.sum(jnp.where(valid_B, loss_B, 0.0)))
         shape = (len(self.kinds), len(self.dims))
         return jnp.stack(right).reshape(shape), jnp.stack(lost).reshape(shape)
+
+    def _score_pairs(self, params: Any, z_SxD: jax.Array, scores_B: jax.Array, valid_B: jax.Array) -> Any:
+        anchors, positives, *_ = jnp.split(z_SxD, self.columns)
+        if self.loss.name == "info_nce":
+            right = []
+            for m in self.dims:
+                cosines = truncate(anchors, m) @ truncate(positives, m).T
+                nearest = jnp.argmax(jnp.where(valid_B, cosines, -2.0), axis=1)
+                right.append(jnp.sum((nearest == jnp.arange(len(cosines))) & valid_B))
+            weights_K = jnp.ones(len(self.dims))
+            _, losses_K = contrastive.nested_info_nce(
+                anchors, positives, self.dims, weights_K, self._temperature(params), self.loss.symmetric, valid=valid_B
+            )
+            return jnp.stack(right), losses_K * jnp.sum(valid_B)
+        cosines_KxB = contrastive.nested_cosines(anchors, positives, self.dims)
+        order_BxB = jnp.sign(scores_B[:, None] - scores_B) * (valid_B[:, None] & valid_B)
+        agree = jnp.sign(cosines_KxB[:, :, None] - cosines_KxB[:, None]) * order_BxB
+        others = jnp.maximum(jnp.sum(order_BxB != 0, axis=-1), 1)
+        right_KxB = (1 + jnp.sum(agree, axis=-1) / others) / 2
+        return jnp.sum(right_KxB * valid_B, axis=-1), jnp.sum((1 - right_KxB) * valid_B, axis=-1)

@@ -19,7 +19,9 @@ from mrl_jax import compare, page, plots, runs, study, tables
 from mrl_jax.errors import UserError
 from mrl_jax.runs import Row
 
-METRICS = ("linear_top1", "linear_top5", "ece", "knn_top1", "map@10", "precision@10")
+OF_CLASSES = ("linear_top1", "linear_top5", "ece", "knn_top1", "map@10", "precision@10")
+OF_PAIRS = ("ndcg@10", "mrr@10", "recall@1", "recall@10", "recall@100", "spearman")
+METRICS = (*OF_CLASSES, *OF_PAIRS)
 
 
 def report(paths: list[Path], out: Path) -> tuple[list[Path], str]:
@@ -29,7 +31,7 @@ def report(paths: list[Path], out: Path) -> tuple[list[Path], str]:
         UserError: no runs, runs that cannot be compared, damaged files, or a folder that cannot be written.
     """
     gathered = study.gather(paths)
-    total = sum(len(compare.pairs(gathered)) for _ in compare.METRICS)
+    total = sum(len(compare.pairs(gathered)) for _ in gathered.measures)
     with runs.progress(total + 3, "read", "step") as bar:
 
         def tick(label: str) -> None:

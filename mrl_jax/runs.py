@@ -205,9 +205,9 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def progress(total: int, what: str, unit: str, leave: bool = True) -> tqdm:
+def progress(total: int | None, what: str, unit: str, leave: bool = True, shown: bool = True) -> tqdm:
     """A progress bar on standard error; none where that is no terminal, or with TQDM_DISABLE=1."""
-    off = bool(os.environ.get("TQDM_DISABLE")) or None
+    off = bool(os.environ.get("TQDM_DISABLE")) or (None if shown else True)
     return tqdm(total=total, desc=what, unit=unit, disable=off, leave=leave, dynamic_ncols=True)
 
 

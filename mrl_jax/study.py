@@ -38,6 +38,8 @@ LABELS = {
     "random_projection": "random projection",
     "pca": "PCA",
     "pca_whitened": "PCA whitened",
+    "untuned": "untuned",
+    "untuned_pca": "untuned, PCA",
 }
 # Colours of Okabe and Ito, and one of Tol: told apart by colour-blind readers too.
 COLORS = {
@@ -50,9 +52,19 @@ COLORS = {
     "random_projection": "#000000",
     "pca": "#cc79a7",
     "pca_whitened": "#882255",
+    "untuned": "#8c6d31",
+    "untuned_pca": "#c49c94",
 }
 NESTED = ("mrl", "mrl_e", "mrl_sampled")
 BASELINES = ("ff", "truncated", "pca")  # what a nested arm is compared with
+# What is drawn and compared, as far as it was measured: of classes the first two, of pairs the others.
+MEASURES = {
+    "linear_top1": "classifier, top-1 accuracy",
+    "knn_top1": "nearest neighbour, top-1 accuracy",
+    "ndcg@10": "search, nDCG@10",
+    "recall@10": "search, recall@10",
+    "spearman": "similarity, Spearman correlation",
+}
 
 REFITTED = "Against arms compressed after training, nested arms are read by a refitted classifier too (refit_top1)."
 NOT_REFITTED = (
@@ -142,7 +154,8 @@ class Run:
     def missing(self) -> list[str]:
         """The members that the configuration asks for and that have no results."""
         trained = arms.expand(self.config.arms, self.config.nesting_dims, self.config.loss.weights)
-        names = [arm.label for arm in trained] + list(arms.posthoc(self.config.arms))
+        names = [arm.label for arm in trained]
+        names += [*arms.posthoc(self.config.arms), *arms.untuned(self.config.arms)]
         wanted = [f"{name}-seed{seed}" for seed in range(self.config.seeds) for name in names]
         return [label for label in wanted if label not in self.members]
 
@@ -174,6 +187,11 @@ class Study:
     @property
     def variants(self) -> tuple[str | None, ...]:
         return tuple(dict.fromkeys(series.variant for series in self.series))
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Those of `MEASURES` that some series has."""
+        return tuple(m for m in MEASURES if any(self.values(series, m) for series in self.series))
 
     def values(self, series: Series, metric: str, split: str = "test") -> dict[int, np.ndarray]:
         """dim → float [S], one value a seed, ascending dims; empty where the metric was not measured."""
@@ -264,7 +282,8 @@ def _assemble(
     }
     files = _prediction_files(series, chosen, seeds, notes)
     notes += _absent_arms(series)
-    if any(s.arm in arms.POSTHOC for s in series) and any(s.arm in NESTED for s in series):
+    classes = any(metric == "linear_top1" for _, metric, _, _ in values)
+    if classes and any(s.arm in arms.POSTHOC for s in series) and any(s.arm in NESTED for s in series):
         refitted = any(s.arm in NESTED and metric == "refit_top1" for s, metric, _, _ in values)
         notes.append(REFITTED if refitted else NOT_REFITTED)
     if len(seeds) == 1:

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_jax import compare
-from mrl_jax.arms import POSTHOC
+from mrl_jax.arms import POSTHOC, UNTUNED
 from mrl_jax.compare import KINDS
 from mrl_jax.statistics import Difference, Interval
-from mrl_jax.study import BASELINES, LABELS, NESTED, Comparison, Series, Study
+from mrl_jax.study import BASELINES, LABELS, MEASURES, NESTED, Comparison, Series, Study
 
-METRICS = {"linear_top1": "classifier", "knn_top1": "nearest neighbour"}
+METRICS = {metric: title.removesuffix(", top-1 accuracy") for metric, title in MEASURES.items()}
 Comparisons = Mapping[str, Mapping[str, Comparison]]
 
 
@@ -69,7 +69,8 @@ def _accuracy(study: Study) -> Section:
             spread = f", mean ± standard deviation of {study.seeds} seeds" if study.seeds > 1 else ""
             if metric == "linear_top1" and any(s.arm in POSTHOC for s in shown):
                 title += " (refitted where the arm is compressed after training)"
-            caption = f"Top-1 test accuracy (%) of the {title}{spread}{_of(variant)}."
+            what = f"Top-1 test accuracy (%) of the {title}" if metric.endswith("top1") else f"Test {title} (× 100)"
+            caption = f"{what}{spread}{_of(variant)}."
             name = f"accuracy-{metric}{_dash(variant)}"
             tables += _some(name, caption, ["dim", *(LABELS[s.arm] for s in shown)], rows)
     return Section("Accuracy against dimension", [], tables, ["accuracy", "training"])
@@ -82,7 +83,7 @@ def _differences(study: Study, metric: str, made: Mapping[str, Comparison]) -> S
         if comparison.a.arm != comparison.b.arm:
             sentences.append(f"{label}: {compare.verdict(comparison)}")
     for series in (s for s in study.series if s.arm in NESTED[:2]):
-        against = [c for c in made.values() if c.a == series and c.b.arm in BASELINES]
+        against = [c for c in made.values() if c.a == series and c.b.arm in (*BASELINES, *UNTUNED)]
         caption = f"{series.label}, {METRICS[metric]}, minus the arm of the column: percentage points"
         caption += " [95 % interval] and p (Holm over the dims)." if study.seeds > 1 else "."
         if any(compare.fair(study, c.a, c.b, metric) != metric for c in against):
@@ -144,7 +145,7 @@ def _equal_compute(study: Study) -> Section:
             series = study.find(arm, variant)
             if series is None:
                 continue
-            values = study.values(series, "refit_top1") or study.values(series, "linear_top1")
+            values = study.values(series, "refit_top1") or study.values(series, study.measures[0])
             cost: float | None
             if arm in POSTHOC:
                 name, trainings, cost = f"one FF(D), {series.label}", 1, costs.get("ff") and 1.0
@@ -160,8 +161,13 @@ def _equal_compute(study: Study) -> Section:
         "– where arms were trained together, or not measured."
     ]
     header = ["", "trainings", "cost", *map(str, study.dims)]
-    caption = "Trainings, their measured cost, and top-1 accuracy (%) of a classifier refitted on the embedding (where "
-    caption += "not measured: of the arm's own)."
+    caption = "Trainings, their measured cost, and "
+    if study.classes:
+        caption += (
+            "top-1 accuracy (%) of a classifier refitted on the embedding (where not measured: of the arm's own)."
+        )
+    else:
+        caption += f"{MEASURES[study.measures[0]]} (× 100)."
     return Section("At equal compute", sentences if rows else [], _some("compute", caption, header, rows))
 
 

@@ -11,32 +11,30 @@ Exit status: 0 done, 2 a mistake in the command, the data or the files, 130 inte
 import contextlib
 import dataclasses
 import hashlib
-import io
-import itertools
 import json
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+import jax
 import numpy as np
 from omegaconf import DictConfig
 
-from mrl_jax import arms, checkpoint, compress, data, encoders, evaluate, heads, inputs, report, runs, sweeps
+from mrl_jax import arms, checkpoint, data, encoders, inputs, report, runs, scoring, sweeps
 from mrl_jax import config as configuration
 from mrl_jax.arms import Member
-from mrl_jax.batches import Examples
+from mrl_jax.batches import Examples, PairExamples, RankingExamples
 from mrl_jax.config import Config
-from mrl_jax.data import Dataset
+from mrl_jax.data import Dataset, PairDataset
 from mrl_jax.errors import UserError
-from mrl_jax.evaluate import Score, adaptive, refit
-from mrl_jax.evaluate.classification import Classifiers
+from mrl_jax.evaluate import adaptive
 from mrl_jax.program import Program
 from mrl_jax.runs import Row
-from mrl_jax.trainer import Fitted, Interrupted, Trainer, grouped, save_model, steps
+from mrl_jax.trainer import Interrupted, Trainer, grouped, save_model, steps
 
 
 def train(config: Config) -> Path:
@@ -53,13 +51,14 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
     else:
         runs.refuse_existing(config)
     dataset = data.load(config.data)
-    _check_splits(dataset)
-    if config.evaluation.cascade:
-        adaptive.check(len(dataset.validation), config.evaluation.epsilon, config.evaluation.delta)
+    _check_data(config, dataset)
     reader = inputs.fit(config.encoder, dataset)
-    splits = {name: Examples(reader(split.inputs), split.labels) for name, split in _splits(dataset)}
+    splits = _splits(config, dataset, reader)
+    train, validation = splits["train"], splits["validation"]
+    assert not isinstance(train, RankingExamples)
+    assert not isinstance(validation, RankingExamples)
     described = describe(config, dataset, reader, splits)
-    program = Program.of(config, described, steps(config.trainer, len(splits["train"])))
+    program = Program.of(config, described, steps(config.trainer, len(train)))
     trainer = Trainer(program, config.trainer)
     program.check()
     if directory is None:
@@ -77,7 +76,12 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
     evaluation = directory / "evaluation.csv"
     rows = runs.read_rows(evaluation)
     log = runs.Log(directory / "metrics.jsonl")
-    at_once = trainer.at_once(members, splits["train"])
+    for name in arms.untuned(config.arms):
+        if not all(any(row.arm == name and row.seed == seed for row in rows) for seed in range(config.seeds)):
+            rows = [row for row in rows if row.arm not in arms.UNTUNED]
+            rows += _untuned(config, trainer, splits, directory)
+            runs.write_rows(evaluation, rows)
+    at_once = trainer.at_once(members, train)
     done = 0
     for group in grouped(members, at_once):
         done += len(group)
@@ -87,10 +91,11 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
         name = group[0].label if len(group) == 1 else f"{group[0].label}-and-{len(group) - 1}-more"
         states = directory / "checkpoints" / name / "state"
         with runs.progress(program.steps, f"{done}/{len(members)} {name}", "step") as bar:
-            fitted = trainer.fit(group, range(config.seeds), splits["train"], splits["validation"], states, log, bar)
+            fitted = trainer.fit(group, range(config.seeds), train, validation, states, log, bar)
         for one in fitted:
             rows = [row for row in rows if not _is_of(row, one.member, config)]
-            rows += _finish(config, trainer, one, splits, directory)
+            rows += scoring.of_member(config, trainer, one, splits, directory)
+            save_model(directory / "checkpoints" / one.member.label / "model", one)
             runs.write_rows(evaluation, rows)
         if bar.disable:  # off a terminal, a line each
             print(f"{done} of {len(members)}: {name} is done", file=sys.stderr)
@@ -100,19 +105,39 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
     return directory
 
 
+def _untuned(config: Config, trainer: Trainer, splits: scoring.Splits, directory: Path) -> list[Row]:
+    """The rows of the untuned arms; pretrained weights are the same for every seed, so they are measured once."""
+    same = getattr(config.encoder, "weights", None) is not None
+    rows: list[Row] = []
+    for seed in range(1 if same else config.seeds):
+        print(f"evaluating the encoder before training, seed {seed}", file=sys.stderr)
+        rows += scoring.of_untuned(config, trainer, splits, seed, directory)
+    for seed in range(1, config.seeds) if same else ():
+        rows += [row._replace(seed=seed) for row in rows if row.seed == 0]
+        for name in arms.untuned(config.arms):
+            outcomes = directory / "predictions" / f"{name}-seed0.npz"
+            runs.write(outcomes.with_name(f"{name}-seed{seed}.npz"), outcomes.read_bytes())
+    return rows
+
+
 def _members(config: Config) -> list[Member]:
     population = arms.expand(config.arms, config.nesting_dims, config.loss.weights)
     return [Member(arm, seed) for seed in range(config.seeds) for arm in population]
 
 
-def describe(config: Config, dataset: Dataset, reader: inputs.Reader, splits: dict[str, Examples]) -> dict[str, Any]:
+def describe(
+    config: Config, dataset: Dataset | PairDataset, reader: inputs.Reader, splits: scoring.Splits
+) -> dict[str, Any]:
     """dataset.json: what a model needs to be built again, and what shows that the data is still the same."""
     encoder, vocabulary = encoders.standalone(config.encoder, reader.vocabulary)
+    train = splits["train"]
+    pairs = {"columns": int(train.columns.shape[1])} if isinstance(train, PairExamples) else {}
     return {
         "name": dataset.name,
         "kind": dataset.kind,
-        "classes": list(dataset.classes),
-        "inputs": {name: list(array[:1].shape[1:]) for name, array in _some(splits["train"]).items()},
+        "classes": list(dataset.classes) if isinstance(dataset, Dataset) else [],
+        **pairs,
+        "inputs": {name: list(array[:1].shape[1:]) for name, array in _some(train.inputs).items()},
         "encoder": dataclasses.asdict(encoder),
         "vocabulary": vocabulary,
         "examples": {name: len(split) for name, split in splits.items()},
@@ -120,29 +145,84 @@ def describe(config: Config, dataset: Dataset, reader: inputs.Reader, splits: di
     }
 
 
-def _some(examples: Examples) -> dict[str, np.ndarray]:
-    return {name: np.asarray(array[np.arange(1)]) for name, array in examples.inputs.items()}
+def _some(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array[np.arange(1)]) for name, array in arrays.items()}
 
 
-def _fingerprint(examples: Examples) -> str:
-    """SHA-256 over labels and inputs; of inputs that are read lazily only the first is looked at."""
-    digest = hashlib.sha256(np.ascontiguousarray(examples.labels))
-    for name, array in sorted(examples.inputs.items()):
-        content = array if isinstance(array, np.ndarray) else _some(examples)[name]
+def _fingerprint(split: Examples | PairExamples | RankingExamples) -> str:
+    """SHA-256 over all arrays of a split; of inputs that are read lazily only the first is looked at."""
+    first, arrays = split.arrays()
+    digest = hashlib.sha256(np.ascontiguousarray(first))
+    for name, array in sorted(arrays.items()):
+        content = array if isinstance(array, np.ndarray) else _some({name: array})[name]
         digest.update(f"{name} {content.shape} {content.dtype}".encode())
         digest.update(np.ascontiguousarray(content))
     return digest.hexdigest()
 
 
-def _splits(dataset: Dataset) -> tuple[tuple[str, data.Split], ...]:
-    return (("train", dataset.train), ("validation", dataset.validation), ("test", dataset.test))
+def _splits(config: Config, dataset: Dataset | PairDataset, reader: inputs.Reader) -> scoring.Splits:
+    """The three parts of a data set as arrays. Says how many texts were longer than the encoder reads."""
+    cut = texts = 0
+
+    def arrays(raw: Any) -> dict[str, Any]:
+        nonlocal cut, texts
+        read = reader(raw)
+        cut, texts = cut + getattr(reader, "cut", 0), texts + len(raw)
+        return read
+
+    splits = _as_arrays(config, dataset, arrays)
+    if cut:
+        longest = getattr(encoders.standalone(config.encoder, reader.vocabulary)[0], "max_length", None)
+        print(f"{cut:,} of {texts:,} texts are longer than encoder.max_length={longest} and are cut", file=sys.stderr)
+    return splits
 
 
-def _check_splits(dataset: Dataset) -> None:
-    for name, split in _splits(dataset):
-        if not len(split):
+def _as_arrays(
+    config: Config, dataset: Dataset | PairDataset, reader: Callable[[Any], dict[str, Any]]
+) -> scoring.Splits:
+    if isinstance(dataset, Dataset):
+        parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+        return {name: Examples(reader(split.inputs), split.labels) for name, split in parts.items()}
+
+    def read(texts: Any) -> Examples:
+        return Examples(reader(texts), np.zeros(len(texts), np.int32))
+
+    scores = dataset.train.scores
+    low, high = (0.0, 1.0) if scores is None else (float(scores.min()), float(scores.max()))
+
+    def pairs(part: data.Pairs, **options: int) -> PairExamples:
+        # To 0…1, as cosine regression needs them; nothing else depends on their unit.
+        to_unit = None if part.scores is None else (part.scores - low) / max(high - low, 1e-12)
+        return PairExamples(read(part.table), part.columns, to_unit, **options)
+
+    test = dataset.test
+    return {
+        "train": pairs(dataset.train, chunks=config.trainer.accumulate, multiple=jax.local_device_count()),
+        "validation": pairs(dataset.validation),
+        "test": pairs(test)
+        if isinstance(test, data.Pairs)
+        else RankingExamples(read(test.queries), read(test.documents), test.judgments),
+    }
+
+
+def _check_data(config: Config, dataset: Dataset | PairDataset) -> None:
+    """Raise `UserError` where a split is empty, or the data is not what the loss learns from."""
+    for name in ("train", "validation", "test"):
+        if not len(getattr(dataset, name)):
             hint = "; raise data.validation_fraction or add examples" if name == "validation" else ""
             raise UserError(f"data={dataset.name}: the {name} split is empty{hint}")
+    loss = config.loss.name
+    fitting: tuple[str, ...]
+    if isinstance(dataset, Dataset):
+        held, fitting = "classes", ("cross_entropy",)
+    elif dataset.train.scores is None:
+        held, fitting = "pairs without scores", ("info_nce",)
+    else:
+        held, fitting = "pairs with scores", ("cosent", "cosine")
+    if loss not in fitting:
+        raise UserError(f"loss.name={loss} does not fit data={dataset.name}, {held}; use {' or '.join(fitting)}")
+    if config.evaluation.cascade:
+        adaptive.check(len(dataset.validation), config.evaluation.epsilon, config.evaluation.delta)
 
 
 def _json(content: dict[str, Any]) -> str:
@@ -160,58 +240,6 @@ def _is_done(rows: Sequence[Row], member: Member, config: Config) -> bool:
     """Whether evaluation.csv has everything that finishing `member` would give."""
     expected = {member.arm.name, *(arms.posthoc(config.arms) if member.arm.width == config.width else ())}
     return expected == {row.arm for row in rows if _is_of(row, member, config)}
-
-
-def _finish(
-    config: Config, trainer: Trainer, fitted: Fitted, splits: dict[str, Examples], directory: Path
-) -> list[Row]:
-    """Keep a trained member's model and outcomes, and return its lines of evaluation.csv."""
-    member, arm, dims, settings = fitted.member, fitted.member.arm, config.nesting_dims, config.evaluation
-    compressions = arms.posthoc(config.arms)
-    classifier = settings.refit or ("logistic" if compressions else None)
-    needed = {name: split for name, split in splits.items() if name != "train" or settings.neighbours or classifier}
-    z = {name: trainer.embed(fitted.model, split, settings.batch_size) for name, split in needed.items()}
-    labels = {name: split.labels for name, split in splits.items()}
-
-    def refitted(z: dict[str, np.ndarray], at: Sequence[int]) -> Classifiers:
-        fit = {"logistic": refit.logistic, "ridge": refit.ridge}[classifier or "logistic"]
-        fixed = [m for m in at if m in dims or m in (settings.dims or ())]  # between the nesting dims it takes long
-        return fit(z["train"], labels["train"], z["validation"], labels["validation"], fixed, trainer.program.classes)
-
-    def keep(name: str, scores: Iterable[tuple[str, Score]]) -> list[Row]:
-        rows: list[Row] = []
-        outcomes = {f"{split}/label": labels[split] for split in ("validation", "test")}
-        for split, s in scores:
-            rows.append(Row(config.name, name, member.seed, s.dim, split, s.metric, s.value))
-            if s.outcomes is not None:
-                outcomes[f"{split}/{s.metric}/{s.dim}"] = s.outcomes
-            if s.prediction is not None:
-                outcomes[f"{split}/prediction/{s.dim}"] = s.prediction
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **outcomes)
-        label = member.label if name == arm.name else f"{name}-seed{member.seed}"
-        runs.write(directory / "predictions" / f"{label}.npz", buffer.getvalue())
-        return rows
-
-    wanted = evaluate.dims_of(arm, dims, settings)
-    head = fitted.model.params["heads"][arm.head]
-    own = heads.classifiers(head, arm.head, dims, wanted if arm.head == "tied" else arm.trained(dims))
-    others = {"refit_top1": refitted(z, wanted)} if classifier else {}
-    scores = evaluate.score(z, labels, own, others, wanted, dims, settings)
-    if settings.cascade and len(stages := arm.trained(dims)) > 1:
-        tied = arm.head == "tied"
-        scores = itertools.chain(scores, evaluate.adaptively(z, labels, own, tied, stages, settings, member.seed))
-    rows = keep(arm.name, scores)
-    at = evaluate.dims_of(None, dims, settings)
-    for name in compressions if arm.width == config.width else ():
-        compression = compress.fit(name, z["train"], member.seed)
-        compressed = {split: compression.apply(x) for split, x in z.items()}
-        others = {"own_head_top1": compress.own_head(compression, *own[config.width], at)}
-        scores = evaluate.score(compressed, labels, refitted(compressed, at), others, at, dims, settings)
-        # What a refitted classifier says is no probability, so it is not asked for its calibration.
-        rows += keep(name, ((split, s) for split, s in scores if s.metric != "ece"))
-    save_model(directory / "checkpoints" / member.label / "model", fitted)
-    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -267,6 +295,12 @@ def _is_complete(directory: Path, config: Config) -> bool:
     if configuration.differences(configuration.from_yaml(directory / "config.yaml"), config):
         return False  # resuming says what differs
     rows = runs.read_rows(directory / "evaluation.csv")
+    if any(
+        (name, seed) not in {(row.arm, row.seed) for row in rows}
+        for name in arms.untuned(config.arms)
+        for seed in range(config.seeds)
+    ):
+        return False
     return all(
         _is_done(rows, member, config) and checkpoint.steps(directory / "checkpoints" / member.label / "model")
         for member in _members(config)

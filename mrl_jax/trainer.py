@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mrl_jax import batches, checkpoint
 from mrl_jax.arms import Member, Row
-from mrl_jax.batches import Examples
+from mrl_jax.batches import Examples, PairExamples
 from mrl_jax.config import TrainerConfig
 from mrl_jax.errors import UserError
 from mrl_jax.program import Measures, Model, Program, State
@@ -30,6 +30,8 @@ from mrl_jax.runs import Log, progress
 
 # Steps of all seeds from which on a program of its own repays its compilation: some 8 s against 7 ms a step, two cores.
 WORTH_COMPILING = 1500
+
+CACHED_TOKENS = 1024
 
 
 class Interrupted(Exception):
@@ -71,6 +73,11 @@ def grouped(members: Sequence[Member], at_once: int) -> list[tuple[Member, ...]]
     return [tuple(members[i : i + at_once]) for i in range(0, len(members), at_once)]
 
 
+def tokens_at_once() -> int | None:
+    """Tokens that are embedded together: on a CPU as many as its cache takes, elsewhere as many as the batch has."""
+    return CACHED_TOKENS if jax.default_backend() == "cpu" else None
+
+
 class Trainer:
     """The compiled functions of a `Program`, shared by all groups of a run, and their placement on the devices."""
 
@@ -96,7 +103,7 @@ class Trainer:
         sharding = NamedSharding(self.mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]
         return jax.device_put(tree, sharding)
 
-    def at_once(self, members: Sequence[Member], train: Examples) -> int:
+    def at_once(self, members: Sequence[Member], train: Examples | PairExamples) -> int:
         """How many of the members to train together, by `trainer.population` and `trainer.arms_at_once`.
 
         `auto` trains them in turn on the CPU, where they would compete for the same cores and a larger working set only
@@ -116,7 +123,7 @@ class Trainer:
         chunk = max(1, min(fitting, len(members)))
         return chunk - chunk % len(devices) if chunk > len(devices) else chunk
 
-    def _bytes_of_member(self, member: Member, train: Examples) -> int:
+    def _bytes_of_member(self, member: Member, train: Examples | PairExamples) -> int:
         """Memory of one member's step on its longest batch, and of its best model so far."""
         rows = np.zeros(self.config.batch_size, np.int32)
         longest = None if train.lengths is None else train.padded(np.array([np.argmax(train.lengths)]))
@@ -132,8 +139,8 @@ class Trainer:
         self,
         group: Sequence[Member],
         seeds: Sequence[int],
-        train: Examples,
-        validation: Examples,
+        train: Examples | PairExamples,
+        validation: Examples | PairExamples,
         directory: Path,
         log: Log,
         bar: tqdm,
@@ -169,13 +176,15 @@ class Trainer:
         """Embeddings float32 [n, D] of one member for every example, in their order."""
         z = np.empty((len(examples), self.program.width), np.float32)
         with progress(len(examples), "embed", "example", leave=False) as bar:
-            for rows, batch, valid in batches.slices(examples, batch_size):
+            for rows, batch, valid in batches.slices(examples, batch_size, tokens_at_once()):
                 del batch["label"]
                 z[rows] = np.asarray(self._embed(model, batch))[valid]
                 bar.update(len(rows))
         return z
 
-    def accuracy(self, model: Model, examples: Examples, batch_size: int, together: bool) -> tuple[Any, Any]:
+    def accuracy(
+        self, model: Model, examples: Examples | PairExamples, batch_size: int, together: bool
+    ) -> tuple[Any, Any]:
         """Accuracy and mean loss [(members,) kinds, K] over a split."""
         score = self._score_together if together else self._score
         right: Any = 0
@@ -194,8 +203,8 @@ class _Group:
         trainer: Trainer,
         members: tuple[Member, ...],
         seeds: tuple[int, ...],
-        train: Examples,
-        validation: Examples,
+        train: Examples | PairExamples,
+        validation: Examples | PairExamples,
         directory: Path,
         log: Log,
         bar: tqdm,
@@ -284,13 +293,11 @@ class _Group:
         streams = [batches.stream(self.train, seed, size, start, self.total) for seed in self.seeds]
 
         def take(parts: tuple[np.ndarray, ...]) -> Any:
-            rows = np.concatenate(parts)
-            length = self.train.padded(rows)
-            if not self.together:
-                return self.trainer.place(self.train.take(parts[self.seeds.index(mine[0])], length), "devices")
+            length = self.train.padded(np.concatenate(parts))
             index = [self.seeds.index(seed) for seed in mine]
-            joint = self.train.take(rows, length)
-            stacked = {k: v.reshape(len(parts), size, *v.shape[1:])[index] for k, v in joint.items()}
+            if not self.together:
+                return self.trainer.place(self.train.take(parts[index[0]], length), "devices")
+            stacked = {name: array[index] for name, array in self.train.stacked(parts, length).items()}
             return self._place(stacked) if self.spread else self.trainer.place(stacked, None, "devices")
 
         yield from batches.prefetch(zip(*streams, strict=True), take)

@@ -34,7 +34,7 @@ def test_the_table_of_a_run_holds_the_numbers_of_the_split(tmp_path, split):
     table = report.table(directory, split)
     for arm in ARMS:
         # Post-hoc arms have no calibration error: their scores are no probabilities.
-        metrics = [m for m in report.METRICS if m != "ece" or arm in ("mrl", "mrl_e", "mrl_sampled", "ff")]
+        metrics = [m for m in report.OF_CLASSES if m != "ece" or arm in ("mrl", "mrl_e", "mrl_sampled", "ff")]
         wanted = {dim: [f"{values(directory, arm, dim, m, split)[0]:.4f}" for m in metrics] for dim in DIMS}
         assert numbers(table, arm) == wanted
 
@@ -50,7 +50,7 @@ def test_a_metric_that_lacks_at_one_dim_is_a_dash_there(tmp_path):
     directory = make_run(tmp_path, arms=("mrl",))
     rows = runs.read_rows(directory / "evaluation.csv")
     runs.write_rows(directory / "evaluation.csv", [r for r in rows if (r.dim, r.metric) != (8, "ece")])
-    at = report.METRICS.index("ece")
+    at = report.OF_CLASSES.index("ece")
     cells = numbers(report.table(directory), "mrl")
     assert cells[8][at] == "–"
     assert cells[4][at] != "–"

@@ -304,7 +304,9 @@ def test_when_only_the_newest_checkpoint_is_damaged_the_one_before_is_used(
 ) -> None:
     arguments = [*tiny, f"results_dir={tmp_path}", "trainer.checkpoint_seconds=0"]
     assert train.main([*arguments, "run=whole"]) == 0
-    monkeypatch.setattr(train, "_finish", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        train.scoring, "of_member", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     assert train.main([*arguments, "run=a"]) == 2
     monkeypatch.undo()
     states = tmp_path / "tiny" / "a" / "checkpoints" / "mrl_e-seed0" / "state"

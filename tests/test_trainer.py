@@ -18,7 +18,7 @@ from tqdm import tqdm
 from mrl_jax import arms, heads
 from mrl_jax.arms import Member, Row
 from mrl_jax.batches import Examples, stream
-from mrl_jax.config import OptimizerConfig, TrainerConfig
+from mrl_jax.config import LossConfig, OptimizerConfig, TrainerConfig
 from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.encoders.mlp import MLPConfig
 from mrl_jax.errors import UserError
@@ -45,7 +45,9 @@ def program(steps: int = 12, **changes) -> Program:
         dims=DIMS,
         kinds=("separate", "tied"),
         classes=CLASSES,
+        columns=1,
         optimizer_config=OptimizerConfig(learning_rate=0.02, warmup=0.2, clip_norm=1.0),
+        loss=LossConfig(sampled=1),
         steps=steps,
     )
     return replace(default, **changes)
@@ -128,7 +130,7 @@ def test_what_fits_in_memory_is_trained_together(monkeypatch: pytest.MonkeyPatch
 def test_the_sampled_arm_trains_as_many_granularities_a_step_as_asked() -> None:
     """Its gradient is that of the chosen granularities, K/kept times as large, and the choice changes by step."""
     config = OptimizerConfig("sgd", learning_rate=0.1, schedule="constant", weight_decay=0.0, momentum=0.0)
-    setup = program(20, optimizer_config=config, sampled=2)
+    setup = program(20, optimizer_config=config, loss=LossConfig(sampled=2))
     (arm,) = arms.expand(["mrl_sampled"], DIMS)
     state, batch = setup.init(0), features(16).take(np.arange(16))
     step, seen = jax.jit(setup.step), set()
@@ -149,7 +151,8 @@ def test_the_sampled_arm_trains_as_many_granularities_a_step_as_asked() -> None:
 def test_uncertainty_weighting_learns_log_variances_towards_their_optimum() -> None:
     """At the optimum over s of exp(-s)·L + s/2, exp(-s) = 1 / (2 L); a granularity without weight keeps s = 0."""
     config = OptimizerConfig("sgd", learning_rate=0.3, schedule="constant", weight_decay=0.0, momentum=0.0)
-    setup = program(300, optimizer_config=config, weighting="uncertainty", encoder=MLPConfig(hidden=()))
+    learned, encoder = LossConfig(weighting="uncertainty"), MLPConfig(hidden=())
+    setup = program(300, optimizer_config=config, loss=learned, encoder=encoder)
     frozen = jax.tree.map(lambda x: x, setup.init(0))
     row, batch = arms.expand(["ff"], DIMS)[1].row(setup.kinds), features(16).take(np.arange(16))
     state, step = frozen, jax.jit(setup.step)

@@ -205,10 +205,10 @@ def test_dropout_bits_are_uniform_and_differ_between_keys() -> None:
 def test_attention_dropout_keeps_the_expected_output() -> None:
     """Weights are dropped before the softmax is divided by its sum; the mean over masks is the plain output."""
     block = build(make(attention_dropout=0.4)).blocks[0]
-    x, mask = jax.random.normal(jax.random.key(0), (2, 6, 24)), jnp.ones((2, 6), bool)
+    x, bias = jax.random.normal(jax.random.key(0), (2, 6, 24)), jnp.zeros((2, 1, 1, 6))
     keys = jax.random.split(jax.random.key(1), 4000)
-    many = jax.vmap(lambda key: block.attention(x, mask, nnx.Rngs(dropout=key)))(keys)
-    error = jnp.abs(many.mean(0) - block.attention(x, mask, None)) / (many.std(0) / np.sqrt(4000))
+    many = jax.vmap(lambda key: block.attention(x, bias, nnx.Rngs(dropout=key)))(keys)
+    error = jnp.abs(many.mean(0) - block.attention(x, bias, None)) / (many.std(0) / np.sqrt(4000))
     assert error.max() < 4.5
     assert many.std(0).min() > 1e-2
 

@@ -81,6 +81,11 @@ def default_cache() -> Path:
     return Path(os.environ.get("MRL_JAX_CACHE") or Path.home() / ".cache" / "mrl_jax").expanduser()
 
 
+def cache_folder(cache_dir: str | None) -> Path:
+    """The configured cache folder, or the default one."""
+    return Path(cache_dir).expanduser().absolute() if cache_dir else default_cache().absolute()
+
+
 def fetch(artefact: Artefact, cache_dir: Path | None = None) -> Path:
     """Return a folder that holds the artefact's members at their in-archive paths, downloading once.
 

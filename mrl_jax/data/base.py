@@ -67,29 +67,80 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Texts (or feature vectors) that belong together, each as a row of a table that holds every distinct one once.
+
+    Without `scores` the first two columns are an anchor and its positive, further ones hard negatives of the anchor.
+    With them there are two columns, and a score says how alike they are.
+    """
+
+    table: Sequence[str] | np.ndarray  # t texts, or features float32 [t, d]
+    columns: np.ndarray  # int32 [n, c], c ≥ 2, rows of `table`
+    scores: np.ndarray | None = None  # float32 [n]; larger is more alike, in whatever unit the source has
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Queries, the documents to be found and the judgments (qrels) that say which should be."""
+
+    queries: Sequence[str] | np.ndarray  # q texts, or features float32 [q, d]
+    documents: Sequence[str] | np.ndarray  # d texts, or features
+    judgments: np.ndarray  # int32 [j, 3]: row of the query, row of the document, gain ≥ 0; each couple once
+    query_ids: Sequence[str]
+    document_ids: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+
+@dataclass(frozen=True)
+class PairDataset:
+    """Pairs to train on, pairs to choose by, and what to be tested on: a ranking, or pairs with scores.
+
+    No anchor of the training pairs is an anchor of the validation pairs or the test (`stsb` alone keeps its published
+    parts, which do share some).
+    """
+
+    name: str
+    kind: Literal["text", "features"]
+    train: Pairs
+    validation: Pairs
+    test: Ranking | Pairs
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which data to read."""
 
-    source: str  # newsgroups, reuters_r8, reuters_r52, fashion_mnist, files, features or tfds
+    source: str  # one of `mrl_jax.data.SOURCES`
+    task: Literal["classes", "pairs"] | None = None  # wordnet, features: what to read of it; null: classes
+    path: str | None = None  # beir: the folder with corpus.jsonl, queries.jsonl and qrels/
     name: str | None = None  # tfds: the data set's name in the TFDS catalogue, "ag_news_subset" or "name/config"
-    train: str | None = None  # files, features: path
-    test: str | None = None  # files, features: path
-    validation: str | None = None  # files, features: path; cut from train if absent
+    train: str | None = None  # files, features, pairs: path; beir: path of pairs to train on instead of its own
+    test: str | None = None  # files, features, pairs: path
+    validation: str | None = None  # files, features, pairs: path; cut from train if absent
     train_labels: str | None = None  # features in .npy: path of the labels
     test_labels: str | None = None
     validation_labels: str | None = None
-    validation_fraction: float = 0.1  # of train, class by class; not used where the source has a validation part
+    validation_fraction: float = 0.1  # of train's classes or anchors; not used where the source has a validation part
     image_size: int | None = None  # tfds images: side in pixels; stored size if absent
     cache_dir: str | None = None  # default: $MRL_JAX_CACHE or ~/.cache/mrl_jax
-    limit: int | None = None  # at most so many examples a split, spread over the classes (for smoke runs)
+    limit: int | None = None  # at most so many examples, pairs or queries a split (for smoke runs)
 
 
-def assemble(dataset: Dataset, config: DataConfig) -> Dataset:
-    """Apply `validation_fraction` (only if `dataset.validation` is empty) and `limit`."""
+def check_numbers(config: DataConfig) -> None:
+    """Raise `UserError` for a `validation_fraction` or `limit` out of range."""
     if not 0 <= config.validation_fraction < 1:
         raise UserError(f"data.validation_fraction={config.validation_fraction} must be at least 0 and less than 1")
     if config.limit is not None and config.limit < 1:
         raise UserError(f"data.limit={config.limit} must be at least 1")
+
+
+def assemble(dataset: Dataset, config: DataConfig) -> Dataset:
+    """Apply `validation_fraction` (only if `dataset.validation` is empty) and `limit`."""
     if not len(dataset.validation):
         kept, held_out = cut(dataset.train.labels, config.validation_fraction)
         train = dataset.train.take(kept) if len(held_out) else dataset.train

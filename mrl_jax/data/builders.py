@@ -9,23 +9,17 @@ import io
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mrl_jax.data.artefacts import default_cache
+from mrl_jax.data.artefacts import cache_folder
 from mrl_jax.data.base import Dataset, Split
 from mrl_jax.errors import UserError
 
 Example = tf_example_pb2.Example
-
-
-def cache_folder(cache_dir: str | None) -> Path:
-    """The configured cache folder, or the default one."""
-    return Path(cache_dir).expanduser().absolute() if cache_dir else default_cache().absolute()
 
 
 def prepared(builder_class: type[Any], cache_dir: str | None, **options: Any) -> Any:

@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mrl_jax.data import builders
+from mrl_jax.data.artefacts import cache_folder
 from mrl_jax.data.base import DataConfig, Dataset, Split
 from mrl_jax.errors import UserError, nearest
 
@@ -62,7 +63,7 @@ def read(config: DataConfig) -> Dataset:
 
 def prepared(name: str, cache_dir: str | None) -> Any:
     """The builder of a catalogue name with its files on disk; TFDS' own data folder unless a cache folder is given."""
-    folder = None if cache_dir is None else builders.cache_folder(cache_dir) / "tfds"
+    folder = None if cache_dir is None else cache_folder(cache_dir) / "tfds"
     try:
         builder = tfds.builder(name, file_format="array_record", data_dir=folder)
     except tfds.core.registered.DatasetNotFoundError as error:
@@ -145,7 +146,7 @@ def cached_labels(records: builders.Records, builder: Any, split: str, config: D
     """All labels of a large image split, int32 [n]. A record holds image and label together, so the files are read
     whole for them, once; then they lie in CACHE/labels."""
     name = f"{builder.info.full_name.replace('/', '-')}-{split}-{len(records)}.npy"
-    path = builders.cache_folder(config.cache_dir) / "labels" / name
+    path = cache_folder(config.cache_dir) / "labels" / name
     if path.exists():
         labels: np.ndarray = np.load(path, allow_pickle=False)
         return labels

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_jax.data.base import DataConfig, Dataset, Split, class_names
-from mrl_jax.data.files import existing
+from mrl_jax.data.records import existing
 from mrl_jax.errors import UserError
 
 # What NumPy raises for a file that is not what its name says, or was damaged.
@@ -68,7 +68,8 @@ def load_part(part: str, name: str | None, labels_name: str | None) -> Part:
     if path.suffix.lower() == ".npz":
         if labels_name is not None:
             raise UserError(f"{labels_key}={labels_name} goes with a .npy file; {key}={name} holds its own labels")
-        features, labels = load_npz(path)
+        arrays = load_npz(path, ("features", "labels"))
+        features, labels = arrays["features"], arrays["labels"]
     else:
         if labels_name is None:
             raise UserError(f"{key}={name} needs {labels_key}, a .npy file with its labels")
@@ -78,18 +79,18 @@ def load_part(part: str, name: str | None, labels_name: str | None) -> Part:
     return Part(path, features, check_labels(Path(labels_name or name), labels, len(features)))
 
 
-def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The arrays `features` and `labels`."""
+def load_npz(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """The arrays of these names; `UserError` if a needed one is missing."""
     try:
         arrays = np.load(path, allow_pickle=False)
         if isinstance(arrays, np.ndarray):
             raise UserError(f"{path} holds a single array, not a .npz archive; name it .npy")
         with arrays:
-            for name in ("features", "labels"):
+            for name in needed:
                 if name not in arrays:
                     found = ", ".join(arrays.files) or "none"
                     raise UserError(f"{path} has no array {name}; its arrays are {found}")
-            return arrays["features"], arrays["labels"]
+            return {name: arrays[name] for name in (*needed, *optional) if name in arrays}
     except DAMAGED as error:
         raise unreadable(path, error) from error
 
@@ -113,20 +114,21 @@ def unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is not a readable {path.suffix} file written by NumPy")
 
 
-def check_features(path: Path, features: np.ndarray) -> np.ndarray:
+def check_features(path: Path, features: np.ndarray, name: str = "features") -> np.ndarray:
     """The vectors as finite float32 [n, d]."""
     if features.dtype.kind not in "fiu":
-        raise UserError(f"{path}: features have the type {features.dtype}, expected numbers")
+        raise UserError(f"{path}: {name} have the type {features.dtype}, expected numbers")
     if features.ndim != 2:
-        raise UserError(f"{path}: features have the shape {features.shape}, expected two axes [n, d]")
+        raise UserError(f"{path}: {name} have the shape {features.shape}, expected two axes [n, d]")
     if 0 in features.shape:
-        raise UserError(f"{path}: features have the shape {features.shape}, so there is nothing to read")
+        raise UserError(f"{path}: {name} have the shape {features.shape}, so there is nothing to read")
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is reported next
         features = features.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         count = f"{len(bad)} row{'s' * (len(bad) > 1)}"
-        raise UserError(f"{path}: {count} with NaN or infinite float32 values, the first is row {bad[0]} (from 0)")
+        where = f"the first is row {bad[0]} (from 0)"
+        raise UserError(f"{path}: {name} have {count} with NaN or infinite float32 values, {where}")
     return features
 
 

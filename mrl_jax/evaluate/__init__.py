@@ -8,7 +8,7 @@ import numpy as np
 from mrl_jax import cascade, nesting
 from mrl_jax.arms import Arm
 from mrl_jax.config import EvaluationConfig
-from mrl_jax.evaluate import adaptive, calibration, classification, neighbours, quantised
+from mrl_jax.evaluate import adaptive, calibration, classification, neighbours, quantised, ranking
 from mrl_jax.evaluate.classification import Classifiers
 
 NEIGHBOURS = 10  # k of map@k and precision@k
@@ -94,6 +94,19 @@ def nearest_quantised(
         for dim, indices in zip(wanted, search(z, database, wanted, k), strict=True):
             for metric, values in neighbours.outcomes(indices, labels, database_labels, NEIGHBOURS).items():
                 yield Score(dim, f"{kind}_{metric}", float(values.mean()), values)
+
+
+def search(queries: np.ndarray, documents: np.ndarray, judgments: np.ndarray, dims: Sequence[int]) -> Iterator[Score]:
+    """The metrics of `ranking` at each of `dims`, from embeddings [Q, D] and [N, D] and judgments [j, 3]."""
+    for dim, metrics in zip(dims, ranking.ranked(queries, documents, judgments, dims), strict=True):
+        for metric, values in metrics.items():
+            yield Score(dim, metric, float(values.mean()), values)
+
+
+def similarity(anchors: np.ndarray, others: np.ndarray, scores: np.ndarray, dims: Sequence[int]) -> Iterator[Score]:
+    """`spearman` at each of `dims`, from the embeddings [n, D] of scored pairs."""
+    for dim, (rho, shares) in zip(dims, ranking.spearman(anchors, others, scores, dims), strict=True):
+        yield Score(dim, "spearman", rho, shares)
 
 
 def adaptively(

@@ -1,0 +1,245 @@
+"""Training on pairs from the command line: what is learnt, measured, kept and refused."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mrl_jax
+from mrl_jax import arms, contrastive, data, runs, train
+from mrl_jax.batches import Examples, PairExamples
+from mrl_jax.config import LossConfig, OptimizerConfig
+from mrl_jax.encoders import TransformerConfig
+from mrl_jax.encoders.mlp import MLPConfig
+from mrl_jax.program import Program
+
+WORDS = [f"{a}{b}" for a in "bcdfgklmnprst" for b in ("ado", "emi", "ilu", "oka", "upo")]
+TRANSFORMER = [
+    *("encoder=transformer", "encoder.layers=1", "encoder.hidden=32", "encoder.heads=2", "encoder.intermediate=32"),
+    *("encoder.vocabulary=300", "encoder.max_length=32", "width=32", "nesting_dims=[8,32]"),
+]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def pair(rng: np.random.Generator) -> dict:
+    """Two words, and the same in a language that spells everything backwards: no word is on both sides."""
+    words = rng.choice(WORDS[:40], 2, replace=False)
+    return {"anchor": f"what is {' '.join(words)}", "positive": " ".join(word[::-1] for word in words)}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
+    train_file = write(folder / "train.jsonl", [pair(rng) for _ in range(400)])
+    test_file = write(folder / "test.jsonl", [pair(rng) for _ in range(60)])
+    return ["data=pairs", f"data.train={train_file}", f"data.test={test_file}"]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder, rng = tmp_path_factory.mktemp("scored"), np.random.default_rng(0)
+
+    def row() -> dict:
+        words = list(rng.choice(WORDS, 4, replace=False))
+        same = int(rng.integers(0, 5))
+        others = words[:same] + list(rng.choice(WORDS, 4 - same, replace=False))
+        return {"sentence1": " ".join(words), "sentence2": " ".join(others), "score": same}
+
+    train_file = write(folder / "train.jsonl", [row() for _ in range(300)])
+    test_file = write(folder / "test.jsonl", [row() for _ in range(80)])
+    return ["data=pairs", f"data.train={train_file}", f"data.test={test_file}"]
+
+
+def run(words: list[str], results: Path, name: str = "run") -> Path:
+    assert train.main([*words, "name=pairs", f"run={name}", f"results_dir={results}"]) == 0
+    return results / "pairs" / name
+
+
+def rows(directory: Path, arm: str, metric: str, split: str = "test") -> dict[int, float]:
+    found = runs.read_rows(directory / "evaluation.csv")
+    return {r.dim: r.value for r in found if (r.arm, r.metric, r.split) == (arm, metric, split)}
+
+
+@pytest.fixture(scope="module")
+def bag(files: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = [
+        *(*files, "loss.name=info_nce", "width=32", "nesting_dims=[8,32]", "arms=all", "trainer.steps=80"),
+        *("trainer.batch_size=64", "trainer.evaluations=2", "optimizer.learning_rate=0.03", "encoder.word_dropout=0.1"),
+    ]
+    return run(words, tmp_path_factory.mktemp("bag"))
+
+
+def test_a_bag_learns_to_find_the_partner_of_a_text(bag: Path) -> None:
+    found, before = rows(bag, "mrl", "ndcg@10"), rows(bag, "untuned", "ndcg@10")
+    assert found[32] > 0.6 > 0.3 > before[32]
+    assert found.keys() == {8, 20, 32}
+    assert rows(bag, "mrl", "recall@100")[32] > 0.9
+
+
+def test_every_arm_is_measured_and_what_was_measured_can_be_reported(bag: Path, tmp_path: Path) -> None:
+    from mrl_jax import report
+
+    found = {row.arm for row in runs.read_rows(bag / "evaluation.csv")}
+    assert found == set(arms.FOR_PAIRS)
+    assert rows(bag, "ff", "mrr@10").keys() == {8, 32}
+    report.report([bag], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "nDCG@10" in text
+    assert "untuned" in text
+    assert "classifier" not in text
+    with np.load(bag / "predictions" / "mrl-seed0.npz") as outcomes:
+        assert outcomes["test/ndcg@10/8"].mean() == pytest.approx(rows(bag, "mrl", "ndcg@10")[8], abs=1e-6)
+
+
+def test_a_fixed_size_arm_uses_its_own_coordinates_only(bag: Path) -> None:
+    """No gradient reaches the coordinates that FF(8) does not read."""
+    model = mrl_jax.load(bag, arm="ff8")
+    start = np.asarray(model.program.init(0).model.params["encoder"]["embedding"])
+    end = np.asarray(model.weights.params["encoder"]["embedding"])
+    decayed = np.sum(end[:, 8:] * start[:, 8:]) / np.sum(start[:, 8:] ** 2)  # by weight decay alone
+    np.testing.assert_allclose(end[:, 8:], decayed * start[:, 8:], atol=1e-6)
+    assert np.abs(end[:, :8] - decayed * start[:, :8]).max() > 0.01
+
+
+def test_a_transformer_reads_packed_pairs_and_resumes_to_the_same_numbers(files: list[str], tmp_path: Path) -> None:
+    words = [*files, *TRANSFORMER, "loss.name=info_nce", "trainer.steps=6", "trainer.batch_size=16"]
+    words += ["trainer.evaluations=2", "arms=[mrl]"]
+    whole = run(words, tmp_path, "whole")
+    together = run([*words, "trainer.population=vmap", "seeds=1"], tmp_path, "vmap")
+    assert rows(whole, "mrl", "ndcg@10") == pytest.approx(rows(together, "mrl", "ndcg@10"), abs=1e-5)
+    model = mrl_jax.load(whole)
+    z = model.encode(["what is bado", "kilu"], dim=8)
+    assert z.shape == (2, 8)
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
+
+
+def test_loop_and_vmap_agree_on_packed_pairs_of_two_seeds(files: list[str], tmp_path: Path) -> None:
+    words = [*files, *TRANSFORMER, "loss.name=info_nce", "trainer.steps=4", "trainer.batch_size=16", "seeds=2"]
+    words += ["trainer.evaluations=1", "arms=[mrl,ff]", "loss.learned_temperature=true", "loss.distillation=0.5"]
+    found = {}
+    for population in ("loop", "vmap"):
+        directory = run([*words, f"trainer.population={population}"], tmp_path, population)
+        found[population] = [row.value for row in sorted(runs.read_rows(directory / "evaluation.csv"))]
+    np.testing.assert_allclose(found["loop"], found["vmap"], atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["cosent", "cosine"])
+def test_scores_are_learnt(loss: str, scored: list[str], tmp_path: Path) -> None:
+    words = [*scored, f"loss.name={loss}", "width=32", "nesting_dims=[8,32]", "arms=[mrl]", "trainer.steps=120"]
+    words += [
+        "trainer.batch_size=64",
+        "optimizer.learning_rate=0.02",
+        "encoder.word_dropout=0",
+        "trainer.evaluations=2",
+    ]
+    directory = run([*words, "loss.distillation=0.1"], tmp_path)
+    assert rows(directory, "mrl", "spearman")[32] > 0.75
+    assert rows(directory, "mrl", "spearman", "validation").keys() == {8, 20, 32}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["loss.name=cosent"], "loss.name=cosent does not fit data=train, pairs without scores; use info_nce"),
+        ([], "loss.name=cross_entropy does not fit data=train, pairs without scores; use info_nce"),
+        (["loss.name=info_nce", "arms=[mrl_e]"], "arms=mrl_e is not allowed with loss.name=info_nce"),
+        (["loss.name=info_nce", "loss.temperature=0"], "loss.temperature=0.0 is not allowed; 0.01 ≤ value ≤ 1"),
+        (["loss.name=cosent", "loss.learned_temperature=true"], "loss.learned_temperature=true is not allowed"),
+        (["loss.name=info_nce", "loss.label_smoothing=0.1"], "loss.label_smoothing=0.1 is not allowed"),
+        (["arms=[untuned]"], "arms=untuned is not allowed with loss.name=cross_entropy"),
+        (["loss.name=infonce"], "loss.name=infonce"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    change: list[str], said: str, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*files, *change, "name=pairs", f"results_dir={tmp_path}"]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_texts_that_are_cut_are_counted_once(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*files, *TRANSFORMER, "loss.name=info_nce", "trainer.steps=1", "trainer.batch_size=8", "arms=[mrl]"]
+    directory = run([*words, "encoder.max_length=6", "trainer.evaluations=1"], tmp_path)
+    assert capsys.readouterr().err.count("are longer than encoder.max_length=6 and are cut") == 1
+    model = mrl_jax.load(directory)
+    model.encode(["bado " * 50])
+    model.encode(["bado " * 50])
+    assert capsys.readouterr().err.count("1 texts were longer than 6 tokens and were cut") == 1
+
+
+def program(encoder, inputs: dict, vocabulary: int, **changes) -> Program:
+    settings = {"loss": LossConfig(name="info_nce"), "columns": 2, "accumulate": 1} | changes
+    return Program(
+        encoder=encoder,
+        inputs=inputs,
+        vocabulary=vocabulary,
+        width=16,
+        dims=(4, 16),
+        kinds=("separate",),
+        classes=0,
+        optimizer_config=OptimizerConfig("sgd", learning_rate=1.0, schedule="constant", weight_decay=0.0, momentum=0.0),
+        steps=1,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("columns", [2, 4])
+@pytest.mark.parametrize("loss", [LossConfig(name="info_nce"), LossConfig(name="info_nce", learned_temperature=True)])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(columns: int, loss: LossConfig) -> None:
+    """Gradient caching through the program, packing included; one SGD step shows the gradient."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 12, 50)
+    mask = np.arange(12) < lengths[:, None]
+    table = Examples(
+        {"ids": rng.integers(1, 40, (50, 12)).astype(np.int32) * mask, "mask": mask.astype(np.int8)}, np.zeros(50)
+    )
+    pairs = rng.integers(0, 50, (16, columns)).astype(np.int32)
+    sizes = {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 16, "max_length": 12}
+    encoder = TransformerConfig(**sizes, dropout=0.0, attention_dropout=0.0)
+    found = []
+    for parts in (1, 4):
+        made = program(encoder, {"ids": (12,), "mask": (12,)}, 40, accumulate=parts, columns=columns, loss=loss)
+        examples = PairExamples(table, pairs, None, chunks=parts)
+        (arm,) = arms.expand(["mrl"], made.dims)
+        state, _ = made.step(made.init(0), examples.take(np.arange(16)), arm.row(made.kinds), jax.random.key(0))
+        found.append(state.model.params)
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6 * float(np.abs(one).max()) + 1e-6, rtol=1e-4)
+
+
+def test_pairs_of_features_train_an_adaptor() -> None:
+    """The loss of a step is that of the embeddings of anchors, positives and negatives, column by column."""
+    rng = np.random.default_rng(0)
+    table = Examples({"features": rng.normal(size=(30, 5)).astype(np.float32)}, np.zeros(30))
+    pairs = rng.integers(0, 30, (8, 3)).astype(np.int32)
+    made = program(MLPConfig(hidden=(), dropout=0.0), {"features": (5,)}, 0, columns=3)
+    (arm,) = arms.expand(["mrl"], made.dims)
+    state = made.init(0)
+    z = made.embed(state.model, {"features": jnp.asarray(table.inputs["features"])})
+    wanted, _ = contrastive.nested_info_nce(z[pairs[:, 0]], z[pairs[:, 1:].T.ravel()], made.dims, jnp.ones(2))
+    examples = PairExamples(table, pairs, None)
+    _, measures = made.step(state, examples.take(np.arange(8)), arm.row(made.kinds), jax.random.key(0))
+    assert float(measures.losses.sum()) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_validation_pairs_are_a_search_of_their_own_documents() -> None:
+    table = Examples({"features": np.zeros((9, 2), np.float32)}, np.zeros(9))
+    pairs = PairExamples(table, np.array([[4, 1, 8], [2, 1, 7], [4, 3, 8]], np.int32), None)
+    queries, documents, judgments = pairs.ranking()
+    np.testing.assert_array_equal(queries, [2, 4])
+    np.testing.assert_array_equal(documents, [1, 3, 7, 8])
+    np.testing.assert_array_equal(judgments, [[0, 0, 1], [1, 0, 1], [1, 1, 1]])
+
+
+def test_published_sources_are_pairs() -> None:
+    assert isinstance(data.load(data.DataConfig(source="stsb", limit=20)), data.PairDataset)
