@@ -20,40 +20,34 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import shlex
 import shutil
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 from safetensors.numpy import save
 from tokenizers import Tokenizer
 
 import mrl_jax
-from mrl_jax import arms, pretrained, report, runs, study
-from mrl_jax import config as configuration
+from mrl_jax import pretrained, report, runs
 from mrl_jax.checkpoint import cannot_write
-from mrl_jax.encoders import transformer
 from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.encoders.convnet import ConvNetConfig
-from mrl_jax.encoders.mlp import MLPConfig
 from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.errors import UserError, one_of
 from mrl_jax.inputs import Plain, Subwords, Words
 from mrl_jax.model import Model
-from mrl_jax.pretrained import Architecture
+from mrl_jax.model_card import card, typical
+from mrl_jax.onnx_graph import architecture, array, onnx_model
 from mrl_jax.program import Model as Weights
 from mrl_jax.program import Program
 
 TOLERANCE = 1e-4  # largest difference of an exported model, relative to the largest coordinate
 LENGTHS = (5, 0, 40, 900)  # tokens of the texts, made of words that the model knows, that it is compared on
-OPSET, IR = 17, 8  # the first ONNX with layer normalisation, 2022: runtimes of all years since read it
 SPECIAL = {
     "unk_token": ("[UNK]", "<unk>"),
     "sep_token": ("[SEP]", "</s>"),
@@ -150,8 +144,6 @@ def embedder(model: Model) -> Callable[..., jax.Array]:
         idf, most = jnp.asarray(reader.idf), reader.max_words
         return lambda ids, mask: program.embed(weights, heaviest_words(ids, mask, idf, most))
     kind = next(iter(signature(model)))
-    if isinstance(program.encoder, MLPConfig):  # it asks for the length of its batch, which is a symbol here
-        return jax.vmap(lambda x: program.embed(weights, {kind: x[None]})[0])
     return lambda x: program.embed(weights, {kind: x})
 
 
@@ -210,7 +202,7 @@ def sentence_transformers(model: Model, folder: Path, name: str) -> tuple[str, s
         raise UserError(
             f"--to=sentence-transformers has no module for encoder={config.name}{why}; allowed here: {others}"
         )
-    config, sizes = _architecture(config, program.vocabulary)
+    config, sizes = architecture(config, program.vocabulary)
     params = model.weights.params["encoder"]
     tensors, hugging_face = pretrained.to_hugging_face(sizes, params, config.dropout, config.attention_dropout)
     # BERT's pooler, which no sentence embedding reads: transformers would draw a random one and warn.
@@ -239,7 +231,7 @@ def sentence_transformers(model: Model, folder: Path, name: str) -> tuple[str, s
         dense: dict[str, Any] = {"in_features": sizes.hidden, "out_features": program.width, "bias": True}
         dense["activation_function"] = "torch.nn.modules.linear.Identity"
         _json(folder / "2_Dense" / "config.json", dense)
-        kernel, bias = (_array(params["projection"][name]) for name in ("kernel", "bias"))
+        kernel, bias = (array(params["projection"][name]) for name in ("kernel", "bias"))
         matrix = {"linear.weight": np.ascontiguousarray(kernel.T), "linear.bias": bias}
         runs.write(folder / "2_Dense" / "model.safetensors", save(matrix, {"format": "pt"}))
     # Names of modules that all versions know: newer ones translate them.
@@ -253,15 +245,10 @@ def sentence_transformers(model: Model, folder: Path, name: str) -> tuple[str, s
     usage = f"""\
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("{name}", truncate_dim={_typical(model)})
+model = SentenceTransformer("{name}", truncate_dim={typical(model)})
 z = model.encode(["a goal in overtime", "how do I unmount a drive"], normalize_embeddings=True)
 """
     return usage, f"{program.width} coordinates, texts of up to {config.max_length} tokens"
-
-
-def _architecture(config: TransformerConfig, vocabulary: int) -> tuple[TransformerConfig, Architecture]:
-    config, vocabulary = transformer.standalone(config, vocabulary)
-    return transformer.complete(config, vocabulary)
 
 
 def _special(tokenizer: Tokenizer, key: str) -> str | None:
@@ -271,15 +258,6 @@ def _special(tokenizer: Tokenizer, key: str) -> str | None:
 def _padding(tokenizer: Tokenizer) -> str:
     """The token that fills up a batch. The mask hides it, so any will do where none is meant for it."""
     return _special(tokenizer, "pad_token") or str(tokenizer.id_to_token(0))
-
-
-def _array(parameter: Any) -> np.ndarray:
-    return np.asarray(parameter, np.float32)
-
-
-def _typical(model: Model) -> int:
-    """A dim for examples of use: the middle one of those that were trained."""
-    return model.dims[(len(model.dims) - 1) // 2]
 
 
 # ---- ONNX and StableHLO ----------------------------------------------------------------------------------------------
@@ -294,7 +272,7 @@ def onnx(model: Model, folder: Path, name: str) -> tuple[str, str]:
         raise UserError(f"--to=onnx needs the package {error.name}: pip install 'mrl_jax[onnx]'") from None
     if isinstance(model.program.encoder, ConvNetConfig):
         raise UserError("--to=onnx does not know encoder=convnet; allowed here: stablehlo")
-    content = onnx_model(model)
+    content = onnx_model(model, signature(model))
     library.checker.check_model(content, full_check=True)
     written = content.SerializeToString()
     runs.write(folder / "model.onnx", written)
@@ -322,7 +300,7 @@ feed = {{
 import numpy as np
 {imports}
 {made}model = onnxruntime.InferenceSession("{name}/model.onnx")
-z = model.run(["embedding"], {feed})[0][:, :{_typical(model)}]
+z = model.run(["embedding"], {feed})[0][:, :{typical(model)}]
 z = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
 """
     return usage, said
@@ -333,7 +311,7 @@ def stablehlo(model: Model, folder: Path, name: str) -> tuple[str, str]:
     places = {"batch": "b", "length": "l"}
     config, limit = model.program.encoder, []
     if isinstance(config, TransformerConfig):
-        limit = [f"l <= {_architecture(config, model.program.vocabulary)[1].positions}"]
+        limit = [f"l <= {architecture(config, model.program.vocabulary)[1].positions}"]
     scope = jax.export.SymbolicScope(limit)
     specs = []
     for dtype, shape in signature(model).values():
@@ -365,7 +343,7 @@ import jax.export
 import numpy as np
 {imports}
 {made}model = jax.export.deserialize(open("{name}/model.stablehlo", "rb").read())
-z = np.asarray(model.call(*given))[:, :{_typical(model)}]
+z = np.asarray(model.call(*given))[:, :{typical(model)}]
 z = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
 """
     return usage, said
@@ -391,250 +369,6 @@ def _describe(model: Model, folder: Path) -> Tokenizer | None:
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
     runs.write(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     return tokenizer
-
-
-class Graph:
-    """The nodes of an ONNX graph: `graph("Add", a, b)` adds one and gives the name of its result.
-
-    Operands are names, or arrays, which become constants. Written by hand: a converter of JAX programs would make
-    eight times as many nodes of a transformer, most of them shape arithmetic, and bring a dozen packages.
-    """
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-
-    def __call__(self, kind: str, *operands: Any, **attributes: Any) -> str:
-        return self.several(1, kind, *operands, **attributes)[0]
-
-    def several(self, results: int, kind: str, *operands: Any, **attributes: Any) -> list[str]:
-        from onnx import helper
-
-        names = [x if isinstance(x, str) else self.constant(np.asarray(x)) for x in operands]
-        made = [f"{kind}_{len(self.nodes)}_{i}" for i in range(results)]
-        self.nodes.append(helper.make_node(kind, names, made, **attributes))
-        return made
-
-    def constant(self, array: np.ndarray) -> str:
-        """Floats as float32 unless they are arrays of float64, whole numbers as int64."""
-        from onnx import numpy_helper
-
-        if array.dtype == np.float64 and array.ndim == 0:
-            array = array.astype(np.float32)
-        name = f"constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
-        return name
-
-    def linear(self, x: str, p: Any) -> str:
-        product = self("MatMul", x, _array(p["kernel"]))
-        return self("Add", product, _array(p["bias"])) if "bias" in p else product
-
-    def float_(self, x: str, double: bool = False) -> str:
-        from onnx import TensorProto
-
-        return self("Cast", x, to=TensorProto.DOUBLE if double else TensorProto.FLOAT)
-
-
-def onnx_model(model: Model) -> Any:
-    """The ONNX model: the arrays of `signature` → `embedding` float32 [batch, D]."""
-    from onnx import TensorProto, helper
-
-    g, params = Graph(), model.weights.params["encoder"]
-    config, program = model.program.encoder, model.program
-    if isinstance(config, TransformerConfig):
-        z = _transformer(g, *_architecture(config, program.vocabulary), params)
-    elif isinstance(config, BagConfig):
-        assert isinstance(model.reader, Words)
-        z = _bag(g, config, model.reader, params)
-    else:
-        z = _mlp(g, model.reader.kind if isinstance(model.reader, Plain) else "", params)
-    g.nodes.append(helper.make_node("Identity", [z], ["embedding"]))
-    types = {"int64": TensorProto.INT64, "float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
-    given = [helper.make_tensor_value_info(n, types[t], shape) for n, (t, shape) in signature(model).items()]
-    made = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ("batch", program.width))
-    graph = helper.make_graph(g.nodes, "mrl_jax", given, [made], g.constants)
-    content = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="mrl_jax"
-    )
-    helper.set_model_props(content, {"matryoshka_dims": json.dumps(list(model.dims))})
-    return content
-
-
-def _transformer(g: Graph, config: TransformerConfig, sizes: Architecture, p: Any) -> str:
-    """As `encoders.transformer`, in evaluation."""
-    from onnx import TensorProto
-
-    def norm(x: str, p: Any) -> str:
-        return g("LayerNormalization", x, _array(p["scale"]), _array(p["bias"]), epsilon=sizes.layer_norm_eps)
-
-    def gelu(x: str) -> str:
-        return g("Mul", g("Mul", x, 0.5), g("Add", g("Erf", g("Mul", x, 0.5**0.5)), 1.0))
-
-    k = sizes.hidden // sizes.heads
-    table = _array(p["position"]) + _array(p["token_type"])[0]
-    position = g("Slice", table, [0], g("Shape", "input_ids", start=1, end=2), [0])
-    x = norm(g("Add", g("Gather", _array(p["word"]), "input_ids"), position), p["norm"])
-    seen = g("Cast", "attention_mask", to=TensorProto.BOOL)
-    bias = g("Where", g("Unsqueeze", seen, [1, 2]), 0.0, -1e30)
-    for i in range(sizes.layers):
-        b = p["blocks"][i]
-
-        def split(name: str, *order: int, x: str = x, b: Any = b) -> str:
-            return g("Transpose", g("Reshape", g.linear(x, b[name]), [0, 0, sizes.heads, k]), perm=order)
-
-        scores = g("MatMul", g("Mul", split("query", 0, 2, 1, 3), k**-0.5), split("key", 0, 2, 3, 1))
-        weights = g("Softmax", g("Add", scores, bias), axis=-1)
-        mixed = g("Transpose", g("MatMul", weights, split("value", 0, 2, 1, 3)), perm=(0, 2, 1, 3))
-        mixed = g.linear(g("Reshape", mixed, [0, 0, sizes.hidden]), b["attended"])
-        x = norm(g("Add", x, mixed), b["attention_norm"])
-        x = norm(g("Add", x, g.linear(gelu(g.linear(x, b["up"])), b["down"])), b["output_norm"])
-    if config.pooling == "cls":
-        z = g("Where", g("Gather", seen, [0], axis=1), g("Gather", x, 0, axis=1), 0.0)
-    else:
-        tokens = g("Unsqueeze", g.float_(seen), [2])
-        total, count = (g("ReduceSum", y, [1], keepdims=0) for y in (g("Mul", x, tokens), tokens))
-        z = g("Div", total, g("Max", count, 1.0))
-    return g.linear(z, p["projection"]) if config.projection else z
-
-
-def _bag(g: Graph, config: BagConfig, words: Words, p: Any) -> str:
-    """As `inputs.Words`, with its logarithm in float64, and `encoders.bag`, in evaluation."""
-    shape = g("Concat", g("Shape", "input_ids", start=0, end=1), [words.vocabulary], axis=0)
-    counts = g(
-        "ScatterElements", g("Expand", 0.0, shape), "input_ids", g.float_("attention_mask"), axis=1, reduction="add"
-    )
-    tf = g("Add", g("Log", g.float_(g("Max", counts, 1.0), double=True)), np.ones(1))
-    heavy = g.float_(g("Mul", tf, words.idf.astype(np.float64)))
-    heavy = g("Where", g("Greater", counts, 0.0), heavy, 0.0)
-    weights, ids = g.several(2, "TopK", heavy, [min(words.max_words, words.vocabulary)])
-    norm = g("ReduceL2", weights, axes=[-1], keepdims=1)
-    weights = g("Unsqueeze", g("Div", weights, g("Max", norm, 1e-6)), [2])
-    weighted = g("Mul", weights, g("Gather", _array(p["embedding"]), ids))
-    h = g("ReduceSum", weighted, [1], keepdims=0)
-    if config.pooling == "mean_max":
-        present = g("Greater", weights, 0.0)
-        largest = g("ReduceMax", g("Where", present, weighted, -np.inf), axes=[1], keepdims=0)
-        h = g("Concat", h, g("Where", g("Equal", largest, -np.inf), 0.0, largest), axis=1)
-    z = g.linear(h, p["projection"]) if "projection" in p else h
-    if "up" in p:
-        up = g.linear(h, p["up"])  # gelu by its tanh formula, as flax has it
-        inner = g("Mul", g("Add", up, g("Mul", g("Mul", g("Mul", up, up), up), 0.044715)), (2 / np.pi) ** 0.5)
-        z = g("Add", z, g.linear(g("Mul", g("Mul", up, 0.5), g("Add", g("Tanh", inner), 1.0)), p["down"]))
-    return z
-
-
-def _mlp(g: Graph, kind: str, p: Any) -> str:
-    """As `encoders.mlp`, in evaluation."""
-    x = g("Div", g.float_(g("Flatten", kind, axis=1)), 255.0) if kind == "image" else kind
-    for i in range(len(p.get("hidden", ()))):
-        x = g("Relu", g.linear(x, p["hidden"][i]))
-    return g.linear(x, p["last"])
-
-
-# ---- the model card --------------------------------------------------------------------------------------------------
-
-LIBRARIES = {"sentence-transformers": "sentence-transformers", "onnx": "onnx", "stablehlo": "jax"}
-NOTES = {
-    "sentence-transformers": "`encode` cuts to `truncate_dim` first and scales then; there is no Normalize module, "
-    "which would come too early. `similarity` is the cosine.",
-    "onnx": "The output `embedding` is float32 and not of unit length: cut it first, scale it then. Batches may have "
-    "any size, texts any length that tokenizer.json gives.",
-    "stablehlo": "The output is float32 and not of unit length: cut it first, scale it then. Batches may have any "
-    "size, but at least one example and one token. Lowered for CPU, CUDA and TPU; later versions of JAX read it for "
-    "six months at least.",
-}
-
-
-def card(directory: Path, model: Model, arm: str | None, seed: int, to: str, usage: str) -> str:
-    """README.md: front matter, what the model is, how to use it, its quality at each dim and how it was trained."""
-    config = configuration.from_yaml(directory / "config.yaml")
-    dataset = runs.read_dataset(directory)
-    members = {a.label: a for a in arms.expand(config.arms, config.nesting_dims, config.loss.weights)}
-    member = members[arm or next(iter(members))]
-    text, dims = not isinstance(model.reader, Plain), ", ".join(map(str, model.dims))
-    start = getattr(config.encoder, "weights", None)
-    base = "sentence-transformers/all-MiniLM-L6-v2" if start == "minilm" else start
-    front: dict[str, Any] = {"library_name": LIBRARIES[to]}
-    tags = ["sentence-transformers", "sentence-similarity"] * (to == "sentence-transformers")
-    front["tags"] = [*tags, "feature-extraction", "matryoshka", "mrl_jax"]
-    front |= {"pipeline_tag": "sentence-similarity"} if text else {}
-    front |= {"base_model": base} if base and not Path(base).expanduser().exists() else {}
-    kinds = {"text": "texts", "image": "images", "features": "feature vectors"}
-    kind = kinds.get(dataset["kind"], dataset["kind"])
-    about = [
-        f"[Matryoshka embeddings](https://arxiv.org/abs/2205.13147) of {kind}: {model.program.width} coordinates, "
-        f"encoder {config.encoder.name}, trained with mrl_jax on {dataset.get('name', config.data.source)}"
-        f"{_sizes(dataset)} with a loss at {dims} dims.",
-    ]
-    if max(model.dims) < model.program.width:
-        about.append(f"No loss was taken beyond {max(model.dims)} dims: the coordinates after them mean nothing.")
-    elif len(model.dims) > 1:
-        about.append("A prefix of one of these lengths, scaled to unit length, is an embedding too.")
-    if base == "sentence-transformers/all-MiniLM-L6-v2":
-        about.append(f"It started from [{base}](https://huggingface.co/{base}), Apache-2.0.")
-    if getattr(model.program.encoder, "dtype", "float32") != "float32":
-        about.append("Trained with bfloat16 operands of matrix products, exported in float32: the last digits differ.")
-    parts = [
-        "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
-        f"# {config.name}: {study.LABELS.get(member.name, member.name)}{f' {member.width}' if member.width else ''}",
-        " ".join(about),
-        f"## Use\n\n```python\n{usage}```\n\n{NOTES[to]} Any of {dims} dims may take the place of {_typical(model)}.",
-        "## Quality on the test split\n\n" + _quality(directory, member, seed, model.dims),
-        "## Training\n\n" + _training(directory, config),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _sizes(dataset: dict[str, Any]) -> str:
-    counts = [f"{dataset['examples']['train']:,} training examples"] if dataset.get("examples") else []
-    counts += [f"{len(dataset['classes'])} classes"] if dataset["classes"] else []
-    return f" ({', '.join(counts)})" if counts else ""
-
-
-def _quality(directory: Path, member: arms.Arm, seed: int, dims: Sequence[int]) -> str:
-    """The metrics of the exported member; where its arm has several seeds, their mean in brackets."""
-    own: dict[tuple[int, str], float] = {}
-    every = defaultdict(list)
-    for row in runs.read_rows(directory / "evaluation.csv"):
-        compressed = row.metric.startswith(("int8_", "bit_"))
-        if row.arm == member.name and row.split == "test" and member.width in (None, row.dim) and not compressed:
-            every[row.dim, row.metric].append(row.value)
-            if row.seed == seed:
-                own[row.dim, row.metric] = row.value
-    if not own:
-        return "The run has no evaluation on a test split."
-    found = {metric for _, metric in own}
-    metrics = [m for m in report.METRICS if m in found] + sorted(found - set(report.METRICS))
-    lines = ["| dims | " + " | ".join(metrics) + " |", "|---:" * (len(metrics) + 1) + "|"]
-    for dim in sorted({dim for dim, _ in own}):
-        cells = []
-        for metric in metrics:
-            value, values = own.get((dim, metric)), every[dim, metric]
-            mean = f" ({np.mean(values):.4f})" if len(values) > 1 else ""
-            cells.append("–" if value is None else f"{value:.4f}{mean}")
-        lines.append(f"| {dim}{'' if dim in dims else ' †'} | " + " | ".join(cells) + " |")
-    notes = ["† no loss was taken at these dims."] if any(dim not in dims for dim, _ in own) else []
-    seeds = max(map(len, every.values()))
-    notes += [f"Seed {seed}, in brackets the mean over {seeds} seeds."] if seeds > 1 else []
-    return "\n".join(lines) + ("\n\n" + " ".join(notes) if notes else "")
-
-
-def _training(directory: Path, config: configuration.Config) -> str:
-    """The command, the versions and the whole configuration, without the places of the machine that it ran on."""
-    try:
-        environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
-        program, *words = environment["command"]
-        versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
-        said = [f"Python {environment['python']}, {versions}; {', '.join(environment['devices'])}."]
-        changed = " with uncommitted changes" if environment.get("git_changes") else ""
-        said += [f"Commit {environment['git_commit']}{changed}."] if environment["git_commit"] else []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{directory / 'environment.json'} cannot be read: {error!r}") from None
-    kept = [word for word in words if not word.startswith(("run=", "results_dir=", "resume="))]
-    command = f"```bash\npython -m mrl_jax.train {shlex.join(kept)}\n```\n\n" if program == "train.py" else ""
-    placeless = dataclasses.replace(config, run=None, results_dir="results", resume=False)
-    shown = f"<details><summary>Configuration</summary>\n\n```yaml\n{configuration.to_yaml(placeless)}```\n\n</details>"
-    return f"{command}{' '.join(said)}\n\n{shown}"
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 import mrl_jax
-from mrl_jax import encoders, export, pretrained, train
+from mrl_jax import encoders, export, onnx_graph, pretrained, train
 from mrl_jax.config import Config, LossConfig, TrainerConfig
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders.bag import BagConfig
@@ -224,7 +224,7 @@ def test_a_folder_for_sentence_transformers_is_read_by_our_own_loader(training: 
 
 
 def transformer_sizes(model: Model) -> pretrained.Architecture:
-    return export._architecture(model.program.encoder, model.program.vocabulary)[1]
+    return onnx_graph.architecture(model.program.encoder, model.program.vocabulary)[1]
 
 
 def test_a_projection_becomes_a_dense_module(training: list[str], tmp_path: Path) -> None:
@@ -459,8 +459,8 @@ def test_a_model_that_computes_something_else_is_not_written(
     words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime")
-    right = export._bag
-    monkeypatch.setattr(export, "_bag", lambda g, *rest: g("Mul", right(g, *rest), 1.001))
+    right = onnx_graph._bag
+    monkeypatch.setattr(onnx_graph, "_bag", lambda g, *rest: g("Mul", right(g, *rest), 1.001))
     with pytest.raises(UserError, match=r"the exported model differs from the run by 1\.0e-03"):
         export.export(words, "onnx", tmp_path / "made")
     assert not list(tmp_path.iterdir())
