@@ -1,6 +1,8 @@
 """Training on pairs from the command line: what is learnt, measured, kept and refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -14,6 +16,7 @@ from mrl_jax.batches import Examples, PairExamples
 from mrl_jax.config import LossConfig, OptimizerConfig
 from mrl_jax.encoders import TransformerConfig
 from mrl_jax.encoders.mlp import MLPConfig
+from mrl_jax.evaluate import ranking
 from mrl_jax.program import Program
 
 WORDS = [f"{a}{b}" for a in "bcdfgklmnprst" for b in ("ado", "emi", "ilu", "oka", "upo")]
@@ -230,6 +233,51 @@ def test_pairs_of_features_train_an_adaptor() -> None:
     examples = PairExamples(table, pairs, None)
     _, measures = made.step(state, examples.take(np.arange(8)), arm.row(made.kinds), jax.random.key(0))
     assert float(measures.losses.sum()) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_an_adaptor_makes_frozen_embeddings_of_any_model_nested(tmp_path: Path) -> None:
+    """Queries and documents whose common part is hidden by a rotation and noise: an MLP learns to bring it forward."""
+    rng = np.random.default_rng(0)
+    mixing = np.linalg.qr(rng.normal(size=(24, 24)))[0]
+
+    def write(name: str, n: int) -> Path:
+        common = rng.normal(size=(n, 8))
+        anchors, positives = (np.hstack([common, rng.normal(size=(n, 16))]) @ mixing for _ in range(2))
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, anchors=anchors.astype(np.float32), positives=positives.astype(np.float32))
+        return path
+
+    test = write("test", 200)
+    words = ["data=features", "data.task=pairs", f"data.train={write('train', 2000)}", f"data.test={test}"]
+    words += ["encoder=mlp", "encoder.hidden=[]", "loss.name=info_nce", "width=24", "nesting_dims=[8,24]", "arms=[mrl]"]
+    words += ["trainer.steps=150", "trainer.batch_size=128", "optimizer.learning_rate=0.01", "trainer.evaluations=2"]
+    directory = run(words, tmp_path / "results")
+    raw, judgments = np.load(test), np.stack([np.arange(200), np.arange(200), np.ones(200, int)], axis=1)
+    (frozen,) = ranking.ranked(raw["anchors"], raw["positives"], judgments, (8,))
+    assert rows(directory, "mrl", "ndcg@10")[8] > 0.9 > 0.5 > frozen["ndcg@10"].mean()
+    assert mrl_jax.load(directory).encode(np.zeros((3, 24), np.float32), dim=8).shape == (3, 8)
+
+
+DEVICES = """
+import os, sys
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[1]}"
+from mrl_jax import train
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
+def test_several_devices_share_packed_pairs_and_all_their_negatives(files: list[str], tmp_path: Path) -> None:
+    words = [*files, *TRANSFORMER, "loss.name=info_nce", "trainer.steps=4", "trainer.batch_size=16", "arms=[mrl]"]
+    words += ["trainer.evaluations=1", "trainer.log_every=1", "encoder.dropout=0", "encoder.attention_dropout=0"]
+    found = {}
+    for devices in ("1", "4"):
+        command = [sys.executable, "-c", DEVICES, devices, *words, "name=pairs", f"run={devices}"]
+        subprocess.run([*command, f"results_dir={tmp_path}"], check=True, capture_output=True)
+        log = (tmp_path / "pairs" / devices / "metrics.jsonl").read_text().splitlines()
+        found[devices] = [json.loads(line)["loss"] for line in log if '"train"' in line]
+    assert len(found["1"]) == 4
+    for one, four in zip(found["1"], found["4"], strict=True):
+        assert one == pytest.approx(four, rel=1e-4)
 
 
 def test_validation_pairs_are_a_search_of_their_own_documents() -> None:

@@ -267,3 +267,27 @@ def test_images_and_texts_that_are_too_long_are_refused() -> None:
         Transformer(TINY, inputs={"image": (8, 8, 3)}, vocabulary=0, width=24, rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match="17 tokens is too long; the encoder has 16"):
         build()(batch([17], 17))
+
+
+def test_fused_attention_is_the_same_function() -> None:
+    """On a CPU XLA gets the formula; the kernel of a GPU is not run here."""
+    rng = np.random.default_rng(0)
+    lengths = np.array([16, 3, 9])
+    inputs = {
+        "ids": jnp.asarray(rng.integers(0, 50, (3, 16)), jnp.int32),
+        "mask": jnp.asarray(np.arange(16) < lengths[:, None], jnp.int8),
+    }
+    z = []
+    for attention in ("plain", "fused"):
+        config = TransformerConfig(
+            layers=2, hidden=32, heads=4, intermediate=32, max_length=16, attention=attention, attention_dropout=0.0
+        )
+        model = Transformer(config, inputs={"ids": (16,), "mask": (16,)}, vocabulary=50, width=32, rngs=nnx.Rngs(0))
+        z.append(np.asarray(model(inputs)))
+    np.testing.assert_allclose(z[0], z[1], atol=2e-6)
+
+
+def test_fused_attention_has_no_dropout_of_its_own() -> None:
+    config = TransformerConfig(layers=1, hidden=32, heads=4, intermediate=32, attention="fused")
+    with pytest.raises(UserError, match=r"encoder\.attention_dropout=0\.1 is not allowed with encoder\.attention=fused"):
+        Transformer(config, inputs={"ids": (16,), "mask": (16,)}, vocabulary=50, width=32, rngs=nnx.Rngs(0))

@@ -46,6 +46,7 @@ class TransformerConfig:
     dropout: float = 0.1  # of the embeddings and of the output of attention and feed-forward, in [0, 1)
     attention_dropout: float = 0.1  # of the attention weights, in [0, 1)
     dtype: Literal["float32", "bfloat16"] = "float32"  # operands of matrix products
+    attention: Literal["plain", "fused"] = "plain"  # fused: one kernel of JAX's, on GPUs; without attention_dropout
 
 
 def complete(config: TransformerConfig, vocabulary: int) -> tuple[TransformerConfig, Architecture]:
@@ -103,6 +104,11 @@ def check(config: TransformerConfig) -> None:
     for key in ("dropout", "attention_dropout"):
         if not 0 <= getattr(config, key) < 1:
             raise UserError(f"encoder.{key}={getattr(config, key)} is not allowed; 0 ≤ value < 1")
+    if config.attention == "fused" and config.attention_dropout:
+        raise UserError(
+            f"encoder.attention_dropout={config.attention_dropout} is not allowed with encoder.attention=fused; 0"
+        )
+    one_of("encoder.attention", config.attention, ("plain", "fused"))
     one_of("encoder.pooling", config.pooling, ("mean", "cls"))
     one_of("encoder.dtype", config.dtype, ("float32", "bfloat16"))
 
@@ -178,7 +184,8 @@ class Block(nnx.Module):
 
     def __init__(self, sizes: Architecture, config: TransformerConfig, rngs: nnx.Rngs) -> None:
         hidden, dtype = sizes.hidden, config.dtype
-        self.heads = sizes.heads
+        self.heads, self.dtype = sizes.heads, dtype
+        self.fused = config.attention == "fused"
         self.dropout, self.attention_dropout = config.dropout, config.attention_dropout
         self.query = Linear(hidden, hidden, dtype, rngs)
         self.key = Linear(hidden, hidden, dtype, rngs)
@@ -205,6 +212,13 @@ class Block(nnx.Module):
         """
         batch, length, hidden = x.shape
         split = (batch, length, self.heads, hidden // self.heads)
+        if self.fused:
+            cast = jnp.bfloat16 if self.dtype == "bfloat16" else jnp.float32
+            # cuDNN's kernel takes 16-bit numbers only; elsewhere XLA gets the formula.
+            kernel = "cudnn" if jax.default_backend() == "gpu" and self.dtype == "bfloat16" else None
+            parts = (linear(x).reshape(split).astype(cast) for linear in (self.query, self.key, self.value))
+            attended = jax.nn.dot_product_attention(*parts, mask=bias == 0, implementation=kernel)
+            return attended.reshape(x.shape).astype(jnp.float32)
         q, k, v = (linear(x).reshape(split).swapaxes(1, 2) for linear in (self.query, self.key, self.value))
         scores = jnp.einsum("bhtk,bhsk->bhts", q * split[3] ** -0.5, k) + bias
         # A softmax does not depend on what is subtracted, so no gradient has to pass through the maximum.

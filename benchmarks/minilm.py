@@ -1,0 +1,219 @@
+"""Training and encoding with all-MiniLM-L6-v2 against sentence-transformers, on the same CPU at the same precision.
+
+    python benchmarks/minilm.py [--rounds 3] [--steps 24] [--json FILE]
+
+train    pairs a second: 32 pairs a step of WordNet definitions and their words, in random order; nested InfoNCE
+         (MatryoshkaLoss over MultipleNegativesRankingLoss) at 32, 64, 128, 256 and 384 dims, dropout 0.1, AdamW,
+         tokens prepared beforehand on both sides, collation and packing in the measured time
+encode   texts a second: 4,096 WordNet glosses, each side's own encode, tokenisation included
+
+Each measurement is a fresh process; sides alternate within a round, and the best of the rounds counts. float32, and
+bfloat16: of operands of products here; there, autocast in training and a bfloat16 model for encoding. Needs
+the packages of `mrl_jax[interop]`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DIMS = (32, 64, 128, 256, 384)
+PAIRS = 32
+TEXTS = 4096
+WARM = 6  # steps before the clock starts: ours compile one shape of batch each
+
+
+def dataset() -> Any:
+    from mrl_jax import data
+
+    return data.load(data.DataConfig(source="wordnet", task="pairs"))
+
+
+def ours_train(dtype: str, steps: int) -> float:
+    import jax
+
+    from mrl_jax import arms, batches, inputs
+    from mrl_jax.batches import Examples, PairExamples
+    from mrl_jax.config import LossConfig, OptimizerConfig
+    from mrl_jax.encoders import TransformerConfig, standalone
+    from mrl_jax.program import Program
+
+    pairs = dataset().train
+    rows = np.random.default_rng(0).choice(len(pairs), PAIRS * (WARM * 4 + steps), replace=False)
+    used, columns = np.unique(pairs.columns[rows], return_inverse=True)
+    config = TransformerConfig(weights="minilm", dtype=dtype)
+    reader = inputs.Subwords.fit([], config)
+    texts = [pairs.table[i] for i in used]
+    examples = PairExamples(Examples(reader(texts), np.zeros(len(texts))), columns.reshape(-1, 2), None)
+    encoder, vocabulary = standalone(config, reader.vocabulary)
+    program = Program(
+        encoder=encoder,
+        inputs={"ids": (1,), "mask": (1,)},
+        vocabulary=vocabulary,
+        width=384,
+        dims=DIMS,
+        kinds=("separate",),
+        classes=0,
+        columns=2,
+        optimizer_config=OptimizerConfig(learning_rate=1e-5),
+        loss=LossConfig(name="info_nce", symmetric=False),
+        steps=10_000,
+    )
+    (arm,) = arms.expand(["mrl"], DIMS)
+    step, key = jax.jit(program.step, donate_argnums=0), jax.random.key(0)
+    state, row = program.init(0), arm.row(program.kinds)
+    stream = batches.stream(examples, 0, PAIRS, 0, WARM * 4 + steps)
+    made = batches.prefetch(stream, examples.take)
+    shapes, held = set(), []
+    for batch in made:  # every shape is compiled before the clock starts
+        if len(held) < steps:
+            held.append(batch)
+        if batch["ids"].shape not in shapes:
+            shapes.add(batch["ids"].shape)
+            state, measures = step(state, batch, row, key)
+    jax.block_until_ready(state)
+    rows_of = list(batches.stream(examples, 0, PAIRS, 0, steps))
+    started = time.perf_counter()
+    for batch in batches.prefetch(iter(rows_of), examples.take):
+        state, measures = step(state, batch, row, key)
+    jax.block_until_ready(measures)
+    return PAIRS * steps / (time.perf_counter() - started)
+
+
+def theirs_train(dtype: str, steps: int) -> float:
+    import torch
+    from sentence_transformers.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+
+    pairs = dataset().train
+    rows = np.random.default_rng(0).choice(len(pairs), PAIRS * (WARM + steps), replace=False)
+    model = their_model()
+    loss = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), list(DIMS[::-1]))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
+    model.train()
+    tokenizer = model.tokenizer
+    ids = [
+        [tokenizer(pairs.table[i], truncation=True, max_length=256)["input_ids"] for i in pair]
+        for pair in pairs.columns[rows]
+    ]
+
+    def features(part: list[list[list[int]]]) -> list[dict[str, Any]]:
+        return [dict(tokenizer.pad({"input_ids": [pair[k] for pair in part]}, return_tensors="pt")) for k in (0, 1)]
+
+    for done in range(WARM + steps):
+        if done == WARM:
+            started = time.perf_counter()
+        batch = features(ids[done * PAIRS : (done + 1) * PAIRS])
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            value = loss(batch, torch.zeros(PAIRS))
+        value.backward()
+        optimizer.step()
+    return PAIRS * steps / (time.perf_counter() - started)
+
+
+def their_model(dtype: str = "float32") -> Any:
+    import torch
+    from sentence_transformers import SentenceTransformer, models
+
+    from mrl_jax import pretrained
+
+    transformer = models.Transformer(str(pretrained.resolve("minilm")), max_seq_length=256)
+    model = SentenceTransformer(modules=[transformer, models.Pooling(384, pooling_mode="mean")], device="cpu")
+    return model.to(torch.bfloat16) if dtype == "bfloat16" else model
+
+
+def glosses() -> list[str]:
+    from mrl_jax import data
+
+    return list(data.load(data.DataConfig(source="wordnet")).test.inputs)[:TEXTS]
+
+
+def ours_encode(dtype: str, steps: int) -> float:
+    from mrl_jax import inputs
+    from mrl_jax.config import LossConfig, OptimizerConfig
+    from mrl_jax.encoders import TransformerConfig
+    from mrl_jax.model import Model
+    from mrl_jax.program import Program
+
+    config = TransformerConfig(weights="minilm", dtype=dtype)
+    reader = inputs.Subwords.fit([], config)
+    program = Program(
+        encoder=config,
+        inputs={"ids": (1,), "mask": (1,)},
+        vocabulary=reader.vocabulary,
+        width=384,
+        dims=DIMS,
+        kinds=("separate",),
+        classes=0,
+        columns=2,
+        optimizer_config=OptimizerConfig(),
+        loss=LossConfig(name="info_nce"),
+        steps=1,
+    )
+    model, texts = Model(program, program.init(0).model, reader, DIMS, "separate"), glosses()
+    model.encode(texts, dim=64)
+    started = time.perf_counter()
+    model.encode(texts, dim=64)
+    return TEXTS / (time.perf_counter() - started)
+
+
+def theirs_encode(dtype: str, steps: int) -> float:
+    model, texts = their_model(dtype), glosses()
+    best = 0.0
+    for size in (16, 32, 64, 128):  # its best batch size is taken
+        model.encode(texts[:256], batch_size=size)
+        started = time.perf_counter()
+        model.encode(texts, batch_size=size, normalize_embeddings=True, truncate_dim=64)
+        best = max(best, TEXTS / (time.perf_counter() - started))
+    return best
+
+
+WORKERS = {
+    ("train", "ours"): ours_train,
+    ("train", "theirs"): theirs_train,
+    ("encode", "ours"): ours_encode,
+    ("encode", "theirs"): theirs_encode,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        what, side, dtype = options.worker
+        print(json.dumps(WORKERS[what, side](dtype, options.steps)))
+        return
+    report: dict[str, Any] = {"cores": os.cpu_count(), "pairs_a_step": PAIRS, "texts": TEXTS}
+    for what in ("train", "encode"):
+        for dtype in ("float32", "bfloat16"):
+            speed: dict[str, list[float]] = {"ours": [], "theirs": []}
+            for _ in range(options.rounds):
+                for side, measured in speed.items():
+                    words = [sys.executable, __file__, "--worker", what, side, dtype, "--steps", str(options.steps)]
+                    done = subprocess.run(words, capture_output=True, text=True)
+                    if done.returncode:
+                        raise SystemExit(done.stderr[-2000:])
+                    measured.append(json.loads(done.stdout.splitlines()[-1]))
+            best = {side: max(measured) for side, measured in speed.items()}
+            report[f"{what} {dtype}"] = speed | {"ratio": best["ours"] / best["theirs"]}
+            print(
+                f"{what:<7}{dtype:<9} ours {best['ours']:7.1f}/s, theirs {best['theirs']:7.1f}/s, "
+                f"ratio {best['ours'] / best['theirs']:.2f}",
+                flush=True,
+            )
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
