@@ -11,16 +11,20 @@
         checkpoints/        training states while they are needed, then the best model of each member
         plots/              drawn from metrics.jsonl and evaluation.csv
 
-A run is claimed by creating its folder, so none is ever overwritten; files that are rewritten are replaced atomically.
+A run's folder gets its name with its first files in it, so none is ever overwritten or half begun; files that are
+rewritten are replaced atomically.
 """
 
 import contextlib
 import csv
+import errno
 import fcntl
 import io
 import json
 import os
 import platform
+import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -54,7 +58,7 @@ class Row(NamedTuple):
 def refuse_existing(config: configuration.Config) -> None:
     """Raise `UserError` when the run that `config` names exists: said before any work, and once more by `claim`."""
     parent = _parent(config)
-    if config.run is not None and (parent / config.run).exists():
+    if config.run is not None and _taken(parent / config.run):
         raise UserError(
             f"run={config.run} exists in {parent} and is not overwritten; "
             "choose another name, or continue it with resume=true"
@@ -65,24 +69,40 @@ def _parent(config: configuration.Config) -> Path:
     return Path(config.results_dir).expanduser() / config.name
 
 
+def _taken(directory: Path) -> bool:
+    """Whether something is there that a run would overwrite: an empty folder is not."""
+    return os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir()))
+
+
 def claim(config: configuration.Config) -> Path:
-    """Create and return the folder of a new run; raises `UserError` when a run of that name exists."""
+    """Create and return the folder of a new run; raises `UserError` when a run of that name exists.
+
+    The folder gets its name once its first files are in it: a process killed here leaves nothing that looks like a run.
+    """
     refuse_existing(config)
     parent = _parent(config)
     name = config.run or time.strftime("%Y-%m-%d_%H-%M-%S")
+    unnamed = parent / f".{secrets.token_hex(8)}.partial"
+    try:
+        unnamed.mkdir(parents=True)
+    except OSError as error:
+        raise cannot_write(parent / name, error) from None
+    write(unnamed / "config.yaml", configuration.to_yaml(config))
+    write(unnamed / "environment.json", json.dumps(environment(), indent=1) + "\n")
     for attempt in range(1, 1000):
         directory = parent / (name if attempt == 1 else f"{name}-{attempt}")
         try:
-            directory.mkdir(parents=True)
-        except FileExistsError:
-            refuse_existing(config)
-            continue
+            if not _taken(directory):
+                unnamed.rename(directory)
+                _point_latest(parent, directory.name)
+                return directory
         except OSError as error:
-            raise cannot_write(directory, error) from None
-        write(directory / "config.yaml", configuration.to_yaml(config))
-        write(directory / "environment.json", json.dumps(environment(), indent=1) + "\n")
-        _point_latest(parent, directory.name)
-        return directory
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):  # another process was faster
+                raise cannot_write(directory, error) from None
+        if config.run is not None:
+            break
+    shutil.rmtree(unnamed, ignore_errors=True)
+    refuse_existing(config)
     raise UserError(f"cannot find a free name for a run in {parent}; give one with run=…")
 
 
@@ -133,7 +153,8 @@ def lock(directory: Path) -> Iterator[None]:
 
 def names_below(parent: Path) -> list[str]:
     """The runs in a folder, oldest name first."""
-    return sorted(path.parent.name for path in parent.glob("*/config.yaml") if not path.parent.is_symlink())
+    found = (path.parent for path in parent.glob("*/config.yaml") if not path.parent.is_symlink())
+    return sorted(path.name for path in found if not path.name.startswith("."))
 
 
 def find(path: str | Path) -> Path:

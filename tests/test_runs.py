@@ -58,6 +58,32 @@ def test_a_run_of_the_same_name_is_never_overwritten(settings):
     assert (directory / "evaluation.csv").read_text() == "precious"
 
 
+def test_a_process_that_ends_while_it_claims_leaves_no_run_behind(settings, monkeypatch, tmp_path):
+    """Killed before its first files are written: the name is free, and nothing there looks like a run."""
+
+    def killed():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "environment", killed)
+        with pytest.raises(KeyboardInterrupt):
+            runs.claim(settings)
+    assert runs.names_below(tmp_path / "results" / "study") == []
+    with pytest.raises(UserError, match="there is no run there"):
+        runs.reopen(settings)
+    assert config.from_yaml(runs.claim(settings) / "config.yaml") == settings
+
+
+def test_an_empty_folder_is_free_and_a_file_is_not(settings, tmp_path):
+    study = tmp_path / "results" / "study"
+    (study / "first").mkdir(parents=True)
+    assert runs.claim(settings) == study / "first"
+    (study / "second").write_text("precious")
+    with pytest.raises(UserError, match=r"run=second exists .* is not overwritten"):
+        runs.claim(replace(settings, run="second"))
+    assert (study / "second").read_text() == "precious"
+
+
 def test_unnamed_runs_of_the_same_second_get_folders_of_their_own(settings, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda *_: "2030-01-02_03-04-05")
     unnamed = replace(settings, run=None)

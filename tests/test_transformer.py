@@ -289,5 +289,6 @@ def test_fused_attention_is_the_same_function() -> None:
 
 def test_fused_attention_has_no_dropout_of_its_own() -> None:
     config = TransformerConfig(layers=1, hidden=32, heads=4, intermediate=32, attention="fused")
-    with pytest.raises(UserError, match=r"encoder\.attention_dropout=0\.1 is not allowed with encoder\.attention=fused"):
+    message = r"encoder\.attention_dropout=0\.1 is not allowed with encoder\.attention=fused"
+    with pytest.raises(UserError, match=message):
         Transformer(config, inputs={"ids": (16,), "mask": (16,)}, vocabulary=50, width=32, rngs=nnx.Rngs(0))

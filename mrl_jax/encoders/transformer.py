@@ -215,9 +215,10 @@ class Block(nnx.Module):
         if self.fused:
             cast = jnp.bfloat16 if self.dtype == "bfloat16" else jnp.float32
             # cuDNN's kernel takes 16-bit numbers only; elsewhere XLA gets the formula.
+            kernel: Literal["cudnn"] | None
             kernel = "cudnn" if jax.default_backend() == "gpu" and self.dtype == "bfloat16" else None
-            parts = (linear(x).reshape(split).astype(cast) for linear in (self.query, self.key, self.value))
-            attended = jax.nn.dot_product_attention(*parts, mask=bias == 0, implementation=kernel)
+            q, k, v = (linear(x).reshape(split).astype(cast) for linear in (self.query, self.key, self.value))
+            attended = jax.nn.dot_product_attention(q, k, v, mask=bias == 0, implementation=kernel)
             return attended.reshape(x.shape).astype(jnp.float32)
         q, k, v = (linear(x).reshape(split).swapaxes(1, 2) for linear in (self.query, self.key, self.value))
         scores = jnp.einsum("bhtk,bhsk->bhts", q * split[3] ** -0.5, k) + bias
