@@ -293,10 +293,11 @@ def _classes(study: Study, most: int = 10) -> Section:
 def markdown(study: Study, parts: Sequence[Section], drawn: Collection[str]) -> str:
     """report.md; `drawn` are the names of the plots that there are."""
     seeds = f"{study.seeds} seeds" if study.seeds > 1 else "one seed"
+    of_classes = f" of {len(study.classes):,} classes" if study.classes else ""
     lines = [
         f"# {_markdown(study.title)}",
         "",
-        f"{len(study.labels):,} test examples of {len(study.classes):,} classes, {seeds}, embeddings of {study.width} "
+        f"{len(study.labels):,} test examples{of_classes}, {seeds}, embeddings of {study.width} "
         f"dimensions, nesting dims {', '.join(map(str, study.dims))}. Differences are paired by seed and test example; "
         "intervals and p-values are over both.",
     ]
