@@ -191,7 +191,7 @@ def pareto(study: Study) -> Figure:
 
 
 def training(study: Study) -> Figure:
-    """Validation accuracy over training, a panel a series, a line a granularity (mean over seeds)."""
+    """Validation score over training, a panel a series, a line a granularity (mean over seeds)."""
     log = [line for line in study.log if line["split"] == "validation"]
     shown = [s for s in study.series if any((line["arm"], line["variant"]) == (s.arm, s.variant) for line in log)]
     figure, axes = _panels(len(shown))
@@ -210,8 +210,17 @@ def training(study: Study) -> Figure:
         ax.set_title(series.label, fontsize=11)
         ax.set_xlabel("step")
         _frame(ax)
-        ax.legend(frameon=False, loc="lower right", title="dim", ncols=2, fontsize=9)
-    _label_rows(axes, "validation accuracy (%)")
+    handles = [Line2D([], [], color=shades[dim], linewidth=1.6, label=str(dim)) for dim in dims]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize=9, title="dim", title_fontsize=9
+    )
+    if study.classes:
+        what = "validation accuracy (%)"
+    elif "spearman" in study.measures:
+        what = "validation, pairs in order (%)"
+    else:
+        what = "validation, first of its batch (%)"
+    _label_rows(axes, what)
     return figure
 
 
