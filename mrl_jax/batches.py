@@ -4,6 +4,7 @@ The examples are read in one endless stream, a fresh permutation an epoch; a bat
 may span two epochs, so none is ever left out.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -204,21 +205,30 @@ def prefetch(items: Iterator[Any], make: Any, ahead: int = 2) -> Iterator[Any]:
 
 
 def slices(
-    examples: Examples | PairExamples, batch_size: int, tokens: int | None = None
+    examples: Examples | PairExamples, batch_size: int, tokens: int | None = None, share: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]]:
     """Every example once, for evaluation: (rows, batch, valid). Texts go by length; a last batch is filled up with
-    repeats, for which `valid` is false, so that all batches (of one length, with `tokens`) have one size.
+    repeats, for which `valid` is false, so that all batches (of one length, with `tokens`) have one size. Of `share`
+    (i, n) batches i, i + n, … are read.
 
     With `tokens` a batch of texts has about so many of them, but at most `batch_size` texts, and lengths are rounded up
     to a multiple of `FINE`. On two cores a MiniLM embeds short texts twice as fast so: the activations of 1,000 tokens
     stay in the cache, those of 10,000 do not.
     """
+    for part, filled, length in itertools.islice(_windows(examples, batch_size, tokens), share[0], None, share[1]):
+        yield part, examples.take(filled, length), np.arange(len(filled)) < len(part)
+
+
+def _windows(
+    examples: Examples | PairExamples, batch_size: int, tokens: int | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, int | None]]:
+    """Every example once, in batches: (rows, the same filled up with repeats, the length to pad to)."""
     n = len(examples)
     if examples.lengths is None or tokens is None or "mask" not in examples.inputs:  # a bag of words has few numbers
         rows = np.arange(n) if examples.lengths is None else np.argsort(examples.lengths, kind="stable")
         for start in range(0, n, batch_size):
             part = rows[start : start + batch_size]
-            yield part, examples.take(np.resize(part, batch_size)), np.arange(batch_size) < len(part)
+            yield part, np.resize(part, batch_size), None
         return
     rows = np.argsort(examples.lengths, kind="stable")
     lengths = np.maximum(-(-examples.lengths[rows] // FINE), 1) * FINE
@@ -233,4 +243,4 @@ def slices(
             length = int(lengths[np.searchsorted(lengths, length, side="right")])
         part = rows[start : start + size]
         start += len(part)
-        yield part, examples.take(np.resize(part, size), length), np.arange(size) < len(part)
+        yield part, np.resize(part, size), length

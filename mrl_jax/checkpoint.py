@@ -39,7 +39,7 @@ def save(directory: Path, step: int, tree: Any, meta: dict[str, Any], keep: int 
         for leftover in directory.glob(".step-*.partial*"):
             shutil.rmtree(leftover)
         partial.mkdir()
-        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+        with _quiet(), _checkpointer() as checkpointer:
             checkpointer.save(partial / "arrays", tree)
             checkpointer.wait_until_finished()
         files = {str(p.relative_to(partial)): _sha256(p) for p in sorted(partial.rglob("*")) if p.is_file()}
@@ -103,7 +103,7 @@ def load(directory: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
             f"checkpoint {path} holds other arrays than this configuration expects: {key} is "
             f"{arrays.get(key, 'absent')}, not {expected.get(key, 'absent')}"
         )
-    with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+    with _quiet(), _checkpointer() as checkpointer:
         return checkpointer.restore(path / "arrays", jax.tree.map(ocp.utils.to_shape_dtype_struct, like)), meta
 
 
@@ -111,6 +111,17 @@ def _shapes(tree: Any) -> dict[str, str]:
     """`dtype[shape]` of every leaf by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _checkpointer() -> Any:
+    """Orbax's, for this process alone: by default all processes of a run would have to take part."""
+    if not jax.distributed.is_initialized():
+        return ocp.StandardCheckpointer()
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 @contextmanager

@@ -78,6 +78,15 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    mode: Literal["none", "slurm", "env", "explicit"] = "none"  # how processes find each other, see distributed.py
+    coordinator: str | None = None  # explicit: host:port at which process 0 can be reached
+    processes: int | None = None  # explicit: how many there are
+    process: int | None = None  # explicit: which of them this is, from 0
+    heartbeat_seconds: int = 30  # a process that is silent for so long counts as gone
+
+
+@dataclass(frozen=True)
 class Config:
     data: DataConfig
     encoder: EncoderConfig
@@ -90,6 +99,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     results_dir: str = "results"
     run: str | None = None  # folder of this run; null: the date and time (or, with resume=true, the latest run)
     resume: bool = False  # continue an interrupted run
@@ -101,7 +111,9 @@ class Config:
 
 
 # What may differ between the run that is resumed and the command that resumes it.
-NOT_COMPARED = ("resume", "run", "results_dir")
+NOT_COMPARED = ("resume", "run", "results_dir", "distributed")
+
+DISTRIBUTED: tuple[Literal["none", "slurm", "env", "explicit"], ...] = ("none", "slurm", "env", "explicit")
 
 CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if path.is_dir())
 
@@ -130,6 +142,8 @@ def register() -> None:
         "sgd": OptimizerConfig(name="sgd", learning_rate=0.1, weight_decay=1e-4),
     }.items():
         store.store(group="optimizer", name=name, node=dataclasses.asdict(optimizer))
+    for mode in DISTRIBUTED:
+        store.store(group="distributed", name=mode, node=dataclasses.asdict(DistributedConfig(mode)))
 
 
 register()
@@ -184,6 +198,7 @@ def _options() -> dict[str, list[str]]:
         "data": list(SOURCES),
         "encoder": list(ENCODERS),
         "optimizer": ["adamw", "sgd"],
+        "distributed": list(DISTRIBUTED),
     }
 
 
@@ -317,6 +332,7 @@ def _check(config: Config) -> None:
         if not good:
             raise UserError(f"{key}={value} is not allowed; {allowed}")
     _check_loss(config)
+    _check_distributed(config.distributed)
     weights = config.loss.weights
     if weights is not None:
         if len(weights) != len(config.nesting_dims):
@@ -353,6 +369,32 @@ def _check_loss(config: Config) -> None:
         wrong.append(("loss.learned_temperature", "true", "false"))
     for key, value, needed in wrong:
         raise UserError(f"{key}={value} is not allowed {said}; it needs {needed}")
+
+
+def _check_distributed(config: DistributedConfig) -> None:
+    """Keys that go with distributed=explicit, and only with it."""
+    if config.heartbeat_seconds < 1:
+        raise UserError(f"distributed.heartbeat_seconds={config.heartbeat_seconds} is not allowed; at least 1")
+    explicit = {"coordinator": config.coordinator, "processes": config.processes, "process": config.process}
+    for key, value in explicit.items():
+        if config.mode != "explicit" and value is not None:
+            raise UserError(
+                f"distributed.{key}={value} is not allowed with distributed={config.mode}; it needs explicit"
+            )
+        if config.mode == "explicit" and value is None:
+            raise UserError(f"distributed.{key} is missing; distributed=explicit needs coordinator, processes, process")
+    if config.coordinator is not None:
+        host, _, port = config.coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise UserError(f"distributed.coordinator={config.coordinator} is not allowed; host:port")
+    if config.processes is not None and config.process is not None:
+        if config.processes < 1:
+            raise UserError(f"distributed.processes={config.processes} is not allowed; at least 1")
+        if not 0 <= config.process < config.processes:
+            raise UserError(
+                f"distributed.process={config.process} is not allowed; 0 to {config.processes - 1}, "
+                f"as distributed.processes={config.processes}"
+            )
 
 
 def build(cls: type, raw: Any, key: str) -> Any:
@@ -433,6 +475,6 @@ def differences(old: Config, new: Config) -> list[str]:
     def walk(a: Any, b: Any, key: str) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             return [line for name in {**a, **b} for line in walk(a.get(name), b.get(name), f"{key}.{name}".lstrip("."))]
-        return [] if a == b or key in NOT_COMPARED else [f"{key}={a} (now {b})"]
+        return [] if a == b or key.split(".")[0] in NOT_COMPARED else [f"{key}={a} (now {b})"]
 
     return walk(_plain(dataclasses.asdict(old)), _plain(dataclasses.asdict(new)), "")

@@ -37,6 +37,7 @@ import jax
 from tqdm import tqdm
 
 from mrl_jax import config as configuration
+from mrl_jax import distributed
 from mrl_jax.checkpoint import cannot_write
 from mrl_jax.errors import UserError, nearest
 
@@ -179,7 +180,9 @@ def _point_latest(parent: Path, name: str) -> None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Replace a file atomically; raises `UserError` when the disk is full."""
+    """Replace a file atomically, in the process that writes; raises `UserError` when the disk is full."""
+    if not distributed.is_writer():
+        return
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,6 +213,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": versions,
         "devices": [device.device_kind for device in devices],
+        "processes": distributed.count(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
@@ -228,8 +232,14 @@ def _git(*arguments: str) -> str | None:
 
 def progress(total: int | None, what: str, unit: str, leave: bool = True, shown: bool = True) -> tqdm:
     """A progress bar on standard error; none where that is no terminal, or with TQDM_DISABLE=1."""
-    off = bool(os.environ.get("TQDM_DISABLE")) or (None if shown else True)
+    off = bool(os.environ.get("TQDM_DISABLE")) or not distributed.is_writer() or (None if shown else True)
     return tqdm(total=total, desc=what, unit=unit, disable=off, leave=leave, dynamic_ncols=True)
+
+
+def say(text: str) -> None:
+    """A message on standard error; several processes say it once."""
+    if distributed.is_writer():
+        print(text, file=sys.stderr)
 
 
 class Log:
@@ -241,6 +251,8 @@ class Log:
     def append(self, lines: Iterable[dict[str, Any]]) -> None:
         """Add lines and hand them to the operating system, so that a killed process keeps them."""
         text = "".join(json.dumps(line) + "\n" for line in lines)
+        if not distributed.is_writer():
+            return
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(text)
@@ -249,6 +261,8 @@ class Log:
 
     def rewind(self, labels: Iterable[str], step: int) -> None:
         """Drop what the members `labels` logged after `step` (and a last line that was cut off by a kill)."""
+        if not distributed.is_writer():
+            return
         dropped = set(labels)
         kept = [line for line in self.read() if line["member"] not in dropped or line["step"] <= step]
         write(self.path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -35,7 +36,10 @@ LAUNCHERS = {
     "submitit_local": "hydra_plugins.hydra_submitit_launcher",
     "submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
 }
-INTERRUPTED = 130
+STOPPED: dict[int, int] = {
+    signal.SIGINT: 130,
+    signal.SIGTERM: 75,
+}  # exit status by signal; 75: EX_TEMPFAIL of sysexits.h, try again
 
 
 class Sweep(NamedTuple):
@@ -125,7 +129,7 @@ def job(composed: Any, run: Callable[[Config], tuple[int, str]], is_complete: Ca
     except Exception as error:  # a bug in one job must not lose the others
         status, said = 1, f"{type(error).__name__}: {error}"
         traceback.print_exc()
-    if status == INTERRUPTED:
+    if status in STOPPED.values():
         raise SystemExit(status)
     if status:
         failed.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,8 @@
     python -m mrl_jax.train data=files data.train=a.jsonl data.test=b.jsonl
     python -m mrl_jax.train +experiment=newsgroups resume=true
 
-Exit status: 0 done, 2 a mistake in the command, the data or the files, 130 interrupted (continue with resume=true).
+Exit status: 0 done; 2 a mistake in the command, the data or the files; stopped, to be continued with resume=true: 130
+by Ctrl-C, 75 by SIGTERM (a preempted job) or because another process of the run is gone.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,7 @@ import jax
 import numpy as np
 from omegaconf import DictConfig
 
-from mrl_jax import arms, checkpoint, data, encoders, inputs, report, runs, scoring, sweeps
+from mrl_jax import arms, checkpoint, data, distributed, encoders, inputs, report, runs, scoring, sweeps
 from mrl_jax import config as configuration
 from mrl_jax.arms import Member
 from mrl_jax.batches import Examples, PairExamples, RankingExamples
@@ -34,7 +36,7 @@ from mrl_jax.errors import UserError
 from mrl_jax.evaluate import adaptive
 from mrl_jax.program import Program
 from mrl_jax.runs import Row
-from mrl_jax.trainer import Interrupted, Trainer, grouped, save_model, steps
+from mrl_jax.trainer import Interrupted, Trainer, grouped, load_model, save_model, steps
 
 
 def train(config: Config) -> Path:
@@ -44,12 +46,12 @@ def train(config: Config) -> Path:
 
 
 def _train(config: Config, held: contextlib.ExitStack) -> Path:
+    distributed.start(config.distributed)
     directory = None
     if config.resume:
-        directory = runs.reopen(config)
-        held.enter_context(runs.lock(directory))
+        directory = Path(distributed.on_writer(lambda: _reopened(config, held)))
     else:
-        runs.refuse_existing(config)
+        distributed.on_writer(lambda: runs.refuse_existing(config))
     dataset = data.load(config.data)
     _check_data(config, dataset)
     reader = inputs.fit(config.encoder, dataset)
@@ -58,23 +60,22 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
     assert not isinstance(train, RankingExamples)
     assert not isinstance(validation, RankingExamples)
     described = describe(config, dataset, reader, splits)
+    distributed.same("data set", json.loads(_json(described)))
     program = Program.of(config, described, steps(config.trainer, len(train)))
     trainer = Trainer(program, config.trainer)
     program.check()
     if directory is None:
-        directory = runs.claim(config)
-        held.enter_context(runs.lock(directory))
-    elif (directory / "dataset.json").exists() and runs.read_dataset(directory) != json.loads(_json(described)):
-        raise UserError(f"resume=true: the data is no longer that of {directory}; restore it, or start a new run")
-    elif (directory / "checkpoints").exists() and not (directory / "dataset.json").exists():
-        raise UserError(f"resume=true: {directory} has checkpoints but no dataset.json to compare the data with")
+        directory = Path(distributed.on_writer(lambda: _claimed(config, held)))
+    else:
+        distributed.on_writer(lambda: _compare_data(directory, described))
     reader.save(directory)
     runs.write(directory / "dataset.json", _json(described))
     members = _members(config)
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
-    print(f"{directory}: {len(members)} to train, {program.steps:,} steps each; {counts}", file=sys.stderr)
+    processes = f" by {distributed.count()} processes" if distributed.count() > 1 else ""
+    runs.say(f"{directory}: {len(members)} to train{processes}, {program.steps:,} steps each; {counts}")
     evaluation = directory / "evaluation.csv"
-    rows = runs.read_rows(evaluation)
+    rows = [Row(*row) for row in distributed.on_writer(lambda: runs.read_rows(evaluation))]
     log = runs.Log(directory / "metrics.jsonl")
     for name in arms.untuned(config.arms):
         if not all(any(row.arm == name and row.seed == seed for row in rows) for seed in range(config.seeds)):
@@ -86,23 +87,53 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
     for group in grouped(members, at_once):
         done += len(group)
         models = [directory / "checkpoints" / member.label / "model" for member in group]
-        if all(_is_done(rows, member, config) for member in group) and all(map(checkpoint.steps, models)):
+        finished = all(_is_done(rows, member, config) for member in group)
+        if finished and distributed.on_writer(lambda models=models: all(map(checkpoint.steps, models))):  # type: ignore[misc]
             continue
         name = group[0].label if len(group) == 1 else f"{group[0].label}-and-{len(group) - 1}-more"
         states = directory / "checkpoints" / name / "state"
         with runs.progress(program.steps, f"{done}/{len(members)} {name}", "step") as bar:
-            fitted = trainer.fit(group, range(config.seeds), train, validation, states, log, bar)
+            # Trained before, and stopped while it was evaluated?
+            there = [load_model(model, member, program) for model, member in zip(models, group, strict=True)]
+            fitted = [one for one in there if one is not None]
+            if len(fitted) < len(group):
+                fitted = trainer.fit(group, range(config.seeds), train, validation, states, log, bar)
+                for one, model in zip(fitted, models, strict=True):
+                    save_model(model, one)
         for one in fitted:
             rows = [row for row in rows if not _is_of(row, one.member, config)]
             rows += scoring.of_member(config, trainer, one, splits, directory)
-            save_model(directory / "checkpoints" / one.member.label / "model", one)
             runs.write_rows(evaluation, rows)
         if bar.disable:  # off a terminal, a line each
-            print(f"{done} of {len(members)}: {name} is done", file=sys.stderr)
-        shutil.rmtree(states, ignore_errors=True)  # only ever needed to finish this group
-        with contextlib.suppress(OSError):
-            states.parent.rmdir()  # of a population: its members have folders of their own
+            runs.say(f"{done} of {len(members)}: {name} is done")
+        if distributed.is_writer():
+            shutil.rmtree(states, ignore_errors=True)  # only ever needed to finish this group
+            with contextlib.suppress(OSError):
+                states.parent.rmdir()  # of a population: its members have folders of their own
     return directory
+
+
+def _reopened(config: Config, held: contextlib.ExitStack) -> str:
+    """The folder of the run to resume, kept to this process."""
+    directory = runs.reopen(config)
+    held.enter_context(runs.lock(directory))
+    return str(directory)
+
+
+def _claimed(config: Config, held: contextlib.ExitStack) -> str:
+    """The folder of a new run, kept to this process."""
+    directory = runs.claim(config)
+    held.enter_context(runs.lock(directory))
+    return str(directory)
+
+
+def _compare_data(directory: Path, described: dict[str, Any]) -> None:
+    """Raise `UserError` where a run that is resumed was begun with other data."""
+    if (directory / "dataset.json").exists():
+        if runs.read_dataset(directory) != json.loads(_json(described)):
+            raise UserError(f"resume=true: the data is no longer that of {directory}; restore it, or start a new run")
+    elif (directory / "checkpoints").exists():
+        raise UserError(f"resume=true: {directory} has checkpoints but no dataset.json to compare the data with")
 
 
 def _untuned(config: Config, trainer: Trainer, splits: scoring.Splits, directory: Path) -> list[Row]:
@@ -110,13 +141,14 @@ def _untuned(config: Config, trainer: Trainer, splits: scoring.Splits, directory
     same = getattr(config.encoder, "weights", None) is not None
     rows: list[Row] = []
     for seed in range(1 if same else config.seeds):
-        print(f"evaluating the encoder before training, seed {seed}", file=sys.stderr)
+        runs.say(f"evaluating the encoder before training, seed {seed}")
         rows += scoring.of_untuned(config, trainer, splits, seed, directory)
     for seed in range(1, config.seeds) if same else ():
         rows += [row._replace(seed=seed) for row in rows if row.seed == 0]
         for name in arms.untuned(config.arms):
             outcomes = directory / "predictions" / f"{name}-seed0.npz"
-            runs.write(outcomes.with_name(f"{name}-seed{seed}.npz"), outcomes.read_bytes())
+            if distributed.is_writer():
+                runs.write(outcomes.with_name(f"{name}-seed{seed}.npz"), outcomes.read_bytes())
     return rows
 
 
@@ -173,7 +205,7 @@ def _splits(config: Config, dataset: Dataset | PairDataset, reader: inputs.Reade
     splits = _as_arrays(config, dataset, arrays)
     if cut:
         longest = getattr(encoders.standalone(config.encoder, reader.vocabulary)[0], "max_length", None)
-        print(f"{cut:,} of {texts:,} texts are longer than encoder.max_length={longest} and are cut", file=sys.stderr)
+        runs.say(f"{cut:,} of {texts:,} texts are longer than encoder.max_length={longest} and are cut")
     return splits
 
 
@@ -197,7 +229,7 @@ def _as_arrays(
 
     test = dataset.test
     return {
-        "train": pairs(dataset.train, chunks=config.trainer.accumulate, multiple=jax.local_device_count()),
+        "train": pairs(dataset.train, chunks=config.trainer.accumulate, multiple=jax.device_count()),
         "validation": pairs(dataset.validation),
         "test": pairs(test)
         if isinstance(test, data.Pairs)
@@ -246,6 +278,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     report.forgiving_output()
+    with contextlib.suppress(ValueError):  # not the main thread: whoever runs us handles signals
+        signal.signal(signal.SIGTERM, _terminate)
     words = [word for word in arguments if not word.startswith("-")]
     try:
         if words == arguments:
@@ -260,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
         _hydra_main()
     except KeyboardInterrupt:
         print("interrupted; the same command, started again, does only what is missing", file=sys.stderr)
-        return sweeps.INTERRUPTED
+        return sweeps.STOPPED[signal.SIGINT]
     return sweeps.summary(sweep.directory) if sweep else 0
 
 
@@ -268,21 +302,40 @@ def _run(settings: Config) -> tuple[int, str]:
     """Train, then print and draw what came out; returns the exit status and what was said last."""
     started = time.monotonic()
     status, said = 2, ""
+    again = "continue with the same command and resume=true"
     try:
         directory = train(settings)
-        print(report.table(directory))
-        drawn = report.draw(directory)
-        status, said = 0, f"{time.monotonic() - started:.0f} s; plots: {', '.join(str(path) for path in drawn)}"
+        if distributed.is_writer():
+            print(report.table(directory))
+            drawn = report.draw(directory)
+            said = f"{time.monotonic() - started:.0f} s; plots: {', '.join(str(path) for path in drawn)}"
+        status = 0
     except UserError as error:
         said = f"error: {error}"
     except Interrupted as stopped:
-        status, said = sweeps.INTERRUPTED, f"{stopped}; continue with the same command and resume=true"
+        status, said = sweeps.STOPPED[stopped.signum], f"{stopped}; {again}"
+    except Terminated:
+        status, said = sweeps.STOPPED[signal.SIGTERM], f"stopped by SIGTERM; {again}"
     except KeyboardInterrupt:
-        status, said = sweeps.INTERRUPTED, "interrupted; continue with the same command and resume=true"
+        status, said = sweeps.STOPPED[signal.SIGINT], f"interrupted; {again}"
     except OSError as error:
         said = f"error: {error.filename or settings.results_dir}: {error.strerror or error}"
-    print(said, file=sys.stderr)
+    except Exception as error:
+        gone = distributed.lost(error)
+        if gone is None:
+            raise
+        status, said = sweeps.STOPPED[signal.SIGTERM], f"error: {gone}; {again} in all of them"
+    if said:
+        print(said, file=sys.stderr)
     return status, said
+
+
+class Terminated(BaseException):
+    """SIGTERM where no training state is to be saved."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
 
 
 @hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")
@@ -308,4 +361,4 @@ def _is_complete(directory: Path, config: Config) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main())

@@ -6,11 +6,10 @@ The moment with the best validation accuracy is kept; a killed run continues fro
 """
 
 import dataclasses
-import signal
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from mrl_jax import batches, checkpoint
+from mrl_jax import batches, checkpoint, distributed
 from mrl_jax.arms import Member, Row
 from mrl_jax.batches import Examples, PairExamples
 from mrl_jax.config import TrainerConfig
@@ -35,15 +34,19 @@ CACHED_TOKENS = 1024
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: the state has been saved, the run can be resumed."""
+    """Ctrl-C or SIGTERM (`signum`): the state has been saved, the run can be resumed."""
+
+    def __init__(self, said: str, signum: int) -> None:
+        super().__init__(said)
+        self.signum = signum
 
 
 class Best(NamedTuple):
     """The best moment so far, by validation accuracy averaged over an arm's granularities."""
 
     model: Model
-    accuracy: jax.Array  # [] or [members]
-    step: jax.Array
+    accuracy: Any  # [] or [members]
+    step: Any
 
 
 class Fitted(NamedTuple):
@@ -55,10 +58,34 @@ class Fitted(NamedTuple):
     step: int
 
 
-def save_model(folder: Path, fitted: Fitted) -> Path:
+def save_model(folder: Path, fitted: Fitted) -> None:
     """Write the best model of a member, and only that, to `folder`."""
     meta = {"member": fitted.member.label, "validation_accuracy": fitted.accuracy}
-    return checkpoint.save(folder, fitted.step, fitted.model, meta, keep=1)
+    model = distributed.on_host(fitted.model)
+    distributed.on_writer(lambda: bool(checkpoint.save(folder, fitted.step, model, meta, keep=1)))
+
+
+def load_model(folder: Path, member: Member, program: Program) -> Fitted | None:
+    """What `save_model` wrote, or None where there is nothing whole: then the member is trained again."""
+    like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(program.init, 0).model)
+    found: dict[str, Any] = {}
+
+    def newest() -> dict[str, Any]:
+        steps = checkpoint.steps(folder)
+        try:
+            found["model"], meta = checkpoint.load(folder, steps[-1], like)
+            return {"step": steps[-1], "accuracy": float(meta["validation_accuracy"])}
+        except IndexError:
+            return {}
+        except (UserError, KeyError, TypeError, ValueError) as damaged:
+            tqdm.write(f"{damaged}; {member.label} is trained again", file=sys.stderr)
+            return {}
+
+    there = distributed.on_writer(newest)
+    if not there:
+        return None
+    model = distributed.broadcast(found.get("model", like))
+    return Fitted(member, model, there["accuracy"], there["step"])
 
 
 def steps(config: TrainerConfig, examples: int) -> int:
@@ -78,50 +105,129 @@ def tokens_at_once() -> int | None:
     return CACHED_TOKENS if jax.default_backend() == "cpu" else None
 
 
+class Layout(NamedTuple):
+    """How members and the examples of a batch lie on the devices of all processes, and the functions compiled for it.
+
+    Together, members are spread over the devices as far as their number divides evenly (axis `arms`), and the examples
+    of a batch over the rest (axis `data`). One alone has its examples spread over all.
+    """
+
+    members: int | None
+    state: NamedSharding  # of a state, its model, an arm's row: [members, …], or whole everywhere
+    batch: NamedSharding  # [members, B, …], or [B, …]
+    shared: NamedSharding  # [B, …]: the same examples for all members
+    step: Any
+    score: Any
+    keep: Any
+
+    @classmethod
+    def of(cls, program: Program, members: int | None) -> "Layout":
+        devices = jax.device_count()
+        arms = math.gcd(members or 1, devices)
+        mesh = jax.make_mesh((arms, devices // arms), ("arms", "data"), axis_types=(AxisType.Auto,) * 2)
+
+        def over(*axes: str) -> NamedSharding:
+            return NamedSharding(mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]
+
+        step: Any = program.step
+        score: Any = program.score
+        state, batch = over(), over("data")
+        if members is not None:
+            step, score = jax.vmap(step), jax.vmap(score, in_axes=(0, None, None))
+            state, batch = over("arms"), over("arms", "data")
+        return cls(
+            members,
+            state,
+            batch,
+            over("data"),
+            step=jax.jit(step, donate_argnums=0, out_shardings=(state, state)),
+            score=jax.jit(score, out_shardings=(state, state)),
+            keep=jax.jit(_better, donate_argnums=1, out_shardings=state),
+        )
+
+    def on_devices(self, tree: Any, sharding: NamedSharding) -> Any:
+        """Arrays that every process has whole, each device with its part."""
+        return jax.tree.map(lambda x: _placed(x, sharding), tree)
+
+    def read(self, examples: Examples, rows: np.ndarray, length: int | None, sharding: NamedSharding) -> dict[str, Any]:
+        """The batch of `rows` [B] or [members, B]; every process reads only what its own devices hold of it."""
+        blocks: dict[tuple[Any, ...], dict[str, np.ndarray]] = {}
+        parts: dict[str, list[jax.Array]] = {}
+        for device, index in sharding.addressable_devices_indices_map(rows.shape).items():
+            wanted = rows[index]
+            place = tuple((cut.start, cut.stop) for cut in index or ())
+            if place not in blocks:
+                blocks[place] = (
+                    examples.take(wanted, length) if rows.ndim == 1 else examples.stacked(list(wanted), length)
+                )
+            for name, array in blocks[place].items():
+                parts.setdefault(name, []).append(jax.device_put(array, device))
+        shapes = {name: (*rows.shape, *arrays[0].shape[rows.ndim :]) for name, arrays in parts.items()}
+        return {
+            name: jax.make_array_from_single_device_arrays(shapes[name], sharding, arrays)
+            for name, arrays in parts.items()
+        }
+
+
+def _placed(x: Any, sharding: NamedSharding) -> Any:
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def _better(new: Best, best: Best) -> Best:
+    """The better of two moments, member by member."""
+    better = new.accuracy > best.accuracy
+
+    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)
+
+    kept: Best = jax.tree.map(keep, new, best)
+    return kept
+
+
 class Trainer:
     """The compiled functions of a `Program`, shared by all groups of a run, and their placement on the devices."""
 
     def __init__(self, program: Program, config: TrainerConfig) -> None:
         self.program = program
         self.config = config
-        devices = jax.local_devices()
-        if config.batch_size % (len(devices) * config.accumulate):
+        devices = jax.device_count()
+        if config.batch_size % (devices * config.accumulate):
             raise UserError(
-                f"trainer.batch_size={config.batch_size} cannot be split evenly over {len(devices)} devices "
-                f"with trainer.accumulate={config.accumulate}; use a multiple of {len(devices) * config.accumulate}"
+                f"trainer.batch_size={config.batch_size} cannot be split evenly over {devices} devices "
+                f"with trainer.accumulate={config.accumulate}; use a multiple of {devices * config.accumulate}"
             )
-        self.mesh = jax.make_mesh((len(devices),), ("devices",), axis_types=(AxisType.Auto,))
-        self.step = jax.jit(program.step, donate_argnums=0)
-        self.step_together = jax.jit(jax.vmap(program.step), donate_argnums=0)
         self._narrow: dict[int, Trainer | None] = {}
         self._embed = jax.jit(program.embed)
-        self._score = jax.jit(program.score)
-        self._score_together = jax.jit(jax.vmap(program.score, in_axes=(0, None, None)))
+        self._layouts: dict[int | None, Layout] = {}
 
-    def place(self, tree: Any, *axes: str | None) -> Any:
-        """Put arrays on the devices: whole on each, or split along the axis called "devices"."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]
-        return jax.device_put(tree, sharding)
+    def layout(self, members: int | None) -> "Layout":
+        """The compiled functions for `members` trained together, None for one that is trained alone."""
+        if members not in self._layouts:
+            self._layouts[members] = Layout.of(self.program, members)
+        return self._layouts[members]
 
     def at_once(self, members: Sequence[Member], train: Examples | PairExamples) -> int:
         """How many of the members to train together, by `trainer.population` and `trainer.arms_at_once`.
 
-        `auto` trains them in turn on the CPU, where they would compete for the same cores and a larger working set only
-        costs cache, and together elsewhere: as many as fit in 80 % of the devices' memory, by XLA's own account of one
-        member's step.
+        `auto` trains one a device on CPUs, where more would compete for the same cores and a larger working set only
+        costs cache, and elsewhere as many as fit in 80 % of the devices' memory, by XLA's account of a member's step.
         """
-        population = self.config.population
-        if population == "loop" or (population == "auto" and jax.default_backend() == "cpu"):
+        population, devices = self.config.population, jax.device_count()
+        if population == "loop":
             return 1
         if self.config.arms_at_once is not None:
             return min(self.config.arms_at_once, len(members))
-        devices = jax.local_devices()
-        stats = devices[0].memory_stats() or {}
+        if population == "auto" and jax.default_backend() == "cpu":
+            return devices if devices <= len(members) else 1
+        stats = jax.local_devices()[0].memory_stats() or {}
         if "bytes_limit" not in stats:
             return len(members)
-        fitting = int(0.8 * stats["bytes_limit"] * len(devices) / max(1, self._bytes_of_member(members[0], train)))
+        fitting = int(0.8 * stats["bytes_limit"] * devices / max(1, self._bytes_of_member(members[0], train)))
         chunk = max(1, min(fitting, len(members)))
-        return chunk - chunk % len(devices) if chunk > len(devices) else chunk
+        return int(distributed.on_writer(lambda: chunk - chunk % devices if chunk > devices else chunk))
 
     def _bytes_of_member(self, member: Member, train: Examples | PairExamples) -> int:
         """Memory of one member's step on its longest batch, and of its best model so far."""
@@ -129,7 +235,8 @@ class Trainer:
         longest = None if train.lengths is None else train.padded(np.array([np.argmax(train.lengths)]))
         row, key = member.arm.row(self.program.kinds), jax.random.key(0)
         state = jax.eval_shape(self.program.init, 0)
-        analysis = self.step.lower(state, train.take(rows, longest), row, key).compile().memory_analysis()
+        step = jax.jit(self.program.step, donate_argnums=0)
+        analysis = step.lower(state, train.take(rows, longest), row, key).compile().memory_analysis()
         if analysis is None:  # not every backend keeps this account
             return 0
         used = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
@@ -173,25 +280,32 @@ class Trainer:
         return self._narrow[width]
 
     def embed(self, model: Model, examples: Examples, batch_size: int) -> np.ndarray:
-        """Embeddings float32 [n, D] of one member for every example, in their order."""
-        z = np.empty((len(examples), self.program.width), np.float32)
+        """Embeddings float32 [n, D] of one member for every example, in their order.
+
+        Every process embeds its share of the batches, and all of them get all embeddings.
+        """
+        z, found = [np.empty((0, self.program.width), np.float32)], [np.empty(0, np.int64)]
+        model = jax.device_put(distributed.on_host(model), jax.local_devices()[0])
+        share = (distributed.rank(), distributed.count())
         with progress(len(examples), "embed", "example", leave=False) as bar:
-            for rows, batch, valid in batches.slices(examples, batch_size, tokens_at_once()):
+            for rows, batch, valid in batches.slices(examples, batch_size, tokens_at_once(), share):
                 del batch["label"]
-                z[rows] = np.asarray(self._embed(model, batch))[valid]
-                bar.update(len(rows))
-        return z
+                z.append(np.asarray(self._embed(model, batch))[valid])
+                found.append(rows)
+                bar.update(len(rows) * share[1])
+        return distributed.joined(np.concatenate(z), np.concatenate(found), len(examples))
 
     def accuracy(
-        self, model: Model, examples: Examples | PairExamples, batch_size: int, together: bool
-    ) -> tuple[Any, Any]:
+        self, model: Model, examples: Examples | PairExamples, batch_size: int, members: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Accuracy and mean loss [(members,) kinds, K] over a split."""
-        score = self._score_together if together else self._score
+        layout = self.layout(members)
         right: Any = 0
         lost: Any = 0
         for _, batch, valid in batches.slices(examples, batch_size):
-            hits, losses = score(model, batch, valid)
-            right, lost = right + np.asarray(hits), lost + np.asarray(losses, np.float64)
+            found = layout.score(model, *layout.on_devices([batch, valid], layout.shared))
+            hits, losses = distributed.on_host(found)
+            right, lost = right + hits, lost + losses.astype(np.float64)
         return right / len(examples), lost / len(examples)
 
 
@@ -214,8 +328,7 @@ class _Group:
         self.directory, self.log, self.bar = directory, log, bar
         self.together = len(members) > 1
         self.config, self.program = trainer.config, trainer.program
-        # Members over the devices where they come out even; otherwise the examples of a batch.
-        self.spread = self.together and len(members) % trainer.mesh.size == 0
+        self.layout = trainer.layout(len(members) if self.together else None)
         arms = [m.arm.row(self.program.kinds) for m in members]
         self.arms: Row = jax.tree.map(lambda *parts: np.stack(parts), *arms)
         self.rows = self.arms.weights  # [members, kinds, K]
@@ -226,21 +339,24 @@ class _Group:
     def fit(self) -> list[Fitted]:
         state, best, start, window = self._start()
         saved = since = time.monotonic()
+        layout, arm = self.layout, self.arms
         # Not the key of the initial parameters: that is split in `Program.init`.
-        key = jnp.stack([jax.random.fold_in(jax.random.key(member.seed), 1) for member in self.members])
-        step_of, arm = self.trainer.step_together, self.arms
+        keys = [jax.random.fold_in(jax.random.key(member.seed), 1) for member in self.members]
+        key = jax.random.key_data(jnp.stack(keys))
         if not self.together:
-            step_of, (arm, key) = self.trainer.step, jax.tree.map(lambda x: x[0], (self.arms, key))
-        arm, key = self._place((arm, key))
-        with _signals() as stopped:
+            arm, key = jax.tree.map(lambda x: x[0], (arm, key))
+        arm, key = layout.on_devices((arm, key), layout.state)
+        key = jax.random.wrap_key_data(key)
+        with distributed.signals() as signalled:
             for step, batch in enumerate(self._batches(start), start + 1):
-                state, measures = step_of(state, batch, arm, key)
+                state, measures = layout.step(state, batch, arm, key)
                 window.append(measures)
                 self.bar.update()
                 report = step % self.config.log_every == 0 or step in self.moments or step == self.total
-                if not report and not stopped():
+                stop = signalled()
+                if not report and not stop:
                     continue
-                window = [Measures(*map(np.asarray, measured)) for measured in window]
+                window = [distributed.on_host(measured) for measured in window]
                 self._check_finite(step - len(window), window, best)
                 if report:
                     self._report(step, window, time.monotonic() - since)
@@ -248,40 +364,48 @@ class _Group:
                 if step in self.moments:
                     best = self._validate(step, state, best)
                 due = time.monotonic() - saved >= self.config.checkpoint_seconds and step < self.total
-                if due or stopped():
+                if stop or distributed.on_writer(lambda due=due: due):  # type: ignore[misc]
                     self._save(step, state, best, window)
                     saved = time.monotonic()
-                if stopped():
-                    raise Interrupted(f"stopped at step {step} of {self.total} ({self._names()})")
+                if stop:
+                    raise Interrupted(f"stopped at step {step} of {self.total} ({self._names()})", stop)
+        best = distributed.on_host(best)
         return [self._fitted(best, i) for i in range(len(self.members))]
-
-    def _place(self, tree: Any) -> Any:
-        return self.trainer.place(tree, "devices") if self.spread else self.trainer.place(tree)
 
     def _start(self) -> tuple[State, Best, int, list[Measures]]:
         """The initial state, or that of the newest intact checkpoint, with its step and what it had not logged yet."""
-        states = [self.program.init(member.seed) for member in self.members]
-        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if self.together else states[0]
-        state = self._place(state)
+        states = [distributed.on_host(self.program.init(member.seed)) for member in self.members]
+        state = jax.tree.map(lambda *leaves: np.stack(leaves), *states) if self.together else states[0]
         shape = (len(self.members),) if self.together else ()
-        # A copy: the step donates the state's buffers.
-        best = Best(jax.tree.map(jnp.copy, state.model), jnp.full(shape, -1.0), jnp.zeros(shape, jnp.int32))
-        found = checkpoint.steps(self.directory)
-        for at in reversed(found):
-            try:
-                (state, best), meta = checkpoint.load(self.directory, at, (state, best))
-            except UserError as damaged:
-                if at == found[0]:
-                    raise UserError(f"cannot resume: {damaged}; delete {self.directory} to train it again") from None
-                tqdm.write(f"{damaged}; continuing from the one before", file=sys.stderr)
-                continue
-            self.log.rewind([m.label for m in self.members], at)
-            self.bar.n = self.bar.initial = at
-            self.bar.refresh()
-            window = [Measures(*(np.asarray(x, np.float32) for x in measured)) for measured in meta["window"]]
-            return state, best, at, window
-        self.log.rewind([m.label for m in self.members], 0)
-        return state, best, 0, []
+        best = Best(state.model, np.full(shape, -1.0, np.float32), np.zeros(shape, np.int32))
+        found: dict[str, Any] = {}
+
+        def newest() -> dict[str, Any]:
+            """The step of the newest intact checkpoint and its log window; the arrays are left in `found`."""
+            present = checkpoint.steps(self.directory)
+            for at in reversed(present):
+                try:
+                    found["state"], meta = checkpoint.load(self.directory, at, (state, best))
+                except UserError as damaged:
+                    if at == present[0]:
+                        raise UserError(
+                            f"cannot resume: {damaged}; delete {self.directory} to train it again"
+                        ) from None
+                    tqdm.write(f"{damaged}; continuing from the one before", file=sys.stderr)
+                    continue
+                return {"step": at, "window": meta["window"]}
+            return {"step": 0, "window": []}
+
+        start = distributed.on_writer(newest)
+        if start["step"]:
+            state, best = distributed.broadcast(found.get("state", (state, best)))
+        self.log.rewind([m.label for m in self.members], start["step"])
+        self.bar.n = self.bar.initial = start["step"]
+        self.bar.refresh()
+        window = [Measures(*(np.asarray(x, np.float32) for x in measured)) for measured in start["window"]]
+        # Two copies of the model: the step donates the state's buffers.
+        state, best = (self.layout.on_devices(tree, self.layout.state) for tree in (state, best))
+        return state, best, start["step"], window
 
     def _batches(self, start: int) -> Iterator[Any]:
         """Batches on the devices: [B, …] for one member, [members, B, …] for several.
@@ -289,16 +413,18 @@ class _Group:
         Texts are padded to the longest of the step in any seed of the population, whichever of them are trained here:
         the shape of a dropout mask must not depend on how the population is grouped.
         """
-        size, mine = self.config.batch_size, [m.seed for m in self.members]
+        size, layout = self.config.batch_size, self.layout
+        index = [self.seeds.index(member.seed) for member in self.members]
         streams = [batches.stream(self.train, seed, size, start, self.total) for seed in self.seeds]
 
         def take(parts: tuple[np.ndarray, ...]) -> Any:
             length = self.train.padded(np.concatenate(parts))
-            index = [self.seeds.index(seed) for seed in mine]
-            if not self.together:
-                return self.trainer.place(self.train.take(parts[index[0]], length), "devices")
-            stacked = {name: array[index] for name, array in self.train.stacked(parts, length).items()}
-            return self._place(stacked) if self.spread else self.trainer.place(stacked, None, "devices")
+            rows = np.stack([parts[i] for i in index]) if self.together else parts[index[0]]
+            if isinstance(self.train, Examples):
+                return layout.read(self.train, rows, length, layout.batch)
+            # Texts of pairs are packed across the whole batch, so every process packs all of them and keeps its part.
+            packed = self.train.stacked(list(rows), length) if self.together else self.train.take(rows, length)
+            return layout.on_devices(packed, layout.batch)
 
         yield from batches.prefetch(zip(*streams, strict=True), take)
 
@@ -345,38 +471,38 @@ class _Group:
 
     def _keep_best(self, i: int, best: Best) -> str:
         """Save the best model so far of member i where `load` finds it; says where."""
-        fitted = self._fitted(best, i)
+        fitted = self._fitted(distributed.on_host(best), i)
         if fitted.step == 0:
             return "nothing is kept: it had not been validated yet"
         folder = self.directory.parent.parent / fitted.member.label / "model"
-        path = save_model(folder, fitted)
-        return f"its best model, of step {fitted.step}, is kept in {path}"
+        save_model(folder, fitted)
+        return f"its best model, of step {fitted.step}, is kept in {folder}"
 
     def _validate(self, step: int, state: State, best: Best) -> Best:
         """Score the validation split and keep each member's model if it is its best so far."""
-        accuracy, loss = self.trainer.accuracy(state.model, self.validation, self.config.batch_size, self.together)
+        accuracy, loss = self.trainer.accuracy(
+            state.model, self.validation, self.config.batch_size, self.layout.members
+        )
         if not self.together:
             accuracy, loss = accuracy[None], loss[None]
         self.log.append(
             self._line(i, step, "validation", loss[i]) | {"accuracy": self._per_dim(i, accuracy[i])}
             for i in range(len(self.members))
         )
-        average = jnp.asarray([self._average(i, accuracy[i]) for i in range(len(self.members))], jnp.float32)
+        average = np.array([self._average(i, accuracy[i]) for i in range(len(self.members))], np.float32)
+        moment: Any = average, np.full(len(average), step, np.int32)
         if not self.together:
-            average = average[0]
-        better = average > best.accuracy
-
-        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)
-
-        kept: Best = jax.tree.map(keep, Best(state.model, average, jnp.full_like(best.step, step)), best)
+            moment = average[0], np.int32(step)
+        kept: Best = self.layout.keep(Best(state.model, *self.layout.on_devices(moment, self.layout.state)), best)
         return kept
 
     def _save(self, step: int, state: State, best: Best, window: list[Measures]) -> None:
         meta = {"members": [m.label for m in self.members], "window": [[x.tolist() for x in m] for m in window]}
-        checkpoint.save(self.directory, step, (state, best), meta)
+        whole = distributed.on_host((state, best))
+        distributed.on_writer(lambda: bool(checkpoint.save(self.directory, step, whole, meta)))
 
     def _fitted(self, best: Best, i: int) -> Fitted:
+        """The best model of member i; `best` holds NumPy arrays."""
         one = jax.tree.map(lambda x: x[i], best) if self.together else best
         return Fitted(self.members[i], self.program.widen(one.model), float(one.accuracy), int(one.step))
 
@@ -398,27 +524,3 @@ class _Group:
 
     def _names(self) -> str:
         return self.members[0].label if not self.together else f"{len(self.members)} members together"
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """Note SIGINT and SIGTERM, so that the loop can save at the next step; a second one acts as usual."""
-    caught: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def note(number: int, frame: Any) -> None:
-        caught.append(number)
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: whoever runs us handles signals
-        previous = {}
-    try:
-        yield lambda: bool(caught)
-    finally:
-        if not caught:
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)

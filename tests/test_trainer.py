@@ -122,7 +122,7 @@ def test_what_fits_in_memory_is_trained_together(monkeypatch: pytest.MonkeyPatch
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 10 * one})
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     assert trainer.at_once(members, features(90)) == 8
-    monkeypatch.setattr(jax, "local_devices", lambda: [device] * 3)
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
     assert trainer.at_once(members, features(90)) == 24  # a multiple of the devices
     assert Trainer.at_once(SimpleNamespace(config=TrainerConfig(population="loop")), members, features(90)) == 1
 

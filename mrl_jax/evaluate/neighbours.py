@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mrl_jax import distributed
 from mrl_jax.nesting import blocks
 
 QUERIES = 256  # at a time
@@ -59,18 +60,23 @@ def top_k(scores_QxN: jax.Array, k: int) -> jax.Array:
 def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k: int) -> Iterator[np.ndarray]:
     """For each of `dims`, the indices int32 [Q, k] of the nearest database rows by cosine on the prefix.
 
-    `queries` [Q, D], `database` [N, D]; `k` at most N. O(Q·N·D) work for all dims together.
+    `queries` [Q, D], `database` [N, D]; `k` at most N. O(Q·N·D) work for all dims together, of which each process of a
+    run does its share of the queries.
     """
     if not len(queries):
         return iter(np.zeros((len(dims), 0, k), np.int32))
     database_DxN = jnp.asarray(np.ascontiguousarray(database.T))
-    parts = []
-    for start in range(0, len(queries), QUERIES):
-        chunk = queries[start : start + QUERIES]
-        filled = np.pad(chunk, ((0, QUERIES - len(chunk)), (0, 0)))
-        found = _search(jnp.asarray(filled), database_DxN, tuple(dims), k)
-        parts.append([np.asarray(indices, np.int32)[: len(chunk)] for indices in found])
-    return (np.concatenate(part) for part in zip(*parts, strict=True))
+
+    def search(queries: np.ndarray) -> np.ndarray:
+        found = np.empty((len(queries), len(dims), k), np.int32)
+        for start in range(0, len(queries), QUERIES):
+            chunk = queries[start : start + QUERIES]
+            filled = np.pad(chunk, ((0, QUERIES - len(chunk)), (0, 0)))
+            for at, indices in enumerate(_search(jnp.asarray(filled), database_DxN, tuple(dims), k)):
+                found[start : start + len(chunk), at] = np.asarray(indices)[: len(chunk)]
+        return found
+
+    return iter(distributed.by_rows(search, queries).swapaxes(0, 1))
 
 
 def outcomes(indices: np.ndarray, labels: np.ndarray, database_labels: np.ndarray, k: int) -> dict[str, np.ndarray]:

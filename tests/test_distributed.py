@@ -1,0 +1,284 @@
+"""Several processes on one machine: they train and evaluate as one would, stop together, and notice a lost one."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mrl_jax import config, distributed, train
+from mrl_jax.errors import UserError
+from mrl_jax.runs import Log, Row, read_rows
+
+ROOT = Path(__file__).parent.parent
+Start = Callable[..., list[subprocess.Popen[str]]]
+
+# Several runs by the same processes, as the jobs of a sweep would be.
+WORKER = "import json, sys\nfrom mrl_jax import distributed, train\n" + (
+    "distributed.leave(max(train.main(words) for words in json.loads(sys.argv[1])))"
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start `count` processes that run the command lines `jobs` one after another; none outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def processes(count: int, jobs: Sequence[Sequence[str]], mode: str = "explicit") -> list[subprocess.Popen[str]]:
+        port = free_port()
+        for rank in range(count):
+            words, variables = [f"distributed={mode}"], {}
+            if mode == "explicit":
+                words += [f"distributed.coordinator=127.0.0.1:{port}", f"distributed.processes={count}"]
+                words += [f"distributed.process={rank}"]
+            elif mode == "slurm":  # what srun tells a task; JAX makes the port of the job's number
+                variables = {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_NODES": "1"}
+                variables |= {"SLURM_NTASKS": str(count), "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+            else:
+                values = (f"127.0.0.1:{port}", str(count), str(rank))
+                variables = dict(zip(distributed.VARIABLES, values, strict=True))
+            command = [sys.executable, "-c", WORKER, json.dumps([[*job, *words] for job in jobs])]
+            pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+            started.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, **pipes))  # type: ignore[call-overload]
+        return started
+
+    yield processes
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ends(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list[tuple[int, str]]:
+    """Exit status and standard error of each."""
+    said = [process.communicate(timeout=timeout)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+
+
+def jobs(tiny: list[str], pairs: Path, folder: Path) -> list[list[str]]:
+    """Classes with one arm (its batches are shared out), four arms together (themselves shared out), and pairs."""
+    quick = ["evaluation.refit=null", "trainer.evaluations=2", f"results_dir={folder}"]
+    together = ["arms=[mrl,ff]", "trainer.population=vmap", "trainer.arms_at_once=4"]
+    contrastive = ["data=pairs", *(f"data.{part}={pairs}" for part in ("train", "test")), "loss.name=info_nce"]
+    settings = [word for word in tiny if not word.startswith("data")]
+    return [
+        [*tiny, *quick, "arms=[mrl_e]", "run=classes"],
+        [*tiny, *quick, *together, "run=together"],
+        [*settings, *quick, *contrastive, "arms=[mrl,untuned]", "run=pairs"],
+    ]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """90 pairs with a hard negative: a word of the anchor is in the positive, and of another anchor in the negative."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    rng = np.random.default_rng(0)
+    with path.open("w") as file:
+        for i in range(90):
+            words = " ".join(f"filler{n}" for n in rng.integers(0, 20, 4))
+            parts = (f"topic{i % 30} {words}", f"topic{i % 30} reply{i}", f"topic{(i + 7) % 30} reply{i + 1}")
+            file.write(json.dumps(dict(zip(("anchor", "positive", "negative"), parts, strict=True))) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: list[str], pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same runs by this process."""
+    folder = tmp_path_factory.mktemp("alone")
+    for job in jobs(tiny, pairs, folder):
+        assert train.main(job) == 0
+    return folder / "tiny"
+
+
+def values(rows: Sequence[Row]) -> tuple[list[tuple[object, ...]], list[float]]:
+    return [row[:-1] for row in rows], [row.value for row in rows]
+
+
+@pytest.mark.parametrize(("count", "mode"), [(2, "slurm"), (4, "env")])
+def test_processes_give_the_numbers_of_one(
+    count: int, mode: str, start: Start, tiny: list[str], pairs: Path, alone: Path, tmp_path: Path
+) -> None:
+    """80 test texts, 24 validation texts and 90 pairs: 4 processes have batches that none of them can fill."""
+    for status, said in ends(start(count, jobs(tiny, pairs, tmp_path), mode)):
+        assert status == 0, said
+    for run in ("classes", "together", "pairs"):
+        one, many = alone / run, tmp_path / "tiny" / run
+        assert json.loads((many / "environment.json").read_text())["processes"] == count
+        expected, found = (values(read_rows(folder / "evaluation.csv")) for folder in (one, many))
+        assert found[0] == expected[0]
+        np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+        expected, found = ([line["loss"] for line in Log(folder / "metrics.jsonl").read()] for folder in (one, many))
+        assert len(found) == len(expected) > 5
+        for a, b in zip(expected, found, strict=True):
+            assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+
+
+def begun(log: Path, processes: list[subprocess.Popen[str]]) -> None:
+    """Wait until a run is trained."""
+    while not log.exists() or log.read_text().count("\n") < 4:
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def test_a_killed_process_ends_the_others_and_one_continues_the_run_of_two(
+    start: Start, tiny: list[str], tmp_path: Path
+) -> None:
+    """Also: a run that two processes began is resumed by three, after SIGTERM reached one of them, and by one."""
+    words = [*tiny, "trainer.steps=4000", "trainer.batch_size=36", "evaluation.refit=null", f"results_dir={tmp_path}"]
+    words += ["trainer.checkpoint_seconds=0"]
+    log = tmp_path / "tiny" / "shared" / "metrics.jsonl"
+    processes = start(2, [[*words, "run=shared"]])
+    begun(log, processes)
+    processes[1].kill()
+    killed = time.monotonic()
+    status, said = ends(processes)[0]
+    assert status == 75
+    assert time.monotonic() - killed < 30
+    assert "another of the 2 processes is gone" in said
+    assert "resume=true" in said
+    assert "Traceback" not in said
+
+    reached = Log(log)
+    before = max(line["step"] for line in reached.read())
+    processes.clear()
+    processes = start(3, [[*words, "run=shared", "resume=true"]])
+    while max(line["step"] for line in reached.read()) <= before + 20:
+        assert all(process.poll() is None for process in processes), processes[0].communicate()
+        time.sleep(0.02)
+    processes[2].send_signal(signal.SIGTERM)
+    for status, said in ends(processes):
+        assert status == 75
+        assert re.search(r"stopped at step \d+ of 4000", said), said
+        assert "Traceback" not in said
+
+    assert train.main([*words, "run=shared", "resume=true"]) == 0
+    assert train.main([*words, "run=whole"]) == 0
+    shared, whole = (
+        [line["step"] for line in Log(log.parent.parent / run / "metrics.jsonl").read()] for run in ("shared", "whole")
+    )
+    assert shared == whole
+    expected, found = (values(read_rows(log.parent.parent / run / "evaluation.csv")) for run in ("whole", "shared"))
+    assert found[0] == expected[0]
+    np.testing.assert_allclose(found[1], expected[1], atol=0.03)  # 4,000 steps on 216 texts, summed in another order
+
+
+COLLECTIVES = """
+import os, sys, json, re
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, numpy as np
+from mrl_jax import arms, config
+from mrl_jax.program import Program
+from mrl_jax.trainer import Layout
+words, inputs, columns, members = json.loads(sys.argv[1])
+made = config.from_command_line(words)
+described = {"inputs": {"features": [12]}, "vocabulary": 0, "classes": list("abc") * (columns == 1), "columns": columns}
+program = Program.of(made, described)
+arm = arms.expand(made.arms, made.nesting_dims)[0]
+layout = Layout.of(program, members)
+shape = () if members is None else (members,)
+def shaped(x, sharding):
+    return jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype, sharding=sharding)
+state, key = jax.eval_shape(program.init, 0), jax.eval_shape(lambda: jax.random.key(0))
+label = np.zeros(32, np.int32 if columns == 1 else np.float32)
+batch = {"features": np.zeros((32 * columns, 12), np.float32), "label": label}
+row = arm.row(program.kinds)
+args = [jax.tree.map(lambda x: shaped(x, s), t) for t, s in
+        ((state, layout.state), (batch, layout.batch), (row, layout.state), (key, layout.state))]
+text = layout.step.lower(*args).compile().as_text()
+size = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "bf16": 2}
+moved = {}
+for line in text.splitlines():
+    found = re.search(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\\(", line)
+    if found:
+        arrays = re.findall(r"(f32|s32|u32|pred|bf16)\\[([\\d,]*)\\]", found[1])
+        moved[found[2]] = moved.get(found[2], 0) + sum(
+            size[kind] * int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for kind, shape in arrays)
+print(json.dumps([moved, sum(x.size * 4 for x in jax.tree.leaves(state.model.params))]))
+"""
+
+
+def moved(words: Sequence[str], columns: int, members: int | None) -> tuple[dict[str, int], int]:
+    """Bytes of each kind of collective in a compiled step over two devices, and bytes of a model's parameters."""
+    base = ["data=features", "data.train=a.npz", "data.test=a.npz", "encoder=mlp", "width=16", "nesting_dims=[4,16]"]
+    command = [sys.executable, "-c", COLLECTIVES, json.dumps([[*base, *words], 0, columns, members])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found, parameters = json.loads(done.stdout.splitlines()[-1])
+    return found, parameters
+
+
+def test_a_step_moves_what_was_counted_on_paper() -> None:
+    """Classes: one sum of the gradients, and K losses. Pairs: also the embeddings, which every query is compared with.
+    Members on devices of their own: nothing."""
+    gradients, parameters = moved(["arms=[mrl]"], 1, None)
+    assert set(gradients) == {"all-reduce"}
+    assert parameters <= gradients["all-reduce"] <= parameters + 64
+    assert moved(["arms=[mrl]"], 1, 2)[0] == {}
+    contrastive, parameters = moved(["arms=[mrl]", "loss.name=info_nce", "data.task=pairs"], 2, None)
+    embeddings = 2 * 32 * 16 * 4
+    assert sum(contrastive.values()) >= parameters
+    assert sum(contrastive.values()) <= parameters + 8 * embeddings
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["distributed=explicit"], "distributed.coordinator is missing"),
+        (
+            ["distributed.processes=2"],
+            "distributed.processes=2 is not allowed with distributed=none; it needs explicit",
+        ),
+        (["distributed=slrm"], "did you mean slurm"),
+        (["distributed=env", "distributed.heartbeat_seconds=0"], "distributed.heartbeat_seconds=0 is not allowed"),
+    ],
+)
+def test_a_mistyped_key_is_named(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        config.from_command_line(words)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {"coordinator": "host", "processes": 2, "process": 0},
+            "distributed.coordinator=host is not allowed; host:port",
+        ),
+        ({"coordinator": "host:1", "processes": 2, "process": 2}, "distributed.process=2 is not allowed; 0 to 1"),
+        ({"coordinator": "host:1", "processes": 0, "process": 0}, "processes=0 is not allowed; at least 1"),
+    ],
+)
+def test_a_wrong_place_among_the_processes_is_refused(keys: dict[str, object], said: str) -> None:
+    words = [f"distributed.{key}={value}" for key, value in keys.items()]
+    with pytest.raises(UserError, match=re.escape(said)):
+        config.from_command_line(["distributed=explicit", *words])
+
+
+def test_an_environment_that_says_half_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES is set, JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID is not"):
+        distributed.start(config.DistributedConfig("env"))
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    with pytest.raises(UserError, match="there is no SLURM_PROCID; start the processes with srun"):
+        distributed.start(config.DistributedConfig("slurm"))
+
+
+def test_one_process_is_all_there_is() -> None:
+    assert (distributed.count(), distributed.rank(), distributed.is_writer()) == (1, 0, True)
+    rows = np.array([2, 0, 1])
+    np.testing.assert_array_equal(distributed.joined(np.array([[5.0], [6.0], [7.0]]), rows, 3), [[6.0], [7.0], [5.0]])
+    assert distributed.lost(ValueError("Gloo all-reduce failed")) is None
