@@ -102,7 +102,7 @@ class Config:
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     results_dir: str = "results"
     run: str | None = None  # folder of this run; null: the date and time (or, with resume=true, the latest run)
-    resume: bool = False  # continue an interrupted run
+    resume: bool | str = False  # continue an interrupted run; auto: if there is one of that name
 
     @property
     def contrastive(self) -> bool:
@@ -348,6 +348,9 @@ def _check(config: Config) -> None:
             f"evaluation.cascade=true needs a nested arm with two granularities or more; arms={list(config.arms)} with "
             f"nesting_dims={list(config.nesting_dims)} has none"
         )
+    if isinstance(config.resume, str) and (config.resume != "auto" or config.run is None):
+        needed = "true, false or auto" if config.resume != "auto" else "it needs run=…, the name of the run"
+        raise UserError(f"resume={config.resume} is not allowed; {needed}")
     for key, path in (("name", config.name), ("run", config.run)):
         if path is not None and (path in ("", ".", "..") or "/" in path or "\\" in path):
             raise UserError(f"{key}={path!r} is not allowed; the name of one folder, without slashes")

@@ -66,6 +66,11 @@ def refuse_existing(config: configuration.Config) -> None:
         )
 
 
+def exists(config: configuration.Config) -> bool:
+    """Whether the run that `config` names has been begun."""
+    return (_parent(config) / (config.run or "latest") / "config.yaml").exists()
+
+
 def _parent(config: configuration.Config) -> Path:
     return Path(config.results_dir).expanduser() / config.name
 

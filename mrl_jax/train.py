@@ -48,7 +48,8 @@ def train(config: Config) -> Path:
 def _train(config: Config, held: contextlib.ExitStack) -> Path:
     distributed.start(config.distributed)
     directory = None
-    if config.resume:
+    # The writer's word: the others may not see the folder.
+    if distributed.on_writer(lambda: runs.exists(config) if config.resume == "auto" else config.resume):
         directory = Path(distributed.on_writer(lambda: _reopened(config, held)))
     else:
         distributed.on_writer(lambda: runs.refuse_existing(config))

@@ -70,28 +70,35 @@ def ends(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list[t
 
 def jobs(tiny: list[str], pairs: Path, folder: Path) -> list[list[str]]:
     """Classes with one arm (its batches are shared out), four arms together (themselves shared out), and pairs."""
-    quick = ["evaluation.refit=null", "trainer.evaluations=2", f"results_dir={folder}"]
+    quick = ["evaluation.refit=null", "evaluation.quantised=false", "evaluation.interpolated=false"]
+    quick += ["nesting_dims=[4,16]", "trainer.evaluations=2", f"results_dir={folder}"]
     together = ["arms=[mrl,ff]", "trainer.population=vmap", "trainer.arms_at_once=4"]
-    contrastive = ["data=pairs", *(f"data.{part}={pairs}" for part in ("train", "test")), "loss.name=info_nce"]
+    contrastive = ["data=pairs", *(f"data.{part}={pairs / part}.jsonl" for part in ("train", "test"))]
     settings = [word for word in tiny if not word.startswith("data")]
     return [
         [*tiny, *quick, "arms=[mrl_e]", "run=classes"],
         [*tiny, *quick, *together, "run=together"],
-        [*settings, *quick, *contrastive, "arms=[mrl,untuned]", "run=pairs"],
+        [*settings, *quick, *contrastive, "loss.name=info_nce", "arms=[mrl,untuned]", "run=pairs"],
     ]
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """90 pairs with a hard negative: a word of the anchor is in the positive, and of another anchor in the negative."""
-    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    """Pairs with a hard negative: a word of the anchor is in the positive, and of another anchor in the negative."""
+    folder = tmp_path_factory.mktemp("pairs")
     rng = np.random.default_rng(0)
-    with path.open("w") as file:
-        for i in range(90):
-            words = " ".join(f"filler{n}" for n in rng.integers(0, 20, 4))
-            parts = (f"topic{i % 30} {words}", f"topic{i % 30} reply{i}", f"topic{(i + 7) % 30} reply{i + 1}")
-            file.write(json.dumps(dict(zip(("anchor", "positive", "negative"), parts, strict=True))) + "\n")
-    return path
+    for part, count in (("train", 90), ("test", 37)):
+        with (folder / f"{part}.jsonl").open("w") as file:
+            for i in range(count):
+                words = " ".join(f"filler{n}" for n in rng.integers(0, 20, 4))
+                texts = (
+                    f"topic{i % 30} {part}{i} {words}",
+                    f"topic{i % 30} reply{i}",
+                    f"topic{(i + 7) % 30} reply{i + 1}",
+                )
+                names = ("anchor", "positive", "negative")
+                file.write(json.dumps(dict(zip(names, texts, strict=True))) + "\n")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +118,7 @@ def values(rows: Sequence[Row]) -> tuple[list[tuple[object, ...]], list[float]]:
 def test_processes_give_the_numbers_of_one(
     count: int, mode: str, start: Start, tiny: list[str], pairs: Path, alone: Path, tmp_path: Path
 ) -> None:
-    """80 test texts, 24 validation texts and 90 pairs: 4 processes have batches that none of them can fill."""
+    """80 test texts, 24 validation texts and 37 pairs: 4 processes have batches that none of them can fill."""
     for status, said in ends(start(count, jobs(tiny, pairs, tmp_path), mode)):
         assert status == 0, said
     for run in ("classes", "together", "pairs"):
@@ -138,10 +145,10 @@ def test_a_killed_process_ends_the_others_and_one_continues_the_run_of_two(
     start: Start, tiny: list[str], tmp_path: Path
 ) -> None:
     """Also: a run that two processes began is resumed by three, after SIGTERM reached one of them, and by one."""
-    words = [*tiny, "trainer.steps=4000", "trainer.batch_size=36", "evaluation.refit=null", f"results_dir={tmp_path}"]
-    words += ["trainer.checkpoint_seconds=0"]
+    words = [*tiny, "trainer.steps=3000", "trainer.batch_size=36", "evaluation.refit=null", f"results_dir={tmp_path}"]
+    words += ["trainer.checkpoint_seconds=0.2", "trainer.log_every=20", "nesting_dims=[4,16]", "run=shared"]
     log = tmp_path / "tiny" / "shared" / "metrics.jsonl"
-    processes = start(2, [[*words, "run=shared"]])
+    processes = start(2, [[*words, "resume=auto"]])
     begun(log, processes)
     processes[1].kill()
     killed = time.monotonic()
@@ -155,17 +162,17 @@ def test_a_killed_process_ends_the_others_and_one_continues_the_run_of_two(
     reached = Log(log)
     before = max(line["step"] for line in reached.read())
     processes.clear()
-    processes = start(3, [[*words, "run=shared", "resume=true"]])
+    processes = start(3, [[*words, "resume=auto"]])
     while max(line["step"] for line in reached.read()) <= before + 20:
         assert all(process.poll() is None for process in processes), processes[0].communicate()
         time.sleep(0.02)
     processes[2].send_signal(signal.SIGTERM)
     for status, said in ends(processes):
         assert status == 75
-        assert re.search(r"stopped at step \d+ of 4000", said), said
+        assert re.search(r"stopped at step \d+ of 3000", said), said
         assert "Traceback" not in said
 
-    assert train.main([*words, "run=shared", "resume=true"]) == 0
+    assert train.main([*words, "resume=true"]) == 0
     assert train.main([*words, "run=whole"]) == 0
     shared, whole = (
         [line["step"] for line in Log(log.parent.parent / run / "metrics.jsonl").read()] for run in ("shared", "whole")
@@ -173,7 +180,7 @@ def test_a_killed_process_ends_the_others_and_one_continues_the_run_of_two(
     assert shared == whole
     expected, found = (values(read_rows(log.parent.parent / run / "evaluation.csv")) for run in ("whole", "shared"))
     assert found[0] == expected[0]
-    np.testing.assert_allclose(found[1], expected[1], atol=0.03)  # 4,000 steps on 216 texts, summed in another order
+    np.testing.assert_allclose(found[1], expected[1], atol=0.03)  # 3,000 steps on 216 texts, summed in another order
 
 
 COLLECTIVES = """
