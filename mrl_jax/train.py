@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -277,10 +277,12 @@ def _is_done(rows: Sequence[Row], member: Member, config: Config) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
     report.forgiving_output()
-    with contextlib.suppress(ValueError):  # not the main thread: whoever runs us handles signals
-        signal.signal(signal.SIGTERM, _terminate)
+    with _terminable():
+        return _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _main(arguments: list[str]) -> int:
     words = [word for word in arguments if not word.startswith("-")]
     try:
         if words == arguments:
@@ -293,9 +295,9 @@ def main(arguments: list[str] | None = None) -> int:
     sys.argv[1:] = [*arguments, *(sweep.overrides if sweep else ())]
     try:
         _hydra_main()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stopped:
         print("interrupted; the same command, started again, does only what is missing", file=sys.stderr)
-        return sweeps.STOPPED[signal.SIGINT]
+        return sweeps.STOPPED[signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT]
     return sweeps.summary(sweep.directory) if sweep else 0
 
 
@@ -335,8 +337,22 @@ class Terminated(BaseException):
     """SIGTERM where no training state is to be saved."""
 
 
-def _terminate(number: int, frame: Any) -> None:
-    raise Terminated
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated`, as Ctrl-C raises `KeyboardInterrupt`."""
+
+    def terminate(number: int, frame: Any) -> None:
+        raise Terminated
+
+    try:
+        previous = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @hydra.main(config_path=str(configuration.CONF), config_name="config", version_base="1.3")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import mrl_jax
-from mrl_jax import arms, checkpoint, config, train
+from mrl_jax import arms, checkpoint, config, scoring, train, trainer
 from mrl_jax.errors import UserError
 from mrl_jax.program import Program
 from mrl_jax.runs import read_rows
@@ -242,6 +243,33 @@ def test_killed_at_any_moment_a_run_resumes_to_the_same_bits(tiny: list[str], tm
         deaths += 1
     assert deaths >= 1
     assert comparable(victim) == comparable(tmp_path / "tiny" / "whole")
+
+
+def test_sigterm_during_evaluation_costs_no_training(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The trained model is kept before it is scored; the exit status is one that says: try again."""
+    words = [*tiny, f"results_dir={tmp_path}", "run=a", "evaluation.refit=null"]
+    with monkeypatch.context() as patched:
+        patched.setattr(scoring, "of_member", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert train.main(words) == 75
+    assert "stopped by SIGTERM; continue with the same command and resume=true" in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.Trainer, "fit", lambda *_: pytest.fail("trained again"))
+        assert train.main([*words, "resume=true"]) == 0
+    assert train.main([*words[:-2], "run=b", words[-1]]) == 0
+    assert comparable(tmp_path / "tiny" / "a") == comparable(tmp_path / "tiny" / "b")
+
+
+def test_resume_auto_begins_or_continues(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*tiny, f"results_dir={tmp_path}", "evaluation.refit=null", "trainer.steps=5", "resume=auto"]
+    assert train.main(words) == 2
+    assert "resume=auto is not allowed; it needs run=…" in capsys.readouterr().err
+    assert train.main([*words, "run=a"]) == 0
+    assert train.main([*words, "run=a"]) == 0
+    assert train.main([*words[:-1], "run=a"]) == 2
+    assert train.main([*words[:-1], "resume=maybe", "run=a"]) == 2
+    assert "resume=maybe is not allowed; true, false or auto" in capsys.readouterr().err
 
 
 def test_ctrl_c_saves_and_resumes_to_the_same_bits(tiny: list[str], tmp_path: Path) -> None:
