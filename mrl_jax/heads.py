@@ -11,9 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mrl_jax import losses, many_classes
 from mrl_jax.nesting import nested_logits
 
 KINDS = ("separate", "tied")
+
+DIRECT_ELEMENTS = 1 << 26  # of all logits of a batch: above, 256 MiB a copy of them, they are made in tiles of classes
+TILE_ELEMENTS = 1 << 20  # of the logits of a tile: they should stay in the cache
 
 # separate: K kernels [m_k, C] and K biases [C]; tied: the K blocks of rows of one kernel [D, C], and one bias [C]
 Head = dict[str, Any]
@@ -32,15 +36,74 @@ def init(key: jax.Array, kind: str, dims: Sequence[int], classes: int) -> Head:
 
 
 def logits(head: Head, kind: str, z_BxD: jax.Array, dims: Sequence[int]) -> tuple[jax.Array, ...]:
-    """K arrays [B, C]. A tied head takes any `dims`; separate heads only those that they were made for."""
+    """K arrays [B, C]. A tied head takes any `dims`; separate heads only those that they were made for.
+
+    Operands narrower than float32 are accumulated in float32, and so is the gradient of z over separate heads.
+    """
     if kind == "tied":
         made_for = tuple(itertools.accumulate(len(rows) for rows in head["kernel"]))
         kernel = head["kernel"] if tuple(dims) == made_for else jnp.concatenate(head["kernel"])
         return nested_logits(z_BxD, kernel, dims, head["bias"])
+    # Widened once, narrowed for each product: the K gradients are then added up in float32.
+    wide_BxD = z_BxD.astype(jnp.promote_types(z_BxD.dtype, jnp.float32))
     return tuple(
-        jnp.matmul(z_BxD[:, :m], kernel, preferred_element_type=jnp.float32) + bias
+        jnp.matmul(wide_BxD[:, :m].astype(z_BxD.dtype), kernel, preferred_element_type=jnp.float32) + bias
         for m, kernel, bias in zip(dims, head["kernel"], head["bias"], strict=True)
     )
+
+
+def nested_loss(
+    head: Head,
+    kind: str,
+    z_BxD: jax.Array,
+    labels_B: jax.Array,
+    weights: jax.Array | Sequence[float],
+    dims: Sequence[int],
+    label_smoothing: float = 0.0,
+    streamed: bool | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`losses.nested_cross_entropy` of a head's logits: the scalar, and the loss of each granularity float32 [K].
+
+    Direct, the logits of all granularities are there at once, `K·B·C` floats and more. Streamed, they are made in tiles
+    of classes and made again for the gradient (see `many_classes`): the extra memory grows with neither B·C nor K·B·C,
+    and it is faster once the logits leave the cache. `streamed` None chooses by size.
+    """
+    if not _streamed(head, z_BxD, dims, streamed):
+        return losses.nested_cross_entropy(logits(head, kind, z_BxD, dims), labels_B, weights, label_smoothing)
+    weights = jnp.asarray(weights, jnp.float32)
+    if weights.shape != (len(dims),):
+        raise ValueError(f"{len(dims)} granularities of logits need as many weights; got shape {weights.shape}")
+    tile = _tile(z_BxD, dims)
+    losses_KxB = many_classes.cross_entropies(_of_head(kind, dims), tile, label_smoothing, head, z_BxD, labels_B)
+    losses_K = jnp.mean(losses_KxB, axis=1)
+    return jnp.dot(weights, losses_K), losses_K
+
+
+def score(
+    head: Head, kind: str, z_BxD: jax.Array, labels_B: jax.Array, dims: Sequence[int], streamed: bool | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Whether the largest logit is that of the label, bool [K, B], and the cross-entropy, float32 [K, B]."""
+    if _streamed(head, z_BxD, dims, streamed):
+        make, tile = _of_head(kind, dims), _tile(z_BxD, dims)
+        predicted_KxB = many_classes.answers(make, tile, head, z_BxD)
+        return predicted_KxB == labels_B, many_classes.cross_entropies(make, tile, 0.0, head, z_BxD, labels_B)
+    made = logits(head, kind, z_BxD, dims)
+    predicted_KxB = jnp.stack([jnp.argmax(logits_BxC, axis=-1) for logits_BxC in made])
+    return predicted_KxB == labels_B, jnp.stack([losses.cross_entropy(logits_BxC, labels_B) for logits_BxC in made])
+
+
+def _streamed(head: Head, z_BxD: jax.Array, dims: Sequence[int], wanted: bool | None) -> bool:
+    classes = jax.tree.leaves(head)[0].shape[-1]
+    return len(dims) * len(z_BxD) * classes > DIRECT_ELEMENTS if wanted is None else wanted
+
+
+def _tile(z_BxD: jax.Array, dims: Sequence[int]) -> int:
+    """Classes of a tile, a multiple of 128."""
+    return max(1, TILE_ELEMENTS // (128 * len(dims) * len(z_BxD))) * 128
+
+
+def _of_head(kind: str, dims: Sequence[int]) -> many_classes.Logits:
+    return lambda head, z_BxD: logits(head, kind, z_BxD, dims)
 
 
 def classifiers(head: Head, kind: str, dims: Sequence[int], wanted: Sequence[int]) -> dict[int, tuple[Any, Any]]:

@@ -20,7 +20,7 @@ from mrl_jax.arms import Row
 from mrl_jax.config import Config, LossConfig, OptimizerConfig
 from mrl_jax.encoders import EncoderConfig
 from mrl_jax.errors import UserError
-from mrl_jax.losses import nested_cross_entropy, sample_granularities, uncertainty_weighted
+from mrl_jax.losses import sample_granularities, uncertainty_weighted
 from mrl_jax.nesting import truncate
 
 Inputs = Mapping[str, jax.Array]
@@ -226,8 +226,8 @@ class Program:
             return total, (losses, statistics)
         total, each = jnp.float32(0), []
         for kind, weights_K in zip(self.kinds, weights, strict=True):
-            logits = heads.logits(params["heads"][kind], kind, z_BxD, self.dims)
-            loss, losses_K = nested_cross_entropy(logits, batch["label"], weights_K, self.loss.label_smoothing)
+            head, smoothing = params["heads"][kind], self.loss.label_smoothing
+            loss, losses_K = heads.nested_loss(head, kind, z_BxD, batch["label"], weights_K, self.dims, smoothing)
             if self.loss.weighting == "uncertainty":
                 loss = uncertainty_weighted(losses_K, params["log_variances"][kind], weights_K)
             total += loss
@@ -326,13 +326,10 @@ class Program:
             return right_K[None], lost_K[None]
         right, lost = [], []
         for kind in self.kinds:
-            for logits_BxC in heads.logits(model.params["heads"][kind], kind, z_BxD, self.dims):
-                hit_B = jnp.argmax(logits_BxC, axis=-1) == batch["label"]
-                loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, batch["label"])
-                right.append(jnp.sum(hit_B & valid_B))
-                lost.append(jnp.sum(jnp.where(valid_B, loss_B, 0.0)))
-        shape = (len(self.kinds), len(self.dims))
-        return jnp.stack(right).reshape(shape), jnp.stack(lost).reshape(shape)
+            hits_KxB, losses_KxB = heads.score(model.params["heads"][kind], kind, z_BxD, batch["label"], self.dims)
+            right.append(jnp.sum(hits_KxB & valid_B, axis=1))
+            lost.append(jnp.sum(jnp.where(valid_B, losses_KxB, 0.0), axis=1))
+        return jnp.stack(right), jnp.stack(lost)
 
     def _score_pairs(self, params: Any, z_SxD: jax.Array, scores_B: jax.Array, valid_B: jax.Array) -> Any:
         anchors, positives, *_ = jnp.split(z_SxD, self.columns)
