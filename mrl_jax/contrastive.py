@@ -10,6 +10,9 @@ With cos_k the cosine of two prefixes of m_k coordinates, *renormalised*, and τ
 and Σ_k c_k · L_k over the granularities (Kusupati et al., 2022, arXiv:2205.13147). Gram matrices are sums over blocks
 of coordinates, S_k = S_{k−1} + Q[:, block k] @ D[:, block k]ᵀ, and cos_k = S_k / (‖q‖_k ‖d‖_k): one `B × N × D` product
 in all, whatever the number of granularities.
+
+A prefix that is zero, or is beside the whole (`nesting.NEGLIGIBLE`), has cosine 0 to everything and no gradient.
+Otherwise embeddings may have any length that float32 holds; losses and gradients stay finite for τ from 0.01 to 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from mrl_jax.nesting import blocks as nesting_blocks
-from mrl_jax.nesting import check_dims, inverse_prefix_norms, nested_logits
+from mrl_jax.nesting import check_dims, inverse_prefix_norms, nested_logits, scaled
 
 Tree = TypeVar("Tree")
 
@@ -48,8 +51,7 @@ def nested_info_nce(
     Document i is the positive of query i; documents from B on are negatives of every query. Forward, the mean over
     queries of −log softmax over all N documents of cos / τ; symmetric, the mean of that and of the same for each of
     the first B documents over the B queries. These are MultipleNegativesRankingLoss and
-    MultipleNegativesSymmetricRankingLoss of sentence-transformers at scale 1/τ. A zero prefix has cosine 0 to
-    everything and no gradient.
+    MultipleNegativesSymmetricRankingLoss of sentence-transformers at scale 1/τ.
 
     Direct, the K Gram matrices are stored for the backward pass: `K·B·N` floats and more. Streamed, tiles of rows are
     computed, used and computed again in the backward pass: four `B × N × D` products instead of three, no memory that
@@ -90,7 +92,7 @@ def nested_info_nce(
     inverse = 1.0 / jnp.asarray(temperature, jnp.float32)
     normalizers = _streamed_normalizers if streamed else _direct_normalizers
     normalizers_K = normalizers(plan, queries_BxD, documents_NxD, inverse, rows, columns)
-    losses_K = normalizers_K - nested_cosines(queries_BxD, documents_NxD[:batch], dims) @ mean_B * inverse
+    losses_K = normalizers_K - _cosines(queries_BxD, documents_NxD[:batch], dims) @ mean_B * inverse
     return jnp.dot(weights, losses_K), losses_K
 
 
@@ -288,7 +290,8 @@ def _check(
 ) -> tuple[jax.Array, jax.Array, tuple[int, ...], jax.Array]:
     """All in the form that the losses use, float32 and a tuple of ints, or a `ValueError`.
 
-    Narrower embeddings are widened here, once, so that what flows back is summed in float32 and rounded once.
+    Narrower embeddings are widened here, once, so that what flows back is summed in float32 and rounded once. They are
+    scaled, as cosines do not depend on their lengths but the squares on the way to them may overflow.
     """
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise ValueError(f"embeddings must be two matrices of one width; got shapes {first.shape} and {second.shape}")
@@ -298,7 +301,7 @@ def _check(
     weights = jnp.asarray(weights, jnp.float32)
     if weights.shape != (len(dims),):
         raise ValueError(f"{len(dims)} nesting dims need as many weights; got shape {weights.shape}")
-    return first.astype(jnp.float32), second.astype(jnp.float32), dims, weights
+    return scaled(first), scaled(second), dims, weights
 
 
 def _check_temperature(temperature: jax.Array | float) -> None:
@@ -315,6 +318,10 @@ def nested_cosines(a_BxD: jax.Array, b_BxD: jax.Array, dims: Sequence[int]) -> j
     Raises `ValueError` unless both are [B, D] and `dims` suit D.
     """
     a_BxD, b_BxD, dims, _ = _check(a_BxD, b_BxD, dims, [0.0] * len(dims))
+    return _cosines(a_BxD, b_BxD, dims)
+
+
+def _cosines(a_BxD: jax.Array, b_BxD: jax.Array, dims: tuple[int, ...]) -> jax.Array:
     firsts, seconds = _split(a_BxD, dims, axis=1), _split(b_BxD, dims, axis=1)
     parts = jnp.stack([jnp.sum(a * b, axis=1) for a, b in zip(firsts, seconds, strict=True)])
     return jnp.cumsum(parts, axis=0) * inverse_prefix_norms(a_BxD, dims) * inverse_prefix_norms(b_BxD, dims)
@@ -350,7 +357,7 @@ def nested_cosent(
     _check_temperature(temperature)
     scores_B = _check_scores(scores_B, len(a_BxD))
     order = jnp.argsort(scores_B)
-    logits_KxB = nested_cosines(a_BxD, b_BxD, dims)[:, order] / temperature
+    logits_KxB = _cosines(a_BxD, b_BxD, dims)[:, order] / temperature
     scores_B = scores_B[order]
     higher = jnp.searchsorted(
         scores_B, scores_B, side="right"
@@ -375,7 +382,7 @@ def nested_cosine_regression(
     granularity, float32 [K]; raises `ValueError` on shapes that do not fit or unsuitable dims.
     """
     a_BxD, b_BxD, dims, weights = _check(a_BxD, b_BxD, dims, weights)
-    errors_KxB = nested_cosines(a_BxD, b_BxD, dims) - _check_scores(scores_B, len(a_BxD))
+    errors_KxB = _cosines(a_BxD, b_BxD, dims) - _check_scores(scores_B, len(a_BxD))
     losses_K = jnp.mean(errors_KxB**2, axis=1)
     return jnp.dot(weights, losses_K), losses_K
 
@@ -436,7 +443,7 @@ def nested_pair_distillation(
     shapes that do not fit or unsuitable dims.
     """
     a_BxD, b_BxD, dims, weights = _check(a_BxD, b_BxD, dims, weights)
-    cosines_KxB = nested_cosines(a_BxD, b_BxD, dims)
+    cosines_KxB = _cosines(a_BxD, b_BxD, dims)
     errors = jnp.mean((cosines_KxB[:-1] - jax.lax.stop_gradient(cosines_KxB[-1])) ** 2, axis=1)
     losses_K = jnp.pad(errors, (0, 1))
     return jnp.dot(weights, losses_K), losses_K

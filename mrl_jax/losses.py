@@ -11,9 +11,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+LOG_VARIANCE = 10.0  # largest magnitude of a learned one: factors of 4.5e-5 … 2.2e4
+
 
 def cross_entropy(logits_BxC: jax.Array, labels_B: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """Softmax cross-entropy of each example [B], in float32.
+    """Softmax cross-entropy of each example [B], in float32; finite, with its gradient, wherever the logits are.
 
     With `label_smoothing` s the target is (1 − s) · one_hot + s / C (Szegedy et al., 2016, arXiv:1512.00567).
     Written with a gather instead of a one-hot product: no second `B × C` array.
@@ -37,7 +39,7 @@ def nested_cross_entropy(
     Args:
         logits: K arrays [B, C] (or one [K, B, C]), one a granularity; from `nesting.nested_logits` for a tied head
             (MRL-E) or from K separate heads (MRL).
-        labels: int [B].
+        labels: int [B], in 0 … C − 1: others are not noticed, and the loss is then meaningless.
         weights: [K], the relative importance of each granularity. They are summed as given, not normalised.
         label_smoothing: in [0, 1).
 
@@ -59,8 +61,10 @@ def uncertainty_weighted(losses_K: jax.Array, log_variances_K: jax.Array, weight
 
     s_k = log σ_k² is a parameter, 0 at the start (Kendall, Gal and Cipolla, 2018, arXiv:1705.07115, for
     classification). At the minimum over s_k the gradient of L_k is divided by 2·L_k, so granularities with a small
-    loss gain weight. All arguments float32 [K]; returns a scalar.
+    loss gain weight. All arguments float32 [K]; returns a scalar. s_k acts, and learns, only within ±`LOG_VARIANCE`: a
+    loss that reaches 0 would send it to −∞, and exp(−s_k) beyond what float32 holds.
     """
+    log_variances_K = jnp.clip(log_variances_K, -LOG_VARIANCE, LOG_VARIANCE)
     return jnp.dot(weights_K, jnp.exp(-log_variances_K) * losses_K + log_variances_K / 2)
 
 

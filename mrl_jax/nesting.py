@@ -14,6 +14,9 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 
+SMALLEST = 2.0**-100  # of the largest magnitude of a row that is not taken for zero
+NEGLIGIBLE = 1e-12  # length of a prefix, as a share of the whole, that is taken for zero: far below float32 rounding
+
 
 def check_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:
     """Return `dims` as a tuple, or raise `ValueError` unless they ascend, are unique and end at `width`."""
@@ -91,16 +94,34 @@ def truncate(z: jax.Array, dim: int) -> jax.Array:
 
 
 def normalize(z: jax.Array) -> jax.Array:
-    """Rows of unit Euclidean length, in float32; a zero row stays zero."""
-    z = z.astype(jnp.float32)
-    squares = jnp.sum(z * z, axis=-1, keepdims=True)
+    """Rows of unit Euclidean length, in float32, whatever their own; a zero row stays zero (see `scaled`)."""
+    length_free = scaled(z)
+    squares = jnp.sum(length_free * length_free, axis=-1, keepdims=True)
     # The inner `where` keeps the gradient at a zero row finite.
-    return jnp.where(squares > 0, z * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    return jnp.where(squares > 0, length_free * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+
+
+def scaled(z: jax.Array) -> jax.Array:
+    """Rows in float32, each times the power of two that brings its largest magnitude to 1…2, which rounds nothing.
+
+    For what does not depend on the length of a row, such as cosines: squares neither overflow nor vanish, and the
+    gradient is the right one although the factor is taken as constant. A row without any magnitude of `SMALLEST` or
+    more is zero, since gradients, which are as large as rows are short, would not be finite.
+    """
+    z = z.astype(jnp.float32)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(z), axis=-1, keepdims=True))
+    exponent = jax.lax.bitcast_convert_type(largest, jnp.int32) & 0x7F800000
+    power = jax.lax.bitcast_convert_type(exponent, jnp.float32)
+    return z * jnp.where(largest >= SMALLEST, 1.0 / jnp.minimum(power, 2.0**126), 0.0)
 
 
 def inverse_prefix_norms(z_BxD: jax.Array, dims: Sequence[int]) -> jax.Array:
-    """1 / ‖z[:m_k]‖ of every prefix, float32 [K, B] in O(B·D); 0 for a zero prefix, whose gradient is 0 as well."""
+    """1 / ‖z[:m_k]‖ of every prefix, float32 [K, B] in O(B·D), of rows that are neither huge nor tiny (see `scaled`).
+
+    0 for a prefix that is zero, or `NEGLIGIBLE` beside its row; its gradient is 0 as well.
+    """
     parts = jnp.split(z_BxD.astype(jnp.float32), dims, axis=1)[: len(dims)]
     squares = jnp.cumsum(jnp.stack([jnp.sum(part * part, axis=1) for part in parts]), axis=0)
+    there = squares > NEGLIGIBLE**2 * squares[-1]
     # The inner `where` keeps the gradient at a zero prefix finite.
-    return jnp.where(squares > 0, jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    return jnp.where(there, jax.lax.rsqrt(jnp.where(there, squares, 1.0)), 0.0)
