@@ -40,6 +40,7 @@ FROM_DISK = 32  # the same where documents are read from a file: what they read 
 SPARE = 8  # bins more than k, half of those that are scored in full at first
 MOST = 0.1  # share of bins that may be promising; with more, every document is better read in full
 EPS = float(np.finfo(np.float32).eps)
+LENGTHS = 1e-12, 1e12  # between which products neither overflow nor vanish beside the rounding that is reckoned with
 
 
 class Hits(NamedTuple):
@@ -154,7 +155,8 @@ def lay_out(
             out more; but prefixes are no longer those of the model.
 
     Raises:
-        ValueError: dims that do not end at D, `scanned` that is none of them, numbers that are not finite.
+        ValueError: dims that do not end at D, `scanned` that is none of them, numbers that are not finite, embeddings
+            so long or so short (`LENGTHS`) that their products are not.
     """
     count, width = vectors.shape
     dims = check_dims(dims, width)
@@ -187,6 +189,7 @@ def lay_out(
             tails[m][c, :n] = np.sqrt(rest) * (1 + EPS) if m < width else 0.0
         rounding = max(rounding, float(np.sqrt(((seen - copy) ** 2).sum(axis=1)).max()))
         longest = max(longest, float(np.sqrt(whole).max()))
+    _check_length("the longest embedding", longest)
     return Documents(
         # JAX cannot index an array without rows; this one's is never found.
         vectors
@@ -519,6 +522,16 @@ def _check(documents: Documents, queries: np.ndarray, k: int) -> None:
         raise ValueError(f"k={k} is not allowed; at least 1")
     if not np.isfinite(queries).all():
         raise ValueError("queries hold numbers that are not finite")
+    lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
+    for length in (lengths.max(initial=0.0), lengths.min(initial=1.0, where=lengths > 0)):
+        _check_length("a query", float(length))
+
+
+def _check_length(what: str, length: float) -> None:
+    """Raises ValueError unless the length is 0 or within `LENGTHS`."""
+    least, most = LENGTHS
+    if length and not least <= length <= most:
+        raise ValueError(f"{what} has length {length:.0e}; between {least:.0e} and {most:.0e} are allowed: scale them")
 
 
 def _batches(queries: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -108,7 +108,7 @@ def scaled(z: jax.Array) -> jax.Array:
     gradient is the right one although the factor is taken as constant. A row without any magnitude of `SMALLEST` or
     more is zero, since gradients, which are as large as rows are short, would not be finite.
     """
-    z = z.astype(jnp.float32)
+    z = jnp.asarray(z, jnp.float32)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(z), axis=-1, keepdims=True))
     exponent = jax.lax.bitcast_convert_type(largest, jnp.int32) & 0x7F800000
     power = jax.lax.bitcast_convert_type(exponent, jnp.float32)

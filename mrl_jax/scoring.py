@@ -34,7 +34,7 @@ def of_member(config: Config, trainer: Trainer, fitted: Fitted, splits: Splits, 
 def _of_classes(config: Config, trainer: Trainer, fitted: Fitted, splits: Splits, directory: Path) -> list[Row]:
     member, arm, dims, settings = fitted.member, fitted.member.arm, config.nesting_dims, config.evaluation
     compressions = arms.posthoc(config.arms)
-    classifier = settings.refit or ("logistic" if compressions else None)
+    classifier = refitted_by(config)
     needed = {name: split for name, split in splits.items() if name != "train" or settings.neighbours or classifier}
     z = {name: trainer.embed(fitted.model, _plain(split), settings.batch_size) for name, split in needed.items()}
     labels = {name: _plain(split).labels for name, split in splits.items()}
@@ -66,6 +66,11 @@ def _of_classes(config: Config, trainer: Trainer, fitted: Fitted, splits: Splits
         # What a refitted classifier says is no probability, so it is not asked for its calibration.
         rows += keep(name, ((split, s) for split, s in scores if s.metric != "ece"))
     return rows
+
+
+def refitted_by(config: Config) -> str | None:
+    """The kind of the classifiers that are fitted anew, if any are: post-hoc arms need one."""
+    return config.evaluation.refit or ("logistic" if arms.posthoc(config.arms) else None)
 
 
 def _plain(split: Examples | PairExamples | RankingExamples) -> Examples:

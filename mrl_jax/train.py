@@ -33,7 +33,7 @@ from mrl_jax.batches import Examples, PairExamples, RankingExamples
 from mrl_jax.config import Config
 from mrl_jax.data import Dataset, PairDataset
 from mrl_jax.errors import UserError
-from mrl_jax.evaluate import adaptive
+from mrl_jax.evaluate import adaptive, refit
 from mrl_jax.program import Program
 from mrl_jax.runs import Row
 from mrl_jax.trainer import Interrupted, Trainer, grouped, load_model, save_model, steps
@@ -254,8 +254,12 @@ def _check_data(config: Config, dataset: Dataset | PairDataset) -> None:
         held, fitting = "pairs with scores", ("cosent", "cosine")
     if loss not in fitting:
         raise UserError(f"loss.name={loss} does not fit data={dataset.name}, {held}; use {' or '.join(fitting)}")
-    if config.evaluation.cascade:
+    if isinstance(dataset, Dataset):
+        refit.check(scoring.refitted_by(config), len(dataset.classes), config.width)
+    if config.evaluation.cascade and isinstance(dataset, Dataset):
         adaptive.check(len(dataset.validation), config.evaluation.epsilon, config.evaluation.delta)
+        held = len(dataset.validation) + len(dataset.test)
+        adaptive.check_memory(held, len(dataset.classes), len(config.nesting_dims))
 
 
 def _json(content: dict[str, Any]) -> str:

@@ -1,14 +1,22 @@
 """Numbers that stay right: huge and tiny logits and embeddings, one class, one example, and very many classes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.special import logsumexp, softmax
 
-from mrl_jax import heads, many_classes
+from mrl_jax import contrastive, funnel, heads, many_classes, nesting
+from mrl_jax.evaluate import neighbours, quantised
 from mrl_jax.losses import nested_cross_entropy
 
 DIMS, CLASSES, BATCH = (3, 8), 37, 5
+WIDTHS = (2, 24)  # nesting dims of embeddings of pairs
 LABELS = np.array([0, 36, 31, 7, 32], np.int32)
 
 
@@ -104,3 +112,151 @@ def test_the_extra_memory_of_a_hundred_thousand_classes_is_that_of_a_tile(kind):
 
     compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)).lower(head, z, labels).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.2 * 4 * batch * classes
+
+
+# --- lengths of embeddings ----------------------------------------------------------------------------------------
+
+
+def pair_losses():
+    """Each loss of pairs as a function of two sets of embeddings."""
+    weights, scores = jnp.ones(len(WIDTHS)), jnp.arange(BATCH) / BATCH
+    found = {
+        "cosent": lambda a, b: contrastive.nested_cosent(a, b[:BATCH], scores, WIDTHS, weights, 0.01),
+        "regression": lambda a, b: contrastive.nested_cosine_regression(a, b[:BATCH], scores, WIDTHS, weights),
+        "distillation": lambda a, b: contrastive.nested_distillation(a, b, WIDTHS, weights, 0.01),
+        "pair distillation": lambda a, b: contrastive.nested_pair_distillation(a, b[:BATCH], WIDTHS, weights),
+    }
+    for streamed, symmetric, temperature in ((False, True, 0.01), (True, False, 0.01), (True, True, 1.0)):
+        found[f"InfoNCE, {streamed=}, {symmetric=}, {temperature=}"] = partial(
+            contrastive.nested_info_nce,
+            dims=WIDTHS,
+            weights=weights,
+            temperature=temperature,
+            symmetric=symmetric,
+            streamed=streamed,
+            valid=jnp.arange(BATCH) != 2,
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def pair_gradients():
+    """For each loss of pairs its losses [K] and gradients, compiled once for all lengths."""
+    return {
+        name: jax.jit(jax.value_and_grad(lambda a, b, loss=loss: loss(a, b), argnums=(0, 1), has_aux=True))
+        for name, loss in pair_losses().items()
+    }
+
+
+def test_losses_of_pairs_do_not_depend_on_the_lengths_of_embeddings(pair_gradients):
+    rng = np.random.default_rng(0)
+    a, b = (jnp.float32(rng.normal(size=(n, WIDTHS[-1]))) for n in (BATCH, BATCH + 2))
+    for name, gradient in pair_gradients.items():
+        (_, wanted), slopes = gradient(a, b)
+        for longer in (60, -60, 100, -90):  # powers of two, exact: 1e18, 1e-18, 1e30 and 1e-27
+            factor = jnp.float32(2.0**longer)
+            (_, got), found = gradient(a * factor, b / factor if longer > 0 else b)
+            np.testing.assert_array_equal(got, wanted, err_msg=name)
+            np.testing.assert_allclose(found[0] * factor, slopes[0], rtol=1e-6, atol=1e-7, err_msg=name)
+            np.testing.assert_allclose(found[1] / factor if longer > 0 else found[1], slopes[1], 1e-6, 1e-7, err_msg=name)
+
+
+def test_zero_vectors_have_finite_losses_and_no_gradient(pair_gradients):
+    rng = np.random.default_rng(1)
+    a, b = (rng.normal(size=(n, WIDTHS[-1])).astype(np.float32) for n in (BATCH, BATCH + 2))
+    a[0] = b[1] = b[-1] = 0.0
+    a[3, : WIDTHS[0]] = 0.0
+    a[4, : WIDTHS[0]] = 1e-20  # zero beside the rest of the row
+    for name, gradient in pair_gradients.items():
+        (total, each), (to_a, to_b) = gradient(a, b)
+        assert np.isfinite(total), name
+        assert np.isfinite(each).all(), name
+        assert np.isfinite(to_a).all(), name
+        assert np.isfinite(to_b).all(), name
+        assert not to_a[0].any(), name
+        assert not to_b[1].any(), name
+        assert not to_b[-1].any(), name
+
+
+@settings(max_examples=50)
+@given(arrays(np.float32, (4, 6), elements=st.floats(-1, 1, width=32)), st.integers(-98, 126), st.sampled_from([1, 6]))
+def test_truncated_rows_have_unit_length_and_the_direction_that_they_had(z, exponent, dim):
+    got = np.asarray(nesting.truncate(jnp.asarray(np.ldexp(z, exponent)), dim), np.float64)
+    prefix = np.ldexp(z, exponent).astype(np.float64)[:, :dim]
+    lengths = np.linalg.norm(prefix, axis=1, keepdims=True)
+    there = np.abs(prefix).max(axis=1, keepdims=True) >= nesting.SMALLEST
+    wanted = np.where(there, prefix / np.where(there, lengths, 1.0), 0.0)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("exponent", [60, -90])
+def test_neighbours_do_not_depend_on_the_lengths_of_embeddings(exponent):
+    rng = np.random.default_rng(2)
+    database, queries = (rng.normal(size=(n, 12)).astype(np.float32) for n in (60, 7))
+    database[3] = queries[2] = 0.0
+    for search in (neighbours.neighbours, quantised.int8, quantised.one_bit):
+        wanted = search(queries, database, (2, 12), 5)
+        got = search(np.ldexp(queries, -exponent), np.ldexp(database, exponent), (2, 12), 5)
+        for a, b in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=search.__name__)
+
+
+@pytest.mark.parametrize("length", [1e18, 1e-18])
+def test_a_scan_refuses_lengths_whose_products_are_not_what_they_should_be(length):
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=(40, 8)).astype(np.float32)
+    with pytest.raises(ValueError, match="the longest embedding has length"):
+        funnel.lay_out(z * np.float32(length), (4, 8))
+    documents = funnel.lay_out(z, (4, 8))
+    with pytest.raises(ValueError, match="a query has length"):
+        funnel.exact(documents, z[:2] * np.float32(length), 3)
+    hits, _ = funnel.exact(documents, np.zeros((1, 8), np.float32), 3)  # all alike: the lowest rows
+    np.testing.assert_array_equal(hits.rows, [[0, 1, 2]])
+
+
+# --- bfloat16 -----------------------------------------------------------------------------------------------------
+
+
+def float64_loss(z: np.ndarray, kernels: list[np.ndarray], labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """The sum over granularities of the mean cross-entropy of separate heads, and its gradient by z."""
+    total, slope = 0.0, np.zeros(z.shape)
+    for kernel in kernels:
+        m = len(kernel)
+        logits = z[:, :m] @ kernel
+        total += float(np.mean(logsumexp(logits, axis=1) - logits[np.arange(len(z)), labels]))
+        slope[:, :m] += (softmax(logits, axis=1) - np.eye(kernel.shape[1])[labels]) @ kernel.T / len(z)
+    return total, slope
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("kind", heads.KINDS)
+def test_losses_of_bfloat16_embeddings_are_summed_in_float32(kind, streamed):
+    rng, dims, batch = np.random.default_rng(4), (16, 64, 128), 1024
+    head = heads.init(jax.random.key(0), kind, dims, CLASSES)
+    labels = rng.integers(0, CLASSES, batch)
+    z = jnp.asarray(rng.normal(size=(batch, dims[-1])), jnp.bfloat16)
+    kernels = head["kernel"] if kind == "separate" else [np.concatenate(head["kernel"])[:m] for m in dims]
+    wanted, slope = float64_loss(np.asarray(z, np.float64), [np.asarray(k, np.float64) for k in kernels], labels)
+
+    def loss(head, z):
+        return heads.nested_loss(head, kind, z, labels, jnp.ones(len(dims)), dims, streamed=streamed)[0]
+
+    # A mean over so many in bfloat16 would be off by 1e-2.
+    got, (_, to_z) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(head, z)
+    assert got == pytest.approx(wanted, rel=1e-5)
+    # What comes out has eight bits; sums of terms in them would be off by more.
+    error = np.abs(np.asarray(to_z, np.float64) - slope)
+    assert to_z.dtype == jnp.bfloat16
+    assert np.linalg.norm(error) / np.linalg.norm(slope) < 2.0**-8
+
+
+def test_pair_losses_of_bfloat16_embeddings_are_those_of_the_same_numbers_in_float32(pair_gradients):
+    rng = np.random.default_rng(5)
+    a, b = (jnp.asarray(rng.normal(size=(n, WIDTHS[-1])), jnp.bfloat16) for n in (BATCH, BATCH + 2))
+    for name in ("regression", "distillation"):
+        gradient = pair_gradients[name]
+        (_, wanted), slopes = gradient(a.astype(jnp.float32), b.astype(jnp.float32))
+        (_, got), found = gradient(a, b)
+        np.testing.assert_array_equal(got, wanted, err_msg=name)
+        for narrow, wide in zip(found, slopes, strict=True):
+            np.testing.assert_array_equal(narrow, wide.astype(jnp.bfloat16), err_msg=name)

@@ -17,6 +17,7 @@ import numpy as np
 from mrl_jax import cascade
 from mrl_jax.errors import UserError
 
+MOST = 8 << 30  # bytes of logits
 FITTED = 0.25  # share of the validation split that temperatures and the path are fitted on
 
 
@@ -36,6 +37,17 @@ def check(count: int, epsilon: float, delta: float) -> None:
             f"evaluation.cascade=true: evaluation.epsilon={epsilon} at evaluation.delta={delta} takes {needed:,} "
             f"validation examples to certify and a third as many to fit on; there are {count:,}. Raise "
             f"data.validation_fraction, epsilon or delta"
+        )
+
+
+def check_memory(examples: int, classes: int, granularities: int) -> None:
+    """Raises UserError where the logits of `examples`, at every granularity, are too many to hold."""
+    needed = 4 * examples * classes * granularities
+    if needed > MOST:
+        raise UserError(
+            f"evaluation.cascade=true: the logits of {examples:,} validation and test examples for {classes:,} classes "
+            f"at {granularities} dims take {needed / 2**30:,.0f} GiB; use fewer nesting_dims or examples, or calibrate a "
+            f"trained model on a sample of yours with mrl_jax.cascade"
         )
 
 

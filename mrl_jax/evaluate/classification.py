@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROWS = 8192  # embeddings at a time: memory is ROWS × C, not n × C
+ROWS, ELEMENTS = 8192, 1 << 25  # embeddings at a time, and most logits: memory does not grow with n
 
 # For each prefix length m a linear classifier: kernel [m, C] and bias [C].
 Classifiers = Mapping[int, tuple[Any, Any]]
@@ -37,13 +37,19 @@ def answers(logits: jax.Array, labels: np.ndarray) -> Answers:
     return Answers(*(np.asarray(x) for x in _answers(logits, jnp.asarray(labels))))
 
 
+def rows_at_once(classes: int) -> int:
+    """How many embeddings to classify together."""
+    return min(ROWS, max(1, ELEMENTS // classes))
+
+
 def at_each_dim(z: np.ndarray, labels: np.ndarray, classifiers: Classifiers) -> dict[int, Answers]:
     """What each classifier says about the embeddings `z` [n, D], read at its own prefix."""
     said = {}
     for dim, (kernel, bias) in classifiers.items():
+        rows = rows_at_once(len(bias))
         parts = [
-            answers(jnp.asarray(z[start : start + ROWS, :dim]) @ kernel + bias, labels[start : start + ROWS])
-            for start in range(0, max(1, len(z)), ROWS)
+            answers(jnp.asarray(z[start : start + rows, :dim]) @ kernel + bias, labels[start : start + rows])
+            for start in range(0, max(1, len(z)), rows)
         ]
         said[dim] = Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     return said

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrl_jax import distributed
-from mrl_jax.nesting import blocks
+from mrl_jax.nesting import blocks, scaled
 
 QUERIES = 256  # at a time
 GROUP = 64  # database rows whose maximum is looked at first
@@ -60,11 +60,12 @@ def top_k(scores_QxN: jax.Array, k: int) -> jax.Array:
 def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k: int) -> Iterator[np.ndarray]:
     """For each of `dims`, the indices int32 [Q, k] of the nearest database rows by cosine on the prefix.
 
-    `queries` [Q, D], `database` [N, D]; `k` at most N. O(Q·N·D) work for all dims together, of which each process of a
-    run does its share of the queries.
+    `queries` [Q, D], `database` [N, D], of any length; `k` at most N. O(Q·N·D) work for all dims together, of which each
+    process of a run does its share of the queries.
     """
     if not len(queries):
         return iter(np.zeros((len(dims), 0, k), np.int32))
+    queries, database = np.asarray(scaled(queries)), np.asarray(scaled(database))
     database_DxN = jnp.asarray(np.ascontiguousarray(database.T))
 
     def search(queries: np.ndarray) -> np.ndarray:

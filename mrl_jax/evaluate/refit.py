@@ -10,6 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import minimize
+from scipy.sparse import csr_array
+
+from mrl_jax.errors import UserError
+from mrl_jax.evaluate.classification import rows_at_once
 
 Classifier = tuple[np.ndarray, np.ndarray]  # kernel [m, C] and bias [C], float32
 
@@ -18,6 +22,19 @@ RIDGE = tuple(10.0**e for e in range(1, -7, -1))  # penalties, in units of the m
 LOGISTIC = (1e-2, 1e-3, 1e-4, 1e-5)  # penalties per example, coordinates scaled to a mean variance of 1
 # Tighter than 1e-6 doubles the time, and the accuracy that validation picks is the same within its noise.
 SEARCH = {"ftol": 1e-6, "maxiter": 200, "maxcor": 30}
+ELEMENTS = 1 << 27  # of logits [C, n] that are held at once by the search; beyond, a part of the examples at a time
+MOST = 8 << 30  # bytes that the search may take for its own history of steps
+
+
+def check(kind: str | None, classes: int, width: int) -> None:
+    """Raises UserError where fitting `kind` to `classes` at `width` dims would take more memory than is reasonable."""
+    # L-BFGS keeps two arrays in float64 of each of the last steps.
+    needed = 2 * SEARCH["maxcor"] * 8 * classes * (width + 1)
+    if kind == "logistic" and needed > MOST:
+        raise UserError(
+            f"evaluation.refit=logistic is not allowed for {classes:,} classes at {width:,} dims: the search would take "
+            f"{needed / 2**30:,.0f} GiB; use evaluation.refit=ridge, or null where no post-hoc arm needs it"
+        )
 
 
 def ridge(
@@ -61,9 +78,10 @@ def _moments(z: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarra
     mean = z.mean(axis=0, dtype=np.float64)
     gram, cross = np.zeros((len(mean), len(mean))), np.zeros((len(mean), classes))
     for start in range(0, len(z), ROWS):
-        centred = z[start : start + ROWS] - mean
+        centred, some = z[start : start + ROWS] - mean, labels[start : start + ROWS]
         gram += centred.T @ centred
-        cross += centred.T @ np.eye(classes)[labels[start : start + ROWS]]
+        one_hot = csr_array((np.ones(len(some)), (some, np.arange(len(some)))), (classes, len(some)))
+        cross += (one_hot @ centred).T
     return mean, gram, cross
 
 
@@ -103,11 +121,17 @@ def logistic(
 
 def _logistic_path(x_mxn: jax.Array, labels_n: jax.Array, classes: int) -> Iterator[np.ndarray]:
     """The minimisers [C, m + 1], the bias last, by descending penalty, each the start of the search for the next."""
-    shape = (classes, x_mxn.shape[0] + 1)
+    shape, n = (classes, x_mxn.shape[0] + 1), x_mxn.shape[1]
+    size = max(1, ELEMENTS // classes)
+    parts = [(x_mxn[:, i : i + size], labels_n[i : i + size]) for i in range(0, n, size)]
 
     def objective(flat: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
-        value, slope = _logistic(jnp.asarray(flat.reshape(shape), jnp.float32), penalty, x_mxn, labels_n)
-        return float(value), np.asarray(slope, np.float64).ravel()
+        weights = jnp.asarray(flat.reshape(shape), jnp.float32)
+        value, slope = 0.0, np.zeros(shape)
+        for x, labels in parts:
+            its_value, its_slope = _logistic(weights, penalty, x, labels)
+            value, slope = value + len(labels) / n * float(its_value), slope + len(labels) / n * np.asarray(its_slope)
+        return value, slope.ravel()
 
     flat = np.zeros(shape[0] * shape[1])
     for penalty in LOGISTIC:
@@ -131,4 +155,12 @@ def _classifier(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> Class
 
 def _best(candidates: Iterable[Classifier], z: np.ndarray, labels: np.ndarray) -> Classifier:
     """The first of the candidates with the highest accuracy."""
-    return max(candidates, key=lambda c: np.count_nonzero(np.argmax(z @ c[0] + c[1], axis=1) == labels))
+
+    def right(candidate: Classifier) -> int:
+        (kernel, bias), rows = candidate, rows_at_once(candidate[0].shape[1])
+        starts = range(0, len(z), rows)
+        return sum(
+            np.count_nonzero(np.argmax(z[i : i + rows] @ kernel + bias, axis=1) == labels[i : i + rows]) for i in starts
+        )
+
+    return max(candidates, key=right)
