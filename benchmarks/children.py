@@ -1,7 +1,7 @@
 """Forked children that are killed, starved and misled: what `survive.py` does to commands of mrl_jax.
 
-The parent imports everything once and never touches JAX' backend, so that a child costs a fork instead of five seconds of
-imports, and is otherwise the command that a user starts. Each child leads a process group of its own.
+The parent imports everything once and never touches JAX' backend, so that a child costs a fork instead of five seconds
+of imports, and is otherwise the command that a user starts. Each child leads a process group of its own.
 """
 
 import errno
@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,10 +102,8 @@ class Child:
             _, status = os.waitpid(self.pid, 0)
             if seconds is None:
                 raise RuntimeError(f"a child hung for {limit} s: {self._output.read_text()[-2000:]}")
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # what it started
-        except ProcessLookupError:
-            pass
         said = self._output.read_text(encoding="utf-8", errors="replace")
         self._output.unlink()
         changes, step = struct.unpack_from("QQ", self._shared)
@@ -145,7 +144,9 @@ def _count_changes(shared: mmap.mmap, root: Path, trap: Trap | None) -> None:
             return
         path = os.fsdecode(args[1] if event == "os.symlink" else args[0])
         if not os.path.isabs(path):
-            handles = [x for x in args[1:] if isinstance(x, int) and x >= 0] if event in ("os.remove", "os.rmdir") else []
+            handles = (
+                [x for x in args[1:] if isinstance(x, int) and x >= 0] if event in ("os.remove", "os.rmdir") else []
+            )
             base = os.readlink(f"/proc/self/fd/{handles[0]}") if handles else os.getcwd()
             path = os.path.join(base, path)
         if not path.startswith(below):

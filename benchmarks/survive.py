@@ -6,9 +6,9 @@
     python benchmarks/survive.py twice                  # the same command twice at once
     python benchmarks/survive.py clock                  # clocks that are set back while a run goes on
 
-Each prints what was tried and what was lost, ends with status 1 if anything was, and writes it with --json. The end state
-of every command is compared with that of an undisturbed one: bytes of tables, outcomes, plots and reports, weights of the
-best models, the log without its throughput, documents and vectors of an index and what it answers.
+Each prints what was tried and what was lost, ends with status 1 if anything was, and writes it with --json. The end
+state of every command is compared with that of an undisturbed one: bytes of tables, outcomes, plots and reports, weights
+of the best models, the log without its throughput, documents and vectors of an index and what it answers.
 """
 
 import argparse
@@ -37,7 +37,18 @@ os.environ["TQDM_DISABLE"] = "1"
 warnings.filterwarnings("ignore", message=r"os.fork\(\) was called")
 
 import faiss  # noqa: E402, F401
-from children import CODES, Child, Ended, cut, flipped, in_child, jumping_clock, kill_at, refuse_from, stopped_clock  # noqa: E402, I001
+from children import (  # noqa: E402
+    CODES,
+    Child,
+    Ended,
+    cut,
+    flipped,
+    in_child,
+    jumping_clock,
+    kill_at,
+    refuse_from,
+    stopped_clock,
+)
 
 import mrl_jax  # noqa: E402
 from mrl_jax import checkpoint, data, report, runs, search, train  # noqa: E402
@@ -195,7 +206,7 @@ class Undisturbed:
 
 
 def undisturbed(job: Job) -> Undisturbed:
-    """Run a job twice: to fill the cache of compiled programs, and to see that its end state does not depend on chance."""
+    """Run a job twice: to fill the cache of compiled programs, and to see that chance does not change its end state."""
     states = []
     for _ in range(2):
         clear(job)
@@ -294,7 +305,9 @@ def killed(job: Job, number: int, options: argparse.Namespace) -> Figures:
             lost.append(f"after {in_round} kills (the last: {moment(ended.last)}): {ended.said.strip()[-300:]}")
         elif wrong := compare(job, expected):
             lost.append(f"after {in_round} kills: {wrong}")
-        litter += sum(path.name.startswith(".") and path.name not in (".sweeps", ".lock") for path in job.place.glob("*/*"))
+        litter += sum(
+            path.name.startswith(".") and path.name not in (".sweeps", ".lock") for path in job.place.glob("*/*")
+        )
     return {
         "kills": count, "rounds": rounds, "seconds": round(expected.seconds, 1), "changes": expected.changes,
         "killed_after": dict(moments.most_common()), "steps_repeated": repeated, "left_over": litter, "lost": lost,
@@ -348,7 +361,9 @@ def disk(bench: Bench, options: argparse.Namespace) -> Figures:
 @contextlib.contextmanager
 def small_disk(root: Path) -> Iterator[bool]:
     """A file system of 32 MB in memory at `root`; False where only root may mount and we are not."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(root)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(root)], capture_output=True, text=True
+    )
     if done.returncode:
         print(f"no small file system: mount says {done.stderr.strip()}")
     try:
@@ -390,8 +405,8 @@ def starved(job: Job, number: int, mounted: bool, options: argparse.Namespace) -
 
 
 def failed_in_words(ended: Ended) -> bool:
-    """Whether a sweep said of each job that failed why, and ended with status 2."""
-    return ended.status == 2 and "failed: job" in ended.said and "Traceback" not in ended.said
+    """Whether a sweep said in sentences why jobs failed, and ended with status 2."""
+    return ended.status == 2 and bool(ended.errors) and "Traceback" not in ended.said
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
@@ -572,9 +587,11 @@ def twice(bench: Bench, options: argparse.Namespace) -> Figures:
             time.sleep(rng.choice([0, rng.uniform(0, expected.seconds)]))
             ended = [one_of.wait() for one_of in (one, Child(work, job.place))]
             statuses[" and ".join(str(status) for status in sorted(one.status for one in ended))] += 1
-            for one in ended:
-                if one.status and not (one.one_sentence or (name == "sweeps" and failed_in_words(one))):
-                    lost.append(f"status {one.status}: {one.said.strip()[-500:]}")
+            lost += [
+                f"status {one.status}: {one.said.strip()[-500:]}"
+                for one in ended
+                if one.status and not (one.one_sentence or (name == "sweeps" and failed_in_words(one)))
+            ]
             if all(one.status for one in ended) and name != "sweeps":
                 lost.append(f"both gave up: {[one.said.strip()[-200:] for one in ended]}")
             if name == "sweeps" and any(one.status for one in ended):
@@ -610,7 +627,9 @@ def clock(bench: Bench, options: argparse.Namespace) -> Figures:
     second = 2_000_000_000.0
     held = {}
     for i, at in enumerate((second, second, second - 86400)):  # twice in a second, then a day earlier
-        ended = Child(lambda i=i: train.main([*words, f"trainer.steps={5 + 5 * i}"]), root, before=stopped_clock(at)).wait()
+        ended = Child(
+            lambda i=i: train.main([*words, f"trainer.steps={5 + 5 * i}"]), root, before=stopped_clock(at)
+        ).wait()
         if ended.status:
             lost.append(ended.said.strip()[-300:])
         for name, was in held.items():

@@ -1,6 +1,6 @@
 """Checkpoints that are whole or absent: Orbax arrays, a manifest of SHA-256 sums, one atomic rename.
 
-    <directory>/step-00000120/manifest.json      the step, what the caller wants to know, a hash of every file
+    <directory>/step-00000120/manifest.json      the step, what the caller wants to know, a hash of every file and its own
     <directory>/step-00000120/arrays/…           the pytree, written by Orbax
 
 A killed process leaves either the folder under its final name or a `.partial` one that the next save removes; a file
@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +45,27 @@ def save(directory: Path, step: int, tree: Any, meta: dict[str, Any], keep: int 
         files = {str(p.relative_to(partial)): _sha256(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         manifest = partial / "manifest.json"
         content = {"step": step, "meta": meta, "arrays": _shapes(tree), "files": files}
-        manifest.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        manifest.write_text(json.dumps(content | {"sha256": _sum(content)}, indent=1), encoding="utf-8")
         for path in (*map(partial.joinpath, files), manifest):
             _sync(path)
-        if final.exists():
-            shutil.rmtree(final)
+        _remove(final)
         os.replace(partial, final)
         _sync(directory)
     except Exception as error:  # Orbax wraps a full disk in errors of several types
         shutil.rmtree(partial, ignore_errors=True)
         raise cannot_write(final, error) from error
     for old in steps(directory)[:-keep]:
-        shutil.rmtree(directory / f"step-{old:08d}", ignore_errors=True)
+        with suppress(OSError):
+            _remove(directory / f"step-{old:08d}")
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take a checkpoint's name away before its files, so that a killed process leaves none half removed."""
+    if checkpoint.exists():
+        hidden = checkpoint.with_name(f".{checkpoint.name}.old.partial")
+        os.replace(checkpoint, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def cannot_write(path: Path, error: Exception) -> Exception:
@@ -68,6 +76,9 @@ def cannot_write(path: Path, error: Exception) -> Exception:
         return UserError(f"no space left for {path}; what was saved before is kept: free some space, then resume=true")
     if isinstance(error, OSError):
         return UserError(f"cannot write {path}: {error.strerror or text}")
+    for code in (errno.EROFS, errno.EIO, errno.EACCES):
+        if os.strerror(code) in text:  # of Orbax or TensorStore
+            return UserError(f"cannot write {path}: {os.strerror(code)}")
     return error
 
 
@@ -88,8 +99,12 @@ def load(directory: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         files, meta, arrays = dict(content["files"]), content["meta"], dict(content["arrays"])
-    except (OSError, ValueError, KeyError, TypeError):
+        intact = content.keys() == {"step", "meta", "arrays", "files"}  # as written before there was a sum
+        intact = intact or content.pop("sha256") == _sum(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"checkpoint {path} is damaged: manifest.json is missing or cannot be read") from None
+    if not intact:
+        raise UserError(f"checkpoint {path} is damaged: manifest.json does not have the SHA-256 sum that it records")
     for name, expected in files.items():
         file = path / name
         if not file.is_file():
@@ -134,6 +149,10 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _sum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

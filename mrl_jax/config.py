@@ -465,9 +465,11 @@ def _plain(value: Any) -> Any:
 
 
 def from_yaml(path: Path) -> Config:
-    """The configuration that a run was made with."""
+    """The configuration that a run was made with. Raises `UserError`, which names the file."""
     try:
         return parse(OmegaConf.to_container(OmegaConf.load(path)))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (OSError, ValueError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} cannot be read as a configuration: {' '.join(str(error).split())}") from None
 

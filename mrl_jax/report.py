@@ -125,6 +125,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        print(f"error: {error.filename or given.paths[0]}: {error.strerror or error}", file=sys.stderr)
+        return 2
     print(said)
     print(f"{written[0].parent}: {', '.join(str(path.relative_to(written[0].parent)) for path in written)}",
           file=sys.stderr)  # fmt: skip

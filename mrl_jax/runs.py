@@ -5,6 +5,7 @@
         environment.json    versions, device, core count, git commit
         dataset.json        classes, sizes and a fingerprint of the data
         tokenizer.json      how texts become numbers (text only; idf.json beside it for a bag of words)
+        SHA256SUMS          of the files above that a model is built from, as `sha256sum` writes it
         metrics.jsonl       the training log, a line a member and interval
         evaluation.csv      experiment,arm,seed,dim,split,metric,value
         predictions/        per-example outcomes that paired statistics need
@@ -19,6 +20,7 @@ import contextlib
 import csv
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -31,7 +33,7 @@ import time
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 from tqdm import tqdm
@@ -41,6 +43,7 @@ from mrl_jax import distributed
 from mrl_jax.checkpoint import cannot_write
 from mrl_jax.errors import UserError, nearest
 
+SEALED = ("config.yaml", "dataset.json", "tokenizer.json", "idf.json")
 PACKAGES = ("mrl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 
 
@@ -93,8 +96,12 @@ def claim(config: configuration.Config) -> Path:
         unnamed.mkdir(parents=True)
     except OSError as error:
         raise cannot_write(parent / name, error) from None
-    write(unnamed / "config.yaml", configuration.to_yaml(config))
-    write(unnamed / "environment.json", json.dumps(environment(), indent=1) + "\n")
+    try:
+        write(unnamed / "config.yaml", configuration.to_yaml(config))
+        write(unnamed / "environment.json", json.dumps(environment(), indent=1) + "\n")
+    except UserError:
+        shutil.rmtree(unnamed, ignore_errors=True)
+        raise
     for attempt in range(1, 1000):
         directory = parent / (name if attempt == 1 else f"{name}-{attempt}")
         try:
@@ -104,6 +111,7 @@ def claim(config: configuration.Config) -> Path:
                 return directory
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):  # another process was faster
+                shutil.rmtree(unnamed, ignore_errors=True)
                 raise cannot_write(directory, error) from None
         if config.run is not None:
             break
@@ -116,6 +124,8 @@ def reopen(config: configuration.Config) -> Path:
     """The folder of the run to resume; raises `UserError` when there is none or its configuration differs."""
     parent = _parent(config)
     directory = parent / (config.run or "latest")
+    if config.run is None and not directory.exists():  # killed before the link was made
+        directory = parent / next(reversed(names_below(parent)), "latest")
     if not (directory / "config.yaml").is_file():
         names = names_below(parent)
         found = f"runs there: {', '.join(names)}" if names else "there is no run there"
@@ -185,21 +195,66 @@ def _point_latest(parent: Path, name: str) -> None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Replace a file atomically, in the process that writes; raises `UserError` when the disk is full."""
+    """Replace a file atomically, one process at a time, in that which writes; `UserError` when the disk is full."""
     if not distributed.is_writer():
         return
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with _alone(partial) as file:
+            file.truncate()
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+            os.replace(partial, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
+
+
+def _alone(path: Path) -> IO[bytes]:
+    """A new or left-over file that no other process writes to before it is closed. Its name stays, so that a killed
+    process leaves one file at most, and the next takes it over."""
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # whoever had it gave it its final name meanwhile
+
+
+def seal(directory: Path) -> None:
+    """Write SHA256SUMS of the files that a model is built from; `read_dataset` compares them."""
+    files = [path for name in SEALED if (path := directory / name).is_file()]
+    write(directory / "SHA256SUMS", "".join(f"{sha256(path)}  {path.name}\n" for path in files))
+
+
+def _check_seal(directory: Path) -> None:
+    """Raise `UserError` where a file is not what SHA256SUMS says. Older runs have none."""
+    path = directory / "SHA256SUMS"
+    if not path.exists():
+        return
+    try:
+        lines = [line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        lines = []
+    known = {name: expected for expected, _, name in lines}
+    if not {"config.yaml", "dataset.json"} <= known.keys() <= set(SEALED):
+        raise UserError(f"{path} is damaged; restore it, or delete it to go without")
+    for name, expected in known.items():
+        file = directory / name
+        if file.is_file() and sha256(file) != expected:
+            again = "; delete it and use resume=true to write it again" if name in SEALED[2:] else ""
+            raise UserError(f"{file} is not what SHA256SUMS says: one of the two is damaged; restore it{again}")
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def environment() -> dict[str, Any]:
@@ -311,8 +366,9 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def read_dataset(directory: Path) -> dict[str, Any]:
-    """The content of a run's dataset.json; raises `UserError` when it is missing or damaged."""
+    """The content of a run's dataset.json. Raises `UserError` when it is missing, or a sealed file damaged."""
     path = directory / "dataset.json"
+    _check_seal(directory)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

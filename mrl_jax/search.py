@@ -16,6 +16,7 @@ import contextlib
 import json
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def exists(place: str) -> bool:
             return True
         return False
     path = Path(place)
-    return path.exists() and (path.is_file() or any(path.iterdir()))
+    return path.exists() and (path.is_file() or not folders.is_free(path))
 
 
 # ---- the model that an index belongs to ------------------------------------------------------------------------------
@@ -269,9 +270,11 @@ def _planned(index: Index, k: int) -> list[tuple[int, int]] | None:
         return None
     try:
         kept = json.loads(path.read_text())
+        if kept.pop("crc") != zlib.crc32(json.dumps(kept).encode()):
+            raise ValueError
         usable = kept["version"] == index.version and kept["k"] >= k and kept["steps"] is not None
         return [(int(dim), int(size)) for dim, size in kept["steps"]] if usable else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged; delete it, or plan again") from None
 
 
@@ -299,7 +302,8 @@ def plan_(options: argparse.Namespace) -> None:
             "version": index.version, "k": options.k, options.metric: options.recall, "delta": options.delta,
             "steps": made.chosen and made.chosen.steps,
         }  # fmt: skip
-        runs.write(index.folder / "plan.json", json.dumps(kept) + "\n")
+        crc = zlib.crc32(json.dumps(kept).encode())
+        runs.write(index.folder / "plan.json", json.dumps(kept | {"crc": crc}) + "\n")
         if made.chosen is None:
             print("no shortlist is shown to keep this recall; --plan auto searches exactly")
 
@@ -431,6 +435,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; a build is continued by the same command", file=sys.stderr)
         return 130
+    except OSError as error:
+        print(f"error: {error.filename or options.index}: {error.strerror or error}", file=sys.stderr)
+        return 2
     return 0
 
 

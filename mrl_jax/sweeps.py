@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
@@ -27,6 +28,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from mrl_jax import config as configuration
+from mrl_jax import runs
 from mrl_jax.config import Config
 from mrl_jax.errors import UserError, one_of
 
@@ -69,7 +71,8 @@ def prepare(words: Sequence[str]) -> Sweep:
         for other in options[1:]:
             configuration.from_command_line([*first[:i], other, *first[i + 1 :]])
     given = [str(o.value()) for o in parsed if o.key_or_group == "hydra.sweep.dir"]
-    dated = Path(checked.results_dir).expanduser() / ".sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    # What failed in another sweep of the same second, or before the clock was set back, is not of this one.
+    dated = Path(checked.results_dir).expanduser() / ".sweeps" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{token_hex(3)}"
     directory = Path(given[-1]) if given else dated
     swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
     same = sorted({o.key_or_group for o in parsed} - swept)
@@ -132,8 +135,12 @@ def job(composed: Any, run: Callable[[Config], tuple[int, str]], is_complete: Ca
     if status in STOPPED.values():
         raise SystemExit(status)
     if status:
-        failed.parent.mkdir(parents=True, exist_ok=True)
-        failed.write_text(json.dumps({"job": hydra.job.num, "overrides": name, "error": said}), encoding="utf-8")
+        note = {"job": hydra.job.num, "overrides": name, "error": said}
+        try:
+            runs.write(failed, json.dumps(note))
+        except UserError as error:  # without the note the sweep would end as if all was well
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
 
 
 def summary(directory: Path) -> int:

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from omegaconf import DictConfig
 
-from mrl_jax import arms, checkpoint, data, distributed, encoders, inputs, report, runs, scoring, sweeps
+from mrl_jax import arms, checkpoint, data, distributed, encoders, inputs, pretrained, report, runs, scoring, sweeps
 from mrl_jax import config as configuration
 from mrl_jax.arms import Member
 from mrl_jax.batches import Examples, PairExamples, RankingExamples
@@ -71,6 +71,8 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
         distributed.on_writer(lambda: _compare_data(directory, described))
     reader.save(directory)
     runs.write(directory / "dataset.json", _json(described))
+    if distributed.is_writer():
+        runs.seal(directory)
     members = _members(config)
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     processes = f" by {distributed.count()} processes" if distributed.count() > 1 else ""
@@ -88,11 +90,12 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
     for group in grouped(members, at_once):
         done += len(group)
         models = [directory / "checkpoints" / member.label / "model" for member in group]
-        finished = all(_is_done(rows, member, config) for member in group)
-        if finished and distributed.on_writer(lambda models=models: all(map(checkpoint.steps, models))):  # type: ignore[misc]
-            continue
         name = group[0].label if len(group) == 1 else f"{group[0].label}-and-{len(group) - 1}-more"
         states = directory / "checkpoints" / name / "state"
+        finished = all(_is_done(rows, member, config) for member in group)
+        if finished and distributed.on_writer(lambda models=models: all(map(checkpoint.steps, models))):  # type: ignore[misc]
+            _remove_states(states)  # of a process that was killed here
+            continue
         with runs.progress(program.steps, f"{done}/{len(members)} {name}", "step") as bar:
             # Trained before, and stopped while it was evaluated?
             there = [load_model(model, member, program) for model, member in zip(models, group, strict=True)]
@@ -107,10 +110,7 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
             runs.write_rows(evaluation, rows)
         if bar.disable:  # off a terminal, a line each
             runs.say(f"{done} of {len(members)}: {name} is done")
-        if distributed.is_writer():
-            shutil.rmtree(states, ignore_errors=True)  # only ever needed to finish this group
-            with contextlib.suppress(OSError):
-                states.parent.rmdir()  # of a population: its members have folders of their own
+        _remove_states(states)
     return directory
 
 
@@ -131,10 +131,19 @@ def _claimed(config: Config, held: contextlib.ExitStack) -> str:
 def _compare_data(directory: Path, described: dict[str, Any]) -> None:
     """Raise `UserError` where a run that is resumed was begun with other data."""
     if (directory / "dataset.json").exists():
-        if runs.read_dataset(directory) != json.loads(_json(described)):
-            raise UserError(f"resume=true: the data is no longer that of {directory}; restore it, or start a new run")
+        if changed := _changed(runs.read_dataset(directory), described):
+            what = "pretrained weights are" if changed == ["weights"] else "data is"
+            raise UserError(f"resume=true: the {what} no longer that of {directory}; restore it, or start a new run")
     elif (directory / "checkpoints").exists():
         raise UserError(f"resume=true: {directory} has checkpoints but no dataset.json to compare the data with")
+
+
+def _remove_states(states: Path) -> None:
+    """Training states are only ever needed to finish their group."""
+    if distributed.is_writer():
+        shutil.rmtree(states, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            states.parent.rmdir()  # of a population: its members have folders of their own
 
 
 def _untuned(config: Config, trainer: Trainer, splits: scoring.Splits, directory: Path) -> list[Row]:
@@ -165,6 +174,9 @@ def describe(
     encoder, vocabulary = encoders.standalone(config.encoder, reader.vocabulary)
     train = splits["train"]
     pairs = {"columns": int(train.columns.shape[1])} if isinstance(train, PairExamples) else {}
+    weights = getattr(config.encoder, "weights", None)
+    file = pretrained.resolve(weights) / "model.safetensors" if weights else None
+    started_from = {"weights": runs.sha256(file)} if file is not None and file.is_file() else {}
     return {
         "name": dataset.name,
         "kind": dataset.kind,
@@ -175,7 +187,14 @@ def describe(
         "vocabulary": vocabulary,
         "examples": {name: len(split) for name, split in splits.items()},
         "fingerprint": {name: _fingerprint(split) for name, split in splits.items()},
+        **started_from,
     }
+
+
+def _changed(then: dict[str, Any], described: dict[str, Any]) -> list[str]:
+    """The keys of an earlier dataset.json that are described otherwise now."""
+    now = json.loads(_json(described))
+    return [key for key in then if then[key] != now.get(key)]
 
 
 def _some(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:

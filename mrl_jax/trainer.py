@@ -363,7 +363,8 @@ class _Group:
                     since, window = time.monotonic(), []
                 if step in self.moments:
                     best = self._validate(step, state, best)
-                due = time.monotonic() - saved >= self.config.checkpoint_seconds and step < self.total
+                elapsed = time.monotonic() - saved  # below 0: a clock that was set back
+                due = not 0 <= elapsed < self.config.checkpoint_seconds and step < self.total
                 if stop or distributed.on_writer(lambda due=due: due):  # type: ignore[misc]
                     self._save(step, state, best, window)
                     saved = time.monotonic()

@@ -176,7 +176,7 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
         index = reopen("exact", tmp_path / "index")
         index.verify()
         assert len(index) in (200 * acknowledged, 200 * (acknowledged + 1))  # the last may be there unsaid
-        rows = np.flatnonzero(index.alive())
+        rows = np.flatnonzero(index.verify())
         stored = {d.id: z[0] for d, z in zip(index.documents(rows), index.vectors(rows), strict=True)}
         assert all(stored[f"{batch} {i}"] == batch for batch in range(acknowledged) for i in (0, 199))
         acknowledged = len(index) // 200
@@ -234,7 +234,7 @@ def test_what_is_not_an_index_is_said(built: Path, tmp_path: Path) -> None:
 def test_an_index_of_another_format_is_refused(built: Path) -> None:
     with sqlite3.connect(built / "documents.sqlite") as connection:
         connection.execute("UPDATE about SET value = '99' WHERE key = 'format'")
-    with pytest.raises(UserError, match="has format 99; this version reads 1"):
+    with pytest.raises(UserError, match="has format 99; this version reads 2"):
         reopen("exact", built)
 
 

@@ -142,7 +142,7 @@ def test_a_killed_build_is_continued(run: Path, tmp_path: Path, capsys: pytest.C
     assert "20,000 documents" in said
     index = exact.open_(place)
     index.verify()
-    rows = np.flatnonzero(index.alive())
+    rows = np.flatnonzero(index.verify())
     stored = {one.id: z for one, z in zip(index.documents(rows), index.vectors(rows), strict=True)}
     some = [lines[i] for i in range(0, 20_000, 501)]
     z = mrl_jax.load(run).encode([line["text"] for line in some])

@@ -9,7 +9,9 @@ import io
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -145,15 +147,16 @@ def images(builder: Any, split: str, key: str, config: DataConfig) -> Split:
 def cached_labels(records: builders.Records, builder: Any, split: str, config: DataConfig) -> np.ndarray:
     """All labels of a large image split, int32 [n]. A record holds image and label together, so the files are read
     whole for them, once; then they lie in CACHE/labels."""
-    name = f"{builder.info.full_name.replace('/', '-')}-{split}-{len(records)}.npy"
+    name = f"{builder.info.full_name.replace('/', '-')}-{split}-{len(records)}.npz"
     path = cache_folder(config.cache_dir) / "labels" / name
-    if path.exists():
-        labels: np.ndarray = np.load(path, allow_pickle=False)
+    labels: np.ndarray
+    with suppress(OSError, ValueError, KeyError, BadZipFile), np.load(path, allow_pickle=False) as kept:
+        labels = kept["labels"]  # checked by the checksum of the archive
         return labels
     labels = read_labels(records, range(len(records)))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}-{name}")
-    np.save(partial, labels)
+    np.savez(partial, labels=labels)
     partial.replace(path)
     return labels
 

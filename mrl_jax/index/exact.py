@@ -31,8 +31,7 @@ class ExactIndex(Store):
         return self._lay_out(rotate=True)
 
     def _lay_out(self, rotate: bool) -> Documents:
-        self.verify()
-        of, alive = self.description, self.alive()
+        of, alive = self.description, self.verify()
         # Another process may have added some since.
         vectors = Stored(self.folder / "vectors.f32", len(alive), of.width)
         return funnel.lay_out(vectors, of.dims, scanned=of.prefix, alive=alive, rotate=rotate)

@@ -39,7 +39,7 @@ class FaissIndex(Store):
     def _built(self) -> tuple[Any, np.ndarray]:
         """The FAISS index and the row of each of its entries."""
         faiss = library()
-        rows = np.flatnonzero(self.alive())
+        rows = np.flatnonzero(self.verify())
         path = self.folder / f"{self.description.kind}-{self.version}.index"
         if path.exists():
             with contextlib.suppress(ValueError, RuntimeError, OSError):
@@ -47,12 +47,14 @@ class FaissIndex(Store):
                 if int(crc) == zlib.crc32(content):  # FAISS trusts what it reads
                     return self._ready(faiss.deserialize_index(np.frombuffer(content, np.uint8))), rows
             print(f"{path} is damaged and made anew", file=sys.stderr)
-        self.verify()
         index = self._build(faiss, rows)
         content = faiss.serialize_index(index).tobytes()
-        for old in self.folder.glob(f"{self.description.kind}-*.index"):
-            old.unlink(missing_ok=True)
-        runs.write(path, f"{zlib.crc32(content)}\n".encode() + content)
+        try:
+            for old in self.folder.glob(f"{self.description.kind}-*.index"):
+                old.unlink(missing_ok=True)
+            runs.write(path, f"{zlib.crc32(content)}\n".encode() + content)
+        except (UserError, OSError) as error:  # a disk that is full or read-only: searched all the same
+            print(f"{path} is not kept: {error}", file=sys.stderr)
         return self._ready(index), rows
 
     def _build(self, faiss: Any, rows: np.ndarray) -> Any:

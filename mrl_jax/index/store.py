@@ -1,6 +1,7 @@
 """Documents in a folder: ids, texts and the place of each embedding in SQLite, the embeddings in one flat file.
 
-    documents.sqlite   tables `documents` (id, text, row), `batches` (a checksum of what each `add` wrote) and `about`
+    documents.sqlite   tables `documents` (id, text, row, a checksum of the three), `batches` (a checksum of the vectors
+                       that each `add` wrote) and `about`
     vectors.f32        float32, row after row, only ever appended
 
 Vectors reach the disk before the transaction that names their rows is committed, so that whatever SQLite knows is
@@ -24,12 +25,18 @@ from mrl_jax.errors import UserError
 from mrl_jax.funnel import Stored
 from mrl_jax.index import Description, Document
 
-FORMAT = 1
+FORMAT = 2
 MANY = 500  # ids in one SQL statement
 ROWS = 16384  # vectors that are read at a time to check them
 
+# All that a process that is killed in `create` can leave behind.
+BEGUN = {".lock", "vectors.f32", "documents.sqlite.part", "documents.sqlite.part-journal"}
+
+COLUMNS = "id, text, row, crc"
 SCHEMA = """
-CREATE TABLE documents (id TEXT PRIMARY KEY, text TEXT NOT NULL, row INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
+CREATE TABLE documents (
+    id TEXT PRIMARY KEY, text TEXT NOT NULL, row INTEGER NOT NULL UNIQUE, crc INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE batches (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -53,6 +60,8 @@ class Store:
         folder, about = self.folder, dict(self._rows("SELECT key, value FROM about"))
         if about.get("format") != str(FORMAT):
             raise UserError(f"{folder} has format {about.get('format')}; this version reads {FORMAT}")
+        if about.get("crc") != str(_crc(about.get("description"))) or not str(about.get("version", 0)).isdigit():
+            raise self._damaged("what it says of the index is not what was written")
         told = json.loads(about["description"])
         description = Description(**{**told, "dims": tuple(told["dims"])})
         size, needed = (folder / "vectors.f32").stat().st_size, 4 * description.width * self.rows
@@ -75,13 +84,6 @@ class Store:
     def __len__(self) -> int:
         return int(self._rows("SELECT count(*) FROM documents")[0][0])
 
-    def alive(self) -> np.ndarray:
-        """bool [rows]: whether a row's document is still there."""
-        alive = np.zeros(self.rows, bool)
-        for (row,) in self._scan("SELECT row FROM documents"):
-            alive[row] = True
-        return alive
-
     def stored(self) -> Stored:
         """The vectors float32 [rows, D], read from the file when they are asked for."""
         return Stored(self.folder / "vectors.f32", self.rows, self.description.width)
@@ -93,8 +95,7 @@ class Store:
         found: dict[int, Document] = {}
         for some in _some([int(row) for row in handles]):
             marks = ",".join("?" * len(some))
-            for row, *rest in self._rows(f"SELECT row, id, text FROM documents WHERE row IN ({marks})", some):
-                found[row] = Document(*rest)
+            found |= dict(self._intact(f"SELECT {COLUMNS} FROM documents WHERE row IN ({marks})", some))
         gone = next((int(row) for row in handles if int(row) not in found), None)
         if gone is not None:
             raise UserError(f"{self.folder}: a document found was deleted meanwhile; search again")
@@ -104,16 +105,32 @@ class Store:
         found: dict[str, Document] = {}
         for some in _some(list(ids)):
             marks = ",".join("?" * len(some))
-            for id_, text in self._rows(f"SELECT id, text FROM documents WHERE id IN ({marks})", some):
-                found[id_] = Document(id_, text)
+            intact = self._intact(f"SELECT {COLUMNS} FROM documents WHERE id IN ({marks})", some)
+            found |= {one.id: one for _, one in intact}
         return found
 
-    def verify(self) -> None:
-        """Read all vectors once; raises UserError where they are not those that were written."""
-        width = 4 * self.description.width
+    def _intact(self, query: str, values: Sequence[object] = ()) -> Iterator[tuple[int, Document]]:
+        """The row and document of each line of a query for `COLUMNS`; raises UserError for a damaged one."""
+        for id_, text, row, crc in self._scan(query, values):
+            if crc != _crc(id_, text, row):
+                raise self._damaged(f"document {str(id_)[:40]!a} is not what was written")
+            yield row, Document(id_, text)
+
+    def _damaged(self, why: str) -> UserError:
+        return UserError(f"{self.folder / 'documents.sqlite'} is damaged: {why}; build the index anew")
+
+    def verify(self) -> np.ndarray:
+        """Read everything once; returns bool [rows], whether a row's document is still there.
+
+        Raises UserError where documents or vectors are not those that were written.
+        """
+        known = np.fromiter((row for row, _ in self._intact(f"SELECT {COLUMNS} FROM documents")), np.int64)
+        width, end = 4 * self.description.width, 0
         with (self.folder / "vectors.f32").open("rb") as file:
             for start, stop, wanted in self._rows("SELECT start, stop, crc FROM batches ORDER BY start"):
-                crc = 0
+                if start != end:
+                    raise self._damaged(f"rows {end:,} to {start:,} are missing")
+                crc, end = 0, stop
                 file.seek(start * width)
                 for at in range(start, stop, ROWS):
                     crc = zlib.crc32(file.read(width * (min(at + ROWS, stop) - at)), crc)
@@ -121,6 +138,9 @@ class Store:
                     raise UserError(
                         f"{self.folder / 'vectors.f32'} is damaged in rows {start:,} to {stop:,}; build the index anew"
                     )
+        alive = np.zeros(end, bool)
+        alive[known] = True
+        return alive
 
     # ---- changing it ----
 
@@ -136,9 +156,9 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             self._connection.executemany(
-                "INSERT INTO documents VALUES (?, ?, ?) "
-                "ON CONFLICT (id) DO UPDATE SET text = excluded.text, row = excluded.row",
-                [(one.id, one.text, start + i) for i, one in enumerate(documents)],
+                "INSERT INTO documents VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET text = excluded.text, row = excluded.row, crc = excluded.crc",
+                [(*one, row, _crc(*one, row)) for row, one in enumerate(documents, start)],
             )
             self._connection.execute(
                 "INSERT INTO batches VALUES (?, ?, ?)", (start, start + len(content), zlib.crc32(content))
@@ -180,10 +200,10 @@ class Store:
         except sqlite3.Error as error:
             raise UserError(f"{self.folder / 'documents.sqlite'} cannot be read: {error}") from None
 
-    def _scan(self, query: str) -> Iterator[tuple]:  # type: ignore[type-arg]
+    def _scan(self, query: str, values: Sequence[object] = ()) -> Iterator[tuple]:  # type: ignore[type-arg]
         """As `_rows`, but never all of them in memory."""
         try:
-            yield from self._connection.execute(query)
+            yield from self._connection.execute(query, values)
         except sqlite3.Error as error:
             raise UserError(f"{self.folder / 'documents.sqlite'} cannot be read: {error}") from None
 
@@ -205,19 +225,49 @@ def check_add(description: Description, documents: Sequence[Document], vectors: 
         raise ValueError("an id stands twice among the documents")
 
 
+def is_free(folder: Path) -> bool:
+    """Whether an index can be made in a folder: nothing is in it, or only what a killed `create` left there."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    begun = names <= BEGUN and not ("vectors.f32" in names and (folder / "vectors.f32").stat().st_size)
+    return begun and (folder.is_dir() or not folder.exists())
+
+
 def create(folder: Path, description: Description) -> None:
-    """Make an empty store. Raises UserError when the folder holds something."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; it is not overwritten")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vectors.f32").touch()
+    """Make an empty store. Raises UserError when the folder holds something, or cannot be written."""
     part = folder / "documents.sqlite.part"
-    part.unlink(missing_ok=True)
-    with contextlib.closing(sqlite3.connect(part)) as connection, connection:
-        connection.executescript(SCHEMA)
-        told = json.dumps(description._asdict())
-        connection.executemany("INSERT INTO about VALUES (?, ?)", [("format", str(FORMAT)), ("description", told)])
-    part.rename(folder / "documents.sqlite")
+    told = json.dumps(description._asdict())
+    about = {"format": str(FORMAT), "description": told, "crc": str(_crc(told))}
+    if not is_free(folder):
+        raise UserError(f"{folder} exists and is not empty; it is not overwritten")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            if not is_free(folder):  # another process was faster
+                return
+            (folder / "vectors.f32").touch()
+            part.unlink(missing_ok=True)
+            part.with_name(f"{part.name}-journal").unlink(missing_ok=True)
+            with contextlib.closing(sqlite3.connect(part)) as connection, connection:
+                connection.executescript(SCHEMA)
+                connection.executemany("INSERT INTO about VALUES (?, ?)", about.items())
+            part.rename(folder / "documents.sqlite")
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _locked(folder: Path) -> contextlib.ExitStack:
+    """Keep other writers out until it is closed. Raises UserError when one is there."""
+    lock = contextlib.ExitStack()
+    try:
+        file = lock.enter_context((folder / ".lock").open("w"))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UserError(f"{folder} is being written by another process") from None
+    except OSError as error:
+        lock.close()
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
+    return lock
 
 
 def connect(folder: Path, write: bool) -> tuple[sqlite3.Connection, contextlib.ExitStack]:
@@ -225,14 +275,7 @@ def connect(folder: Path, write: bool) -> tuple[sqlite3.Connection, contextlib.E
     path = folder / "documents.sqlite"
     if not path.is_file() or not (folder / "vectors.f32").is_file():
         raise UserError(f"{folder} is not an index: documents.sqlite or vectors.f32 is missing")
-    lock = contextlib.ExitStack()
-    if write:
-        file = lock.enter_context((folder / ".lock").open("w"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise UserError(f"{folder} is being written by another process") from None
+    lock = _locked(folder) if write else contextlib.ExitStack()
     try:
         # Also for reading: what a killed process left half done is rolled back by whoever comes next.
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None)
@@ -248,6 +291,11 @@ def connect(folder: Path, write: bool) -> tuple[sqlite3.Connection, contextlib.E
         lock.close()
         raise UserError(f"{path} is damaged: {error}; build the index anew") from None
     return connection, lock
+
+
+def _crc(*values: object) -> int:
+    """A checksum of texts and numbers."""
+    return zlib.crc32("\0".join(map(str, values)).encode("utf-8", "surrogatepass"))
 
 
 def _some(values: list[Any]) -> Iterable[list[Any]]:
