@@ -7,8 +7,8 @@
     python benchmarks/survive.py clock                  # clocks that are set back while a run goes on
 
 Each prints what was tried and what was lost, ends with status 1 if anything was, and writes it with --json. The end
-state of every command is compared with that of an undisturbed one: bytes of tables, outcomes, plots and reports, weights
-of the best models, the log without its throughput, documents and vectors of an index and what it answers.
+state of every command is compared with that of an undisturbed one: bytes of tables, outcomes, plots and reports,
+weights of the best models, the log without its throughput, documents and vectors of an index and what it answers.
 """
 
 import argparse
@@ -258,7 +258,12 @@ def kills(bench: Bench, options: argparse.Namespace) -> Figures:
     for job, share in jobs:
         if not options.only or job.name in options.only:
             made[job.name] = one = killed(job, round(share * options.number), options)
-            print(f"{job.name}: {json.dumps({k: v for k, v in one.items() if k != 'lost'})}", *one["lost"], sep="\n  ")
+            print(
+                f"{job.name}: {json.dumps({k: v for k, v in one.items() if k != 'lost'})}",
+                *one["lost"],
+                sep="\n  ",
+                flush=True,
+            )
     repeated = [steps for one in made.values() for steps in one["steps_repeated"]]
     return {
         "kills": sum(one["kills"] for one in made.values()),
@@ -353,7 +358,12 @@ def disk(bench: Bench, options: argparse.Namespace) -> Figures:
             (bench.indexing(root, run, "exact"), 0.3),
         ):  # fmt: skip
             made[job.name] = one = starved(job, max(3, round(share * options.number)), mounted, options)
-            print(f"{job.name}: {json.dumps({k: v for k, v in one.items() if k != 'lost'})}", *one["lost"], sep="\n  ")
+            print(
+                f"{job.name}: {json.dumps({k: v for k, v in one.items() if k != 'lost'})}",
+                *one["lost"],
+                sep="\n  ",
+                flush=True,
+            )
     lost = [f"{name}: {what}" for name, one in made.items() for what in one["lost"]]
     return {"small_file_system": mounted, "jobs": made, "lost": lost}
 
@@ -456,7 +466,9 @@ def damage(bench: Bench, options: argparse.Namespace) -> Figures:
     if options.prepared:
         made["prepared data"] = damaged_data(bench, options)
     for name, one in made.items():
-        print(f"{name}: {json.dumps({k: v for k, v in one.items() if k != 'lost'})}", *one["lost"], sep="\n  ")
+        print(
+            f"{name}: {json.dumps({k: v for k, v in one.items() if k != 'lost'})}", *one["lost"], sep="\n  ", flush=True
+        )
     return {"targets": made, "lost": [f"{name}: {what}" for name, one in made.items() for what in one["lost"]]}
 
 

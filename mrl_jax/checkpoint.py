@@ -1,6 +1,6 @@
 """Checkpoints that are whole or absent: Orbax arrays, a manifest of SHA-256 sums, one atomic rename.
 
-    <directory>/step-00000120/manifest.json      the step, what the caller wants to know, a hash of every file and its own
+    <directory>/step-00000120/manifest.json      the step, what the caller wants to know, a hash of every file and a sum
     <directory>/step-00000120/arrays/…           the pytree, written by Orbax
 
 A killed process leaves either the folder under its final name or a `.partial` one that the next save removes; a file

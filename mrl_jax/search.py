@@ -70,7 +70,7 @@ def create_index(place: str, description: Description) -> Index:
 
 def exists(place: str) -> bool:
     """Whether there is something at `place` already: then a build continues it."""
-    if place.startswith("http"):
+    if is_milvus(place):
         with contextlib.suppress(UserError):
             open_index(place).close()
             return True

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -316,8 +317,13 @@ def _main(arguments: list[str]) -> int:
         return 2
     # The rest is Hydra's own business: --help, --cfg, --multirun, …
     sys.argv[1:] = [*arguments, *(sweep.overrides if sweep else ())]
+    if sweep:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # or it prints a traceback of the errors below and exits
     try:
         _hydra_main()
+    except OSError as error:  # Hydra's own files; those of a job are the job's failure
+        print(f"error: {error.filename or 'results_dir'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except (KeyboardInterrupt, Terminated) as stopped:
         print("interrupted; the same command, started again, does only what is missing", file=sys.stderr)
         return sweeps.STOPPED[signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT]
@@ -387,6 +393,8 @@ def _is_complete(directory: Path, config: Config) -> bool:
     """Whether the run that `config` describes has every result in `directory`."""
     if configuration.differences(configuration.from_yaml(directory / "config.yaml"), config):
         return False  # resuming says what differs
+    if not (directory / "plots" / "training.svg").exists():
+        return False  # the last that is drawn
     rows = runs.read_rows(directory / "evaluation.csv")
     if any(
         (name, seed) not in {(row.arm, row.seed) for row in rows}

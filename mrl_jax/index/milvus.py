@@ -231,7 +231,12 @@ def open_(uri: str, collection: str = COLLECTION, token: str = "") -> MilvusInde
                 description = Description(**{**content, "dims": tuple(content["dims"])})
             except (ValueError, TypeError, KeyError):
                 raise UserError(f"{uri} has a collection {collection} that mrl_jax did not make") from None
-            kind = client.describe_index(collection, "prefix", retry_times=RETRIES)["index_type"].lower()
+            made = [client.describe_index(collection, name, retry_times=RETRIES) for name in ("prefix", "vector")]
+            if not all(made):  # its builder was killed before it had made them
+                kind = description.kind.removeprefix("milvus-")
+                client.create_index(collection, _indexed(client, description.prefix, kind), retry_times=RETRIES)
+                made = [client.describe_index(collection, "prefix", retry_times=RETRIES)]
+            kind = made[0]["index_type"].lower()
             client.load_collection(collection, retry_times=RETRIES)
     except BaseException:
         _close(uri, client)
