@@ -184,7 +184,7 @@ def refuse_from(number: int, code: int, once: bool) -> Trap:
 
 
 def jumping_clock(seed: int, jump: float) -> Callable[[], None]:
-    """Clocks that are set back or forward by up to `jump` seconds again and again, the monotonic one too."""
+    """Clocks that are set back or forward by up to `jump` seconds now and then, the monotonic one too."""
 
     def patch() -> None:
         rng = random.Random(seed)
@@ -193,7 +193,7 @@ def jumping_clock(seed: int, jump: float) -> Callable[[], None]:
 
         def shift() -> float:
             nonlocal offset
-            if rng.random() < 0.3:
+            if rng.random() < 0.02:
                 offset = rng.uniform(-jump, jump)
             return offset
 

@@ -25,6 +25,8 @@ from mrl_jax.errors import UserError
 
 KEEP = 2  # checkpoints of a directory: the newest, and the one before in case the newest is damaged later
 
+ATTEMPTS = 3  # at arrays that Orbax says it had no time to write
+
 
 def save(directory: Path, step: int, tree: Any, meta: dict[str, Any], keep: int = KEEP) -> Path:
     """Write `tree` as the checkpoint of `step` and remove all but the newest `keep`.
@@ -39,9 +41,7 @@ def save(directory: Path, step: int, tree: Any, meta: dict[str, Any], keep: int 
         for leftover in directory.glob(".step-*.partial*"):
             shutil.rmtree(leftover)
         partial.mkdir()
-        with _quiet(), _checkpointer() as checkpointer:
-            checkpointer.save(partial / "arrays", tree)
-            checkpointer.wait_until_finished()
+        _write_arrays(partial / "arrays", tree)
         files = {str(p.relative_to(partial)): _sha256(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         manifest = partial / "manifest.json"
         content = {"step": step, "meta": meta, "arrays": _shapes(tree), "files": files}
@@ -58,6 +58,20 @@ def save(directory: Path, step: int, tree: Any, meta: dict[str, Any], keep: int 
         with suppress(OSError):
             _remove(directory / f"step-{old:08d}")
     return final
+
+
+def _write_arrays(folder: Path, tree: Any) -> None:
+    """Orbax takes its timeouts from the clock of the day, so one that is set forward meanwhile ends them: try again."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with _quiet(), _checkpointer() as checkpointer:
+                checkpointer.save(folder, tree)
+                checkpointer.wait_until_finished()
+            return
+        except TimeoutError:
+            if attempt == ATTEMPTS:
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(checkpoint: Path) -> None:
