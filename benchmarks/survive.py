@@ -266,13 +266,7 @@ def kills(bench: Bench, options: argparse.Namespace) -> Figures:
     made = Told()
     for job, share in jobs:
         if not options.only or job.name in options.only:
-            made[job.name] = one = killed(job, round(share * options.number), options)
-            print(
-                f"{job.name}: {json.dumps({k: v for k, v in one.items() if k != 'lost'})}",
-                *one["lost"],
-                sep="\n  ",
-                flush=True,
-            )
+            made[job.name] = killed(job, round(share * options.number), options)
     repeated = [steps for one in made.values() for steps in one["steps_repeated"]]
     return {
         "kills": sum(one["kills"] for one in made.values()),
@@ -366,13 +360,8 @@ def disk(bench: Bench, options: argparse.Namespace) -> Figures:
             (bench.in_turn(root), 0.35), (bench.sweep(root), 0.15), (bench.reporting(root, run), 0.2),
             (bench.indexing(root, run, "exact"), 0.3),
         ):  # fmt: skip
-            made[job.name] = one = starved(job, max(3, round(share * options.number)), mounted, options)
-            print(
-                f"{job.name}: {json.dumps({k: v for k, v in one.items() if k != 'lost'})}",
-                *one["lost"],
-                sep="\n  ",
-                flush=True,
-            )
+            if not options.only or job.name in options.only:
+                made[job.name] = starved(job, max(3, round(share * options.number)), mounted, options)
     lost = [f"{name}: {what}" for name, one in made.items() for what in one["lost"]]
     return {"small_file_system": mounted, "jobs": made, "lost": lost}
 
@@ -474,10 +463,6 @@ def damage(bench: Bench, options: argparse.Namespace) -> Figures:
         made[f"index, {kind}"] = damaged(files, of_index, bench, options)
     if options.prepared:
         made["prepared data"] = damaged_data(bench, options)
-    for name, one in made.items():
-        print(
-            f"{name}: {json.dumps({k: v for k, v in one.items() if k != 'lost'})}", *one["lost"], sep="\n  ", flush=True
-        )
     return {"targets": made, "lost": [f"{name}: {what}" for name, one in made.items() for what in one["lost"]]}
 
 
@@ -620,7 +605,6 @@ def twice(bench: Bench, options: argparse.Namespace) -> Figures:
             if wrong := compare(job, expected):
                 lost.append(wrong)
         made[name] = {"tried": options.each, "statuses": statuses, "lost": lost}
-        print(f"{name}: {dict(statuses)}", *lost, sep="\n  ")
     return {"pairs": made, "lost": [f"{name}: {what}" for name, one in made.items() for what in one["lost"]]}
 
 
