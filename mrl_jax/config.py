@@ -6,18 +6,19 @@ key and value. Nothing downstream sees OmegaConf.
 
 import dataclasses
 import math
+import re
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from mrl_jax import arms, nesting
 from mrl_jax.data import SOURCES, DataConfig
@@ -115,6 +116,10 @@ NOT_COMPARED = ("resume", "run", "results_dir", "distributed")
 
 DISTRIBUTED: tuple[Literal["none", "slurm", "env", "explicit"], ...] = ("none", "slurm", "env", "explicit")
 
+MOST_BYTES = 1 << 20  # of a stored configuration
+MOST_SEEDS = 10_000
+MOST_WIDTH = 1 << 20
+
 CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if path.is_dir())
 
 
@@ -157,7 +162,7 @@ def from_command_line(overrides: list[str]) -> Config:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             composed = compose("config", overrides=overrides)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
             raise UserError(explain(error, overrides)) from None
     try:
         return parse(OmegaConf.to_container(composed, resolve=True))
@@ -226,6 +231,8 @@ def parse(raw: Any) -> Config:
     """A checked `Config` from the composed mapping. Raises `UserError`."""
     raw = dict(raw)
     encoder = raw.get("encoder", {})
+    if not isinstance(encoder, dict):
+        raise UserError(f"encoder={encoder} is not allowed; a section with the name of one of {', '.join(ENCODERS)}")
     encoder_class = ENCODERS[one_of("encoder.name", encoder.get("name"), ENCODERS)]
     raw["encoder"] = build(encoder_class, encoder, "encoder")
     raw["data"] = build(DataConfig, raw.get("data", {}), "data")
@@ -247,8 +254,8 @@ def parse(raw: Any) -> Config:
 
 
 def _nesting_dims(value: Any, width: Any) -> Any:
-    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-        raise UserError(f"width={width} is not allowed; a whole number of at least 1")
+    if not isinstance(width, int) or isinstance(width, bool) or not 1 <= width <= MOST_WIDTH:
+        raise UserError(f"width={width} is not allowed; a whole number from 1 to {MOST_WIDTH}")
     if isinstance(value, str):
         one_of("nesting_dims", value, ("log", "uniform", "a list such as [8,16,32]"))
         return nesting.log_spaced(width) if value == "log" else nesting.uniform(width)
@@ -265,7 +272,7 @@ def _check(config: Config) -> None:
     if not config.arms:
         raise UserError(f"arms is empty; allowed: {', '.join(arms.NAMES)}, all")
     for key, value, allowed, good in (
-        ("seeds", config.seeds, "at least 1", config.seeds >= 1),
+        ("seeds", config.seeds, f"1 to {MOST_SEEDS}", 1 <= config.seeds <= MOST_SEEDS),
         ("loss.sampled", config.loss.sampled, "at least 1", config.loss.sampled >= 1),
         ("loss.temperature", config.loss.temperature, "0.01 ≤ value ≤ 1", 0.01 <= config.loss.temperature <= 1),
         ("loss.distillation", config.loss.distillation, "at least 0", config.loss.distillation >= 0),
@@ -352,7 +359,7 @@ def _check(config: Config) -> None:
         needed = "true, false or auto" if config.resume != "auto" else "it needs run=…, the name of the run"
         raise UserError(f"resume={config.resume} is not allowed; {needed}")
     for key, path in (("name", config.name), ("run", config.run)):
-        if path is not None and (path in ("", ".", "..") or "/" in path or "\\" in path):
+        if path is not None and (path in ("", ".", "..") or "/" in path or "\\" in path or not path.isprintable()):
             raise UserError(f"{key}={path!r} is not allowed; the name of one folder, without slashes")
 
 
@@ -440,6 +447,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return tuple(_convert(item, args[0], f"{key}[{i}]") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
         return build(hint, value, key)  # type: ignore[arg-type]
+    if hint in (int, float) and type(value) is int and abs(value) >= 2**53:
+        raise UserError(f"{key}={value} is not allowed; a number of a usual size")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
@@ -464,13 +473,45 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+class _Loader(yaml.SafeLoader):
+    """What `to_yaml` writes: plain values, each in one place. No tags, no anchors, and `${…}` is only text."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # a few of them stand for any amount of memory
+            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1} has an alias, which no run writes")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        if len({str(key) for key in keys}) < len(keys):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1} begins a section that has a key twice")
+        return super().construct_mapping(node, deep)
+
+
+# As OmegaConf reads numbers: 1e-3 is one, which it is not by YAML 1.1.
+_Loader.yaml_implicit_resolvers = {
+    sign: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for sign, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
 def from_yaml(path: Path) -> Config:
-    """The configuration that a run was made with. Raises `UserError`, which names the file."""
+    """The configuration that a run was made with. Nothing in it is resolved: a run may come from anywhere.
+
+    Raises `UserError`, which names the file."""
     try:
-        return parse(OmegaConf.to_container(OmegaConf.load(path)))
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise ValueError(f"it has {size:,} bytes, a configuration at most {MOST_BYTES:,}")
+        return parse(yaml.load(path.read_text(encoding="utf-8"), _Loader))  # a safe loader
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (OSError, ValueError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as a configuration: {' '.join(str(error).split())}") from None
 
 

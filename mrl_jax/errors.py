@@ -2,10 +2,23 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+
+
+LONGEST = 1000  # signs of a message; a file may put a book where a name was expected
 
 
 class UserError(Exception):
-    """Bad input, configuration or file. The message names the key, the value and what is allowed."""
+    """Bad input, configuration or file. The message names the key, the value and what is allowed.
+
+    It is shown on one line, with escapes for what a file may hold to confuse a terminal, and its middle left out when
+    it is too long.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 4 :]}"
+        return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def one_of(key: str, value: object, allowed: Iterable[str]) -> str:
@@ -14,6 +27,16 @@ def one_of(key: str, value: object, allowed: Iterable[str]) -> str:
     if value in names:
         return str(value)
     raise UserError(f"{key}={value} is unknown{nearest(str(value), names)}; allowed: {', '.join(names)}")
+
+
+def path_of(key: str, name: str) -> Path:
+    """The path that `name` means, `~` expanded; `UserError` where no file can have it, there or not."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, of an unknown user, closed to this one
+        raise UserError(f"{key}={name}: there is no such file ({error})") from None
+    return path
 
 
 def nearest(value: str, names: Iterable[str]) -> str:

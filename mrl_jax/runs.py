@@ -41,7 +41,7 @@ from tqdm import tqdm
 from mrl_jax import config as configuration
 from mrl_jax import distributed
 from mrl_jax.checkpoint import cannot_write
-from mrl_jax.errors import UserError, nearest
+from mrl_jax.errors import UserError, nearest, path_of
 
 SEALED = ("config.yaml", "dataset.json", "tokenizer.json", "idf.json")
 PACKAGES = ("mrl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
@@ -75,7 +75,7 @@ def exists(config: configuration.Config) -> bool:
 
 
 def _parent(config: configuration.Config) -> Path:
-    return Path(config.results_dir).expanduser() / config.name
+    return path_of("results_dir", config.results_dir) / config.name
 
 
 def _taken(directory: Path) -> bool:
@@ -143,8 +143,8 @@ def reopen(config: configuration.Config) -> Path:
 def _warn_of_another_environment(directory: Path) -> None:
     """Bits are only promised for the same versions, devices and cores: say so when they have changed."""
     try:
-        then = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        then = dict(json.loads((directory / "environment.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         then = {}
     now = environment()
     changed = [key for key in ("python", "versions", "devices", "cores") if then.get(key) != now[key]]
@@ -333,7 +333,7 @@ class Log:
         for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 line = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(line, dict) and {"member", "step", "split"} <= line.keys():
                 yield line
@@ -358,7 +358,7 @@ def read_rows(path: Path) -> list[Row]:
             for r in csv.DictReader(file):
                 place = (r["experiment"], r["arm"], int(r["seed"]), int(r["dim"]), r["split"], r["metric"])
                 rows.append(Row(*place, float(r["value"])))
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
+    except (KeyError, TypeError, ValueError, OSError, csv.Error) as error:
         raise UserError(
             f"{path} is damaged after line {len(rows) + 1} ({error}); delete it and use resume=true to write it again"
         ) from None
@@ -371,9 +371,28 @@ def read_dataset(directory: Path) -> dict[str, Any]:
     _check_seal(directory)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     missing = {"kind", "classes", "inputs", "encoder", "vocabulary"} - set(content if isinstance(content, dict) else ())
     if missing:
         raise UserError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
+    for key, good in (
+        ("kind", content["kind"] in ("text", "image", "features")),
+        ("classes", _all_of(str, content["classes"])),
+        ("inputs", isinstance(content["inputs"], dict) and all(_all_of(int, x) for x in content["inputs"].values())),
+        ("encoder", isinstance(content["encoder"], dict)),
+        ("vocabulary", content["vocabulary"] is None or _all_of(int, [content["vocabulary"]])),
+        ("columns", _all_of(int, [content.get("columns", 1)])),
+    ):
+        if not good:
+            raise UserError(f"{path} is damaged: {key}={str(content.get(key))[:40]} is nothing that a run has")
     return dict(content)
+
+
+def _all_of(kind: type, values: Any) -> bool:
+    """Whether `values` is a list of texts that can be written, or of whole numbers of a usual size."""
+    if not isinstance(values, list):
+        return False
+    if kind is int:
+        return all(type(value) is int and 0 <= value < 2**31 for value in values)
+    return all(isinstance(value, str) and value == value.encode(errors="ignore").decode() for value in values)

@@ -10,19 +10,20 @@ import json
 import math
 import os
 import re
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from mrl_jax import arms, runs
 from mrl_jax import config as configuration
 from mrl_jax.config import Config
+from mrl_jax.data.features import DAMAGED
+from mrl_jax.data.records import check_expansion
 from mrl_jax.errors import UserError
 from mrl_jax.runs import Row
 from mrl_jax.statistics import Crossover, Difference, Interval, mean_interval
@@ -70,6 +71,8 @@ REFITTED = "Against arms compressed after training, nested arms are read by a re
 NOT_REFITTED = (
     "Arms compressed after training have refitted classifiers, nested arms their own: there is no refit_top1."
 )
+
+MOST = 1e15  # no measurement is larger
 
 # Keys that do not make another variant: they leave every model as it is, or are checked on their own (the steps).
 SAME_VARIANT = {
@@ -219,6 +222,9 @@ class Study:
             found: dict[int, np.ndarray] = {}
             for paths in self._files[series].values():
                 each = [_arrays(path, prefix) for path in paths]
+                for path, one in zip(paths, each, strict=True):
+                    if any(array.shape != self.labels.shape for array in one.values()):
+                        raise UserError(f"{path} has other test examples than the rest; delete it, or restore it")
                 for dim in set.intersection(*(set(one) for one in each)):
                     found[dim] = np.stack([one[dim] for one in each])
             self._cache[series, prefix] = dict(sorted(found.items()))
@@ -291,6 +297,7 @@ def _assemble(
     some = next((paths[0] for of in files.values() for paths in of.values()), None)
     dataset, experiments = used[0].dataset, list(dict.fromkeys(run.config.name for run in used))
     kept = {(variant, label) for variant, label in chosen if int(label.rpartition("-seed")[2]) in seeds}
+    log = _log(chosen, kept, names, notes)
     return Study(
         name=", ".join(experiments),
         title=f"{', '.join(experiments)}: nested embeddings"
@@ -299,10 +306,10 @@ def _assemble(
         dims=dims,
         width=max(run.config.width for run in used),
         classes=tuple(map(str, dataset["classes"])),
-        labels=np.zeros(0, np.int32) if some is None else _arrays(some, "test/label").get(None, np.zeros(0, np.int32)),
+        labels=np.zeros(0, np.int32) if some is None else _labels(some, len(dataset["classes"])),
         seeds=len(seeds),
         notes=tuple(dict.fromkeys(notes)),
-        log=list(_log(chosen, kept)),
+        log=log,
         environment=[{"run": names[run.directory], **run.environment} for run in used],
         _values=values,
         _files=files,
@@ -409,13 +416,19 @@ def _load(directory: Path) -> Run:
     for row in rows:
         if row.arm not in LABELS:
             raise UserError(f"{directory / 'evaluation.csv'}: unknown arm {row.arm!r}; known: {', '.join(LABELS)}")
+        if row.seed < 0 or not 1 <= row.dim <= config.width or abs(row.value) > MOST:
+            raise UserError(f"{directory / 'evaluation.csv'} is damaged: no run has {','.join(map(str, row))}")
+    if len({row[:-1] for row in rows}) < len(rows):
+        raise UserError(f"{directory / 'evaluation.csv'} is damaged: it gives a value twice")
     dataset = runs.read_dataset(directory) if rows else {}
     for key in ("fingerprint", "examples") if rows else ():
         if not isinstance(dataset.get(key), dict):
             raise UserError(f"{directory / 'dataset.json'} is damaged: it lacks {key}")
+    if rows and not (type(count := dataset["examples"].get("train")) is int and 0 <= count < 2**53):
+        raise UserError(f"{directory / 'dataset.json'} is damaged: it lacks the number of training examples")
     try:
         environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         environment = {}
     return Run(directory, config, rows, dataset, environment if isinstance(environment, dict) else {})
 
@@ -476,20 +489,69 @@ def _member(row: Row) -> str:
     return f"{row.arm}{row.dim if row.arm == 'ff' else ''}-seed{row.seed}"
 
 
-def _log(chosen: Mapping[tuple[str | None, str], Run], kept: set[tuple[str | None, str]]) -> Iterator[dict[str, Any]]:
+def _log(
+    chosen: Mapping[tuple[str | None, str], Run],
+    kept: set[tuple[str | None, str]],
+    names: Mapping[Path, str],
+    notes: list[str],
+) -> list[dict[str, Any]]:
     """The lines of the members that are used, run by run."""
+    lines = []
     for variant, run in dict.fromkeys((variant, run) for (variant, _), run in chosen.items()):
+        damaged = 0
         for line in runs.Log(run.directory / "metrics.jsonl").read():
-            place = (variant, line["member"])
-            if place in kept and chosen[place] is run:
-                yield {**line, "variant": variant}
+            if not _is_entry(line):
+                damaged += 1
+            elif (place := (variant, line["member"])) in kept and chosen[place] is run:
+                lines.append({**line, "variant": variant})
+        if damaged:
+            notes.append(f"{names[run.directory]}: {damaged} damaged lines of metrics.jsonl are left out.")
+    return lines
+
+
+def _is_entry(line: dict[str, Any]) -> bool:
+    """Whether a line of metrics.jsonl is what training writes, as far as it is read here."""
+    names = all(isinstance(line.get(key), str) for key in ("member", "split", "arm"))
+    numbers = [line.get("step"), line.get("seed"), line.get("width", 0)]
+    measured = [line.get(key, {}) for key in ("loss", "accuracy")]
+    return (
+        names
+        and all(type(number) is int and 0 <= number < 2**53 for number in numbers)
+        and _is_number(line.get("examples_per_second", 0))
+        and all(isinstance(of, dict) for of in measured)
+        and all(dim.isdecimal() and _is_number(value) for of in measured for dim, value in of.items())
+        and (line["split"] != "validation" or "accuracy" in line)
+    )
+
+
+def _is_number(value: object) -> bool:
+    """Nan, of training that went astray, is one."""
+    return type(value) in (int, float) and not abs(cast(float, value)) > MOST
+
+
+def _labels(path: Path, classes: int) -> np.ndarray:
+    """The classes of the test examples, int32 [n]; zeros where there are none."""
+    labels = _arrays(path, "test/label")[None]
+    if labels.dtype.kind not in "iu" or (len(labels) and not 0 <= labels.min() <= labels.max() < max(1, classes)):
+        raise UserError(f"{path} is damaged: its labels are not those of the {classes:,} classes in dataset.json")
+    return labels.astype(np.int32)
 
 
 def _arrays(path: Path, prefix: str) -> dict[Any, np.ndarray]:
-    """The arrays of a predictions file whose keys are `prefix` and a dim, by dim; by None when nothing follows."""
+    """The arrays of a predictions file whose keys are `prefix` and a dim, by dim; by None when nothing follows.
+
+    All have the length of the labels, which are classes; the others hold finite numbers.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
+            entries = file.zip.infolist()
+            check_expansion(path, path.stat().st_size, sum(entry.file_size for entry in entries))
             found = {key[len(prefix) :]: file[key] for key in file.files if key.startswith(prefix)}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+            arrays = {int(key) if key else None: array for key, array in found.items()}
+            count = len(file["test/label"])
+    except (*DAMAGED, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it, or restore it from a copy") from None
-    return {int(key) if key else None: array for key, array in found.items()}
+    for dim, array in arrays.items():
+        if array.shape != (count,) or array.dtype.kind not in "iufb" or not np.isfinite(array).all():
+            raise UserError(f"{path} is damaged: {prefix}{dim or ''} does not hold a number for each of {count:,} labels")
+    return arrays

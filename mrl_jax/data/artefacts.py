@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
-from mrl_jax.errors import UserError
+from mrl_jax.errors import UserError, path_of
 
 CHUNK = 1 << 20
 MEMBER_LIMIT = 1 << 30  # bytes of one unpacked member; the largest we use has 90 MB
@@ -83,7 +83,7 @@ def default_cache() -> Path:
 
 def cache_folder(cache_dir: str | None) -> Path:
     """The configured cache folder, or the default one."""
-    return Path(cache_dir).expanduser().absolute() if cache_dir else default_cache().absolute()
+    return path_of("data.cache_dir", cache_dir).absolute() if cache_dir else default_cache().absolute()
 
 
 def fetch(artefact: Artefact, cache_dir: Path | None = None) -> Path:

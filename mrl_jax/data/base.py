@@ -177,6 +177,6 @@ def first(labels: np.ndarray, limit: int) -> np.ndarray:
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
     """The different labels, sorted: as numbers if all are whole numbers (2 before 10), else as text."""
     found = set(labels)
-    if all(label.isascii() and label.isdigit() for label in found):
-        return tuple(sorted(found, key=lambda label: (int(label), label)))
+    if all(label.isascii() and label.isdigit() for label in found):  # of any length: Python's int() has a limit
+        return tuple(sorted(found, key=lambda label: (len(label.lstrip("0")), label.lstrip("0"), label)))
     return tuple(sorted(found))

@@ -18,7 +18,7 @@ from mrl_jax.data.base import DataConfig, PairDataset, Pairs, Ranking
 from mrl_jax.data.pair_tables import held_apart, paired
 from mrl_jax.data.pairs import no_pairs, read_file
 from mrl_jax.data.records import Record, json_records, lines, need_unicode, shown
-from mrl_jax.errors import UserError
+from mrl_jax.errors import UserError, path_of
 
 COLUMNS = ("query-id", "corpus-id", "score")
 GAIN_LIMIT = 1 << 31
@@ -35,7 +35,7 @@ def read(config: DataConfig) -> PairDataset:
     """
     if config.path is None:
         raise UserError("data=beir needs data.path, a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv")
-    folder = Path(config.path).expanduser()
+    folder = path_of("data.path", config.path)
     if not folder.is_dir():
         raise UserError(f"data.path={config.path}: there is no such folder")
     documents = texts(folder / "corpus.jsonl", titled=True)
@@ -66,6 +66,7 @@ def texts(path: Path, titled: bool) -> Texts:
         name = record.get("_id")
         if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
             raise UserError(f"{path}, {place}: the row has no _id")
+        need_unicode(path, place, "_id", str(name))
         if str(name) in found:
             raise UserError(f"{path}, {place}: the _id {shown(name)} stands in an earlier line too")
         found[str(name)] = text_of(path, place, record, titled)

@@ -5,6 +5,7 @@ Either `.npz` files with the arrays `features` [n, d] and `labels` [n], or `.npy
 numbers or strings. Pickled objects are refused: loading them could run code.
 """
 
+import lzma
 import tokenize
 import zipfile
 import zlib
@@ -14,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_jax.data.base import DataConfig, Dataset, Split, class_names
-from mrl_jax.data.records import existing
+from mrl_jax.data.records import check_expansion, existing
 from mrl_jax.errors import UserError
 
 # What NumPy raises for a file that is not what its name says, or was damaged.
 DAMAGED = (
-    *(ValueError, OSError, EOFError, SyntaxError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+    *(ValueError, TypeError, OverflowError, OSError, EOFError, SyntaxError, RecursionError, NotImplementedError),
+    *(MemoryError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
 )
 
 
@@ -86,6 +87,9 @@ def load_npz(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = ()
         if isinstance(arrays, np.ndarray):
             raise UserError(f"{path} holds a single array, not a .npz archive; name it .npy")
         with arrays:
+            wanted = {f"{name}.npy" for name in (*needed, *optional)}
+            sizes = [entry.file_size for entry in arrays.zip.infolist() if entry.filename in wanted]
+            check_expansion(path, path.stat().st_size, sum(sizes))
             for name in needed:
                 if name not in arrays:
                     found = ", ".join(arrays.files) or "none"
@@ -138,4 +142,10 @@ def check_labels(path: Path, labels: np.ndarray, expected: int) -> list[str]:
         raise UserError(f"{path}: labels have the type {labels.dtype}, expected whole numbers or strings")
     if labels.shape != (expected,):
         raise UserError(f"{path}: labels have the shape {labels.shape}, expected ({expected},), one a vector")
+    if labels.dtype.kind == "U" and labels.size:
+        # NumPy makes strings of any 32 bits, also such as crash Python when it reads them.
+        signs = np.ascontiguousarray(labels).view(np.dtype(np.uint32).newbyteorder(labels.dtype.byteorder))
+        bad = np.flatnonzero(((signs > 0x10FFFF) | (signs >> 11 == 0x1B)).reshape(expected, -1).any(axis=1))
+        if len(bad):
+            raise UserError(f"{path}: the label in row {bad[0]} (from 0) holds a sign that is not in Unicode")
     return [str(label) for label in labels.tolist()]

@@ -12,7 +12,7 @@ import numpy as np
 
 from mrl_jax.data.base import DataConfig, Dataset, Split, class_names
 from mrl_jax.data.records import SUFFIXES, Record, need_unicode, records, shown, text_field
-from mrl_jax.errors import UserError
+from mrl_jax.errors import UserError, path_of
 
 
 class Row(NamedTuple):
@@ -54,7 +54,7 @@ def rows(key: str, name: str | None) -> list[Row]:
     """All examples of a file, checked."""
     if name is None:
         raise UserError(f"data=files needs {key}, a file ending in {', '.join(SUFFIXES)}")
-    path = Path(name).expanduser()
+    path = path_of(key, name)
     examples = [checked(path, place, record) for place, record in records(key, name, need_columns)]
     if not examples:
         raise UserError(f"{key}={name} is empty")

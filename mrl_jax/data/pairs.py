@@ -16,7 +16,7 @@ import numpy as np
 from mrl_jax.data.base import DataConfig, PairDataset, Pairs
 from mrl_jax.data.pair_tables import held_apart, paired, ranking
 from mrl_jax.data.records import SUFFIXES, Record, records, shown, text_field
-from mrl_jax.errors import UserError
+from mrl_jax.errors import UserError, path_of
 
 ROLES = (  # names of which a file may have one
     ("anchor", "query", "question"),
@@ -70,7 +70,7 @@ def read_file(source: str, key: str, name: str | None) -> Pairs:
     """All pairs of a file, checked."""
     if name is None:
         raise UserError(f"data={source} needs {key}, a file ending in {', '.join(SUFFIXES)}")
-    path = Path(name).expanduser()
+    path = path_of(key, name)
     layouts: dict[tuple[str, ...], Layout] = {}  # of each combination of keys; only JSONL has more than one
     rows, scores = [], []
     for place, record in records(key, name, chosen):

@@ -10,10 +10,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from mrl_jax.errors import UserError
+from mrl_jax.errors import UserError, path_of
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 FIELD_LIMIT = 1 << 30  # characters of one CSV field; the module's own limit of 128 kB is less than a long document
+ROWS = 4096  # of a Parquet file, read at a time
+EXPANDED = 1 << 30  # bytes that a file may unpack to whatever its own size is …
+RATIO = 100  # … and what it may unpack to beyond that, times its own size: text has less than 20
 
 Record = dict[str, Any]
 Choose = Callable[[Path, list[str]], list[str]]  # of a header: the columns to read; raises `UserError` for a wrong one
@@ -35,7 +38,7 @@ def records(key: str, name: str, choose: Choose) -> Iterator[tuple[str, Record]]
 
 def existing(key: str, name: str, suffixes: tuple[str, ...]) -> Path:
     """The path of a file that exists and ends in one of these suffixes."""
-    path = Path(name).expanduser()
+    path = path_of(key, name)
     if not path.is_file():
         raise UserError(f"{key}={name}: there is no such file")
     if path.suffix.lower() not in suffixes:
@@ -78,7 +81,7 @@ def csv_records(path: Path, delimiter: str, choose: Choose) -> Iterator[tuple[st
     try:
         header = next(reader, [])
         if header:
-            choose(path, header)
+            no_column_twice(path, choose(path, header), header)
         for values in reader:
             if len(values) > len(header):
                 raise UserError(f"{path}, line {reader.line_num}: {len(values)} fields, the header has {len(header)}")
@@ -89,16 +92,53 @@ def csv_records(path: Path, delimiter: str, choose: Choose) -> Iterator[tuple[st
 
 
 def parquet_records(path: Path, choose: Choose) -> Iterator[tuple[str, Record]]:
-    """The rows of a Parquet file."""
+    """The rows of a Parquet file.
+
+    A value that its dictionary holds once is one object here too: a small file may repeat a long text a million times.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    size, number, unpacked = path.stat().st_size, 0, 0
     try:
-        table = pq.read_table(path, columns=choose(path, pq.read_schema(path).names)).to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]})") from error
-    for number, record in enumerate(table, start=1):
-        yield f"row {number}", record
+        names = pq.read_schema(path).names
+        chosen = choose(path, names)
+        no_column_twice(path, chosen, names)
+        with pq.ParquetFile(path, read_dictionary=chosen) as file:
+            for batch in file.iter_batches(ROWS, columns=chosen):
+                unpacked += batch.nbytes + 16 * len(batch)
+                check_expansion(path, size, unpacked)
+                columns = [shared(column) for column in batch.columns]
+                for values in zip(*columns, strict=True):
+                    number += 1
+                    yield f"row {number}", dict(zip(batch.schema.names, values, strict=True))
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is not a readable Parquet file ({reason})") from error
+
+
+def shared(column: Any) -> list[Any]:
+    """The values of an Arrow array, those of a dictionary as the same objects."""
+    if not hasattr(column, "dictionary"):
+        return list(column.to_pylist())
+    values = column.dictionary.to_pylist()
+    return [None if index is None else values[index] for index in column.indices.to_pylist()]
+
+
+def check_expansion(path: Path, packed: int, unpacked: int) -> None:
+    """Raise `UserError` for content that unpacks to far more than text and numbers do: it would fill the memory."""
+    if unpacked > max(EXPANDED, RATIO * packed):
+        raise UserError(
+            f"{path} has {packed:,} bytes and unpacks to {unpacked:,} or more, over {RATIO} times as many; "
+            "save it without compression if that is meant"
+        )
+
+
+def no_column_twice(path: Path, wanted: list[str], names: list[str]) -> None:
+    """Raise `UserError` where two columns have the name of one that is read."""
+    for name in wanted:
+        if names.count(name) > 1:
+            raise UserError(f"{path} has {names.count(name)} columns named {name}; keep one of them")
 
 
 def text_field(path: Path, place: str, record: Record, column: str) -> str:
