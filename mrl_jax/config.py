@@ -359,7 +359,7 @@ def _check(config: Config) -> None:
         needed = "true, false or auto" if config.resume != "auto" else "it needs run=…, the name of the run"
         raise UserError(f"resume={config.resume} is not allowed; {needed}")
     for key, path in (("name", config.name), ("run", config.run)):
-        if path is not None and (path in ("", ".", "..") or "/" in path or "\\" in path or not path.isprintable()):
+        if path is not None and (path in ("", ".", "..") or "/" in path or "\\" in path or not path.isprintable() or len(path) > 200):
             raise UserError(f"{key}={path!r} is not allowed; the name of one folder, without slashes")
 
 

