@@ -115,16 +115,19 @@ def load(directory: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         files, meta, arrays = dict(content["files"]), content["meta"], dict(content["arrays"])
         intact = content.keys() == {"step", "meta", "arrays", "files"}  # as written before there was a sum
         intact = intact or content.pop("sha256") == _sum(content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"checkpoint {path} is damaged: manifest.json is missing or cannot be read") from None
     if not intact:
         raise UserError(f"checkpoint {path} is damaged: manifest.json does not have the SHA-256 sum that it records")
+    found = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {"manifest.json"}
     for name, expected in files.items():
         file = path / name
-        if not file.is_file():
+        if name not in found:
             raise UserError(f"checkpoint {path} is damaged: {name} is missing")
         if _sha256(file) != expected:
             raise UserError(f"checkpoint {path} is damaged: {name} does not have the SHA-256 sum that was recorded")
+    for name in sorted(found - files.keys()):
+        raise UserError(f"checkpoint {path} is damaged: {name} is there, but not in its manifest")
     expected = _shapes(like)
     if arrays != expected:
         key = next(k for k in {**expected, **arrays} if arrays.get(k) != expected.get(k))
@@ -132,8 +135,11 @@ def load(directory: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
             f"checkpoint {path} holds other arrays than this configuration expects: {key} is "
             f"{arrays.get(key, 'absent')}, not {expected.get(key, 'absent')}"
         )
-    with _quiet(), _checkpointer() as checkpointer:
-        return checkpointer.restore(path / "arrays", jax.tree.map(ocp.utils.to_shape_dtype_struct, like)), meta
+    try:
+        with _quiet(), _checkpointer() as checkpointer:
+            return checkpointer.restore(path / "arrays", jax.tree.map(ocp.utils.to_shape_dtype_struct, like)), meta
+    except Exception as error:  # hashes say that files are as they were written, not by whom: Orbax may find anything
+        raise UserError(f"checkpoint {path} cannot be read: {str(error).strip() or type(error).__name__}") from error
 
 
 def _shapes(tree: Any) -> dict[str, str]:

@@ -119,6 +119,7 @@ DISTRIBUTED: tuple[Literal["none", "slurm", "env", "explicit"], ...] = ("none", 
 MOST_BYTES = 1 << 20  # of a stored configuration
 MOST_SEEDS = 10_000
 MOST_WIDTH = 1 << 20
+LONGEST_NAME = 200  # of a folder
 
 CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if path.is_dir())
 
@@ -359,7 +360,9 @@ def _check(config: Config) -> None:
         needed = "true, false or auto" if config.resume != "auto" else "it needs run=…, the name of the run"
         raise UserError(f"resume={config.resume} is not allowed; {needed}")
     for key, path in (("name", config.name), ("run", config.run)):
-        if path is not None and (path in ("", ".", "..") or "/" in path or "\\" in path or not path.isprintable() or len(path) > 200):
+        if path is not None and (
+            path in ("", ".", "..") or "/" in path or "\\" in path or not path.isprintable() or len(path) > LONGEST_NAME
+        ):
             raise UserError(f"{key}={path!r} is not allowed; the name of one folder, without slashes")
 
 
@@ -473,7 +476,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # untyped
     """What `to_yaml` writes: plain values, each in one place. No tags, no anchors, and `${…}` is only text."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -495,7 +498,9 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"),
+    re.compile(
+        r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+    ),
     list("-+0123456789."),
 )
 

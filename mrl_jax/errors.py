@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-
 LONGEST = 1000  # signs of a message; a file may put a book where a name was expected
 
 

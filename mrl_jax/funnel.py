@@ -352,7 +352,8 @@ def _gather(documents: Documents, rows: jax.Array) -> Any:
     """What `_narrow` reads: the array itself, or of one on disk just the rows, [Q, size, D]."""
     if isinstance(documents.rows, jax.Array):
         return documents.rows
-    return jnp.asarray(documents.rows[np.minimum(np.asarray(rows), len(documents) - 1)])
+    # A row −1 stands for none; what is read for it is not looked at.
+    return jnp.asarray(documents.rows[np.clip(np.asarray(rows), 0, len(documents) - 1)])
 
 
 @partial(jax.jit, static_argnames=("steps", "k"))

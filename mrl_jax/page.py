@@ -55,7 +55,7 @@ def html(study: Study, comparisons: Mapping[str, Mapping[str, Comparison]]) -> s
         f"default-src 'none'; script-src {_sha(plotly)} {_sha(SCRIPT)}; "
         "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-    return f"""<!DOCTYPE html>
+    whole = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -79,6 +79,8 @@ def html(study: Study, comparisons: Mapping[str, Mapping[str, Comparison]]) -> s
 </body>
 </html>
 """
+    # A name may hold half of a surrogate pair, which no file can.
+    return whole.encode(errors="replace").decode()
 
 
 def _summary(study: Study) -> str:

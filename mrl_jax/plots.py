@@ -95,6 +95,7 @@ def accuracy(study: Study) -> Figure:
         _log_axis(ax, study.dims, "embedding dimensions used")
     means = [[100 * v.mean() for v in study.values(s, m).values()] for s in _framing(study) for m in panels]
     shown = np.concatenate(means or [[0, 100]])
+    shown = shown[np.isfinite(shown)] if np.isfinite(shown).any() else np.array([0, 100])
     margin = 2 + 0.08 * np.ptp(shown)
     axes[0].set_ylim(shown.min() - margin, shown.max() + margin)  # bands may be wide
     axes[0].set_ylabel("test accuracy (%)" if study.classes else "test score (× 100)")
@@ -127,7 +128,7 @@ def differences(study: Study, metric: str, made: Mapping[str, Comparison]) -> Fi
     figure, axes = _panels(len(names), sharey=False)
     for ax, name in zip(axes, names, strict=True):
         _difference_panel(ax, study, [c for c in made.values() if c.against == name])
-        ax.set_title(name, fontsize=11)
+        ax.set_title(_plain(name), fontsize=11)
     _label_rows(axes, "difference (points)")
     arms = {c.a for c in made.values()}
     bars = "bars: 95 % intervals; at the foot: where the sign changes" if study.seeds > 1 else ""
@@ -178,7 +179,7 @@ def pareto(study: Study) -> Figure:
             color, marker = looks[kind]
             at = [dim * size for dim in values]
             ax.plot(at, list(values.values()), color=color, marker=marker, markersize=5, linewidth=1.6, label=kind)
-        ax.set_title(series.label, fontsize=11)
+        ax.set_title(_plain(series.label), fontsize=11)
     sizes = sorted({size * dim for _, size in KINDS.values() for dim in study.dims})
     powers = [2.0**i for i in range(int(np.floor(np.log2(sizes[0]))), int(np.ceil(np.log2(sizes[-1]))) + 1)]
     step = -(-len(powers) // 9)
@@ -207,7 +208,7 @@ def training(study: Study) -> Figure:
             at = sorted(points[dim])
             mean = [np.mean(points[dim][step]) for step in at]
             ax.plot(at, mean, color=shades[dim], linewidth=1.6, marker="o" if len(at) == 1 else None, label=str(dim))
-        ax.set_title(series.label, fontsize=11)
+        ax.set_title(_plain(series.label), fontsize=11)
         ax.set_xlabel("step")
         _frame(ax)
     handles = [Line2D([], [], color=shades[dim], linewidth=1.6, label=str(dim)) for dim in dims]

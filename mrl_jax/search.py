@@ -25,6 +25,7 @@ import numpy as np
 
 import mrl_jax
 from mrl_jax import funnel, plan, report, runs
+from mrl_jax.data.records import need_unicode
 from mrl_jax.errors import UserError
 from mrl_jax.funnel import Hits
 from mrl_jax.index import Description, Document, Index, exact, faiss, rerank
@@ -95,7 +96,11 @@ def described(model: Model, run: str, arm: str | None, seed: int, prefix: int | 
 
 def model_of(index: Index, run: str | None) -> Model:
     """The model that made the index, from the run that it names or from `run`."""
-    path, arm, seed = index.description.run.rsplit("#", 2)
+    try:
+        path, arm, seed = index.description.run.rsplit("#", 2)
+        int(seed)
+    except ValueError:
+        raise UserError(f"the index names no run and member, but {index.description.run!r}; build it anew") from None
     model = mrl_jax.load(run or path, arm or None, int(seed))
     if model.fingerprint != index.description.model:
         raise UserError(
@@ -117,10 +122,13 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
                     continue
                 try:
                     content = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise UserError(f"{path}, line {number}: not JSON ({error})") from None
                 if not isinstance(content, dict):
                     raise UserError(f"{path}, line {number}: {str(content)[:40]} is not allowed; a JSON object")
+                for key, value in content.items():
+                    if isinstance(value, str):
+                        need_unicode(path, f"line {number}", key, value)
                 yield number, len(line), content
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
@@ -136,6 +144,8 @@ def document(path: Path, number: int, content: dict[str, Any]) -> Document:
         if not isinstance(value, str) or (key == "_id" and not value):
             raise UserError(f"{path}, line {number}: {key} is missing or no text; every line has _id and text")
     title = content.get("title") or ""
+    if not isinstance(title, str):
+        raise UserError(f"{path}, line {number}: title is no text")
     return Document(str(id_), f"{title} {text}".strip())
 
 
@@ -233,7 +243,7 @@ def query(options: argparse.Namespace) -> None:
 def find(index: Index, z: np.ndarray, k: int, steps: list[tuple[int, int]] | None) -> Hits:
     """The k best of the index: by the steps of a funnel, or (None) of all documents."""
     if isinstance(index, ExactIndex):
-        return index.search(z, k, steps)
+        return index.search(z, k, steps and [(dim, min(size, len(index))) for dim, size in steps])
     size = WIDER * k if steps is None else steps[0][1]
     return rerank(index, z, k, min(size, len(index)))
 
@@ -272,9 +282,14 @@ def _planned(index: Index, k: int) -> list[tuple[int, int]] | None:
         kept = json.loads(path.read_text())
         if kept.pop("crc") != zlib.crc32(json.dumps(kept).encode()):
             raise ValueError
-        usable = kept["version"] == index.version and kept["k"] >= k and kept["steps"] is not None
-        return [(int(dim), int(size)) for dim, size in kept["steps"]] if usable else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+        if kept["version"] != index.version or kept["k"] < k or kept["steps"] is None:
+            return None
+        steps = [(int(dim), int(size)) for dim, size in kept["steps"]]
+        funnel.check_steps(steps, index.description.dims, k)
+        if steps[0][0] > index.description.prefix:
+            raise ValueError("more dims than are scanned")
+        return steps
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{path} is damaged; delete it, or plan again") from None
 
 

@@ -10,8 +10,9 @@ import json
 import math
 import os
 import re
+import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,6 +73,7 @@ NOT_REFITTED = (
     "Arms compressed after training have refitted classifiers, nested arms their own: there is no refit_top1."
 )
 
+LONGEST_KEY = 120  # signs of a file's name
 MOST = 1e15  # no measurement is larger
 
 # Keys that do not make another variant: they leave every model as it is, or are checked on their own (the steps).
@@ -100,7 +102,10 @@ class Series:
         """The label for file names and HTML: letters, digits, `_`, `-` and one dot."""
         if self.variant is None:
             return self.arm
-        return f"{self.arm}." + re.sub(r"[^A-Za-z0-9_-]", lambda sign: f"_{ord(sign[0]):x}", self.variant)
+        name = re.sub(r"[^A-Za-z0-9_-]", lambda sign: f"_{ord(sign[0]):x}", self.variant)
+        if len(name) > LONGEST_KEY:  # or no file could have it
+            name = f"{name[:LONGEST_KEY]}-{zlib.crc32(name.encode()):08x}"
+        return f"{self.arm}.{name}"
 
 
 def labelled(ticks: Iterable[float]) -> list[float]:
@@ -553,5 +558,7 @@ def _arrays(path: Path, prefix: str) -> dict[Any, np.ndarray]:
         raise UserError(f"{path} cannot be read ({error}); delete it, or restore it from a copy") from None
     for dim, array in arrays.items():
         if array.shape != (count,) or array.dtype.kind not in "iufb" or not np.isfinite(array).all():
-            raise UserError(f"{path} is damaged: {prefix}{dim or ''} does not hold a number for each of {count:,} labels")
+            raise UserError(
+                f"{path} is damaged: {prefix}{dim or ''} does not hold a number for each of {count:,} labels"
+            )
     return arrays

@@ -1,7 +1,8 @@
 """tokenizer.json files, which may come from anywhere: read with care, and used so that nothing but a sentence fails.
 
-Such a file is data for a library in Rust, whose panics are no ordinary exceptions, and it is a small program: its regular
-expressions can take for ever, its replacements can make a book of a letter, and its ids can lie beyond every table.
+Such a file is data for a library in Rust, whose panics are no ordinary exceptions, and it is a small program: its
+regular expressions can take for ever, its replacements can make a book of a letter, and its ids can lie beyond every
+table.
 """
 
 import json

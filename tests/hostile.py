@@ -10,15 +10,14 @@ import random
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from made_runs import CLASSES, make_run
 from made_runs import config as made_config
+from made_runs import make_run
 
-WORDS = "orbit hockey kernel garden comet goalie thread tulip".split()
+WORDS = ["orbit", "hockey", "kernel", "garden", "comet", "goalie", "thread", "tulip"]
 LABELS = ("space", "sport", "code", "plants")
 
 
@@ -491,8 +490,9 @@ VALUES: tuple[Any, ...] = (
     *([], {}, [None], ["a", "a"], {"a": {"b": 1}}, [[1], [2, 3]], DEEP),
 )
 PIECES = (
-    *(b"\0", b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\r", b"\r\n", b"\n", b'"', b"\\", b",", b"\t", b"$", b"{", b"["),
-    *(b"\xff\xff\xff\x7f", b"\xff" * 8, b"\0" * 16, b"9" * 5000, b"-1", b"NaN", b"1e999", b"[" * 3000, b"${", b"\\ud800"),
+    *(b"\0", b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\r", b"\r\n", b"\n", b'"', b"\\", b",", b"\t", b"$", b"{"),
+    *(b"\xff\xff\xff\x7f", b"\xff" * 8, b"\0" * 16, b"9" * 5000, b"-1", b"NaN", b"1e999", b"[", b"[" * 3000),
+    *(b"${", b"\\ud800"),
     *(b"!!python/object/apply:os.system ['x']", b"&a [*a]", b"~", b"/", b"..", b"a" * 70_000),
 )  # fmt: skip
 
@@ -532,7 +532,9 @@ def insert(content: bytes, rng: random.Random) -> bytes:
 
 
 def line_ends(content: bytes, rng: random.Random) -> bytes:
-    return rng.choice((b"\xef\xbb\xbf", b"\xff\xfe", b"")) + content.replace(b"\n", rng.choice((b"\r\n", b"\r", b"\n\n")))
+    return rng.choice((b"\xef\xbb\xbf", b"\xff\xfe", b"")) + content.replace(
+        b"\n", rng.choice((b"\r\n", b"\r", b"\n\n"))
+    )
 
 
 def in_json(content: bytes, rng: random.Random) -> bytes:

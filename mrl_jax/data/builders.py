@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mrl_jax.data.artefacts import cache_folder, sha256_of
@@ -109,26 +110,45 @@ class Records:
         return len(self.source)
 
     def fields(self, rows: Sequence[int]) -> list[Any]:
-        """The messages' field maps of these rows. Raises `UserError` where a chunk does not have its hash."""
-        try:
-            records = self.source.__getitems__(rows)
-        except RuntimeError as error:
-            raise UserError(f"{self.folder} is damaged ({error}); delete it to prepare it again") from None
-        return [Example.FromString(record).features.feature for record in records]
+        """The messages' field maps of these rows."""
+        with self._readable():
+            return [Example.FromString(record).features.feature for record in self.source.__getitems__(rows)]
 
     def inputs(self, rows: Sequence[int], key: str) -> list[bytes]:
         """The bytes field `key` of these rows."""
-        return [field[key].bytes_list.value[0] for field in self.fields(rows)]
+        fields = self.fields(rows)
+        with self._readable():
+            return [field[key].bytes_list.value[0] for field in fields]
 
     def labels(self, rows: Sequence[int]) -> np.ndarray:
         """The labels of these rows, int32 [n]."""
-        return np.array([field["label"].int64_list.value[0] for field in self.fields(rows)], np.int32)
+        fields = self.fields(rows)
+        with self._readable():
+            return np.array([field["label"].int64_list.value[0] for field in fields], np.int32)
 
     def all(self, key: str) -> tuple[list[bytes], np.ndarray]:
         """The bytes field `key` and the labels, int32 [n], of every row in stored order."""
         fields = self.fields(range(len(self)))
-        labels = np.array([field["label"].int64_list.value[0] for field in fields], np.int32)
-        return [field[key].bytes_list.value[0] for field in fields], labels
+        with self._readable():
+            labels = np.array([field["label"].int64_list.value[0] for field in fields], np.int32)
+            return [field[key].bytes_list.value[0] for field in fields], labels
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """What the libraries raise for a damaged record becomes a sentence that says what to do."""
+        try:
+            yield
+        except (DecodeError, RuntimeError, ValueError, OverflowError, IndexError, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{self.folder} is damaged ({reason}); delete it, and it is prepared anew") from error
+
+
+def decoded(texts: Sequence[bytes], name: str) -> list[str]:
+    """Stored texts as str."""
+    try:
+        return [text.decode("utf-8") for text in texts]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} holds a text that is not valid UTF-8 ({error.reason}, byte {error.start})") from error
 
 
 def texts(name: str, builder: Any) -> Dataset:
@@ -136,7 +156,7 @@ def texts(name: str, builder: Any) -> Dataset:
 
     def part(split: str) -> Split:
         inputs, labels = Records(builder, split).all("text")
-        return Split([text.decode("utf-8") for text in inputs], labels)
+        return Split(decoded(inputs, name), labels)
 
     classes = tuple(builder.info.features["label"].names)
     return Dataset(name, "text", classes, part("train"), Split([], np.zeros(0, np.int32)), part("test"))

@@ -8,6 +8,9 @@ ArrayRecord files and decoded here with Pillow. A set that fits into `MEMORY` is
 import io
 import logging
 import os
+import struct
+import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -20,11 +23,13 @@ from PIL import Image
 from mrl_jax.data import builders
 from mrl_jax.data.artefacts import cache_folder
 from mrl_jax.data.base import DataConfig, Dataset, Split
+from mrl_jax.data.features import DAMAGED
 from mrl_jax.errors import UserError, nearest
 
 TEXT_KEYS = ("text", "description", "sentence")
 IMAGE_KEY = "image"
 LABEL_KEY = "label"
+PIXELS = 1 << 27  # of a picture, as stored or scaled up to cover the target: more is damage, or made to fill the memory
 MEMORY = 2 << 30  # bytes of decoded images of one split that are still kept in memory
 LABEL_CHUNK = 4096  # records read at once when only their labels are wanted
 
@@ -49,7 +54,7 @@ def read(config: DataConfig) -> Dataset:
     def part(split: str) -> Split:
         if kind == "text":
             texts, labels = builders.Records(builder, split).all(key)
-            return Split([text.decode("utf-8") for text in texts], labels)
+            return Split(builders.decoded(texts, config.name or ""), labels)
         return images(builder, split, key, config)
 
     train = part("train")
@@ -149,10 +154,10 @@ def cached_labels(records: builders.Records, builder: Any, split: str, config: D
     whole for them, once; then they lie in CACHE/labels."""
     name = f"{builder.info.full_name.replace('/', '-')}-{split}-{len(records)}.npz"
     path = cache_folder(config.cache_dir) / "labels" / name
-    labels: np.ndarray
-    with suppress(OSError, ValueError, KeyError, BadZipFile), np.load(path, allow_pickle=False) as kept:
-        labels = kept["labels"]  # checked by the checksum of the archive
-        return labels
+    with suppress(OSError, KeyError, BadZipFile, *DAMAGED), np.load(path, allow_pickle=False) as kept:
+        labels: np.ndarray = kept["labels"]  # checked by the checksum of the archive
+        if labels.shape == (len(records),) and labels.dtype == np.int32:
+            return labels
     labels = read_labels(records, range(len(records)))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}-{name}")
@@ -199,7 +204,10 @@ class EncodedImages:
         out = np.empty((len(wanted), *self.geometry), np.uint8)
 
         def fill(position: int, encoded: bytes) -> None:
-            out[position] = decode(encoded, self.geometry)
+            try:
+                out[position] = decode(encoded, self.geometry)
+            except UserError as error:
+                raise UserError(f"picture {wanted[position]} (from 0) of its split {error}") from None
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(wanted), LABEL_CHUNK):  # bounds the encoded bytes held at once
@@ -213,12 +221,24 @@ class EncodedImages:
 
 
 def decode(encoded: bytes, geometry: Geometry) -> np.ndarray:
-    """Decode a JPEG or PNG: scale so that it just covers the target, then crop the centre. uint8 [h, w, c]."""
+    """Decode a JPEG or PNG: scale so that it just covers the target, then crop the centre. uint8 [h, w, c].
+
+    Raises `UserError` for anything else: some of Pillow's other formats start programs.
+    """
     mode = "L" if geometry.channels == 1 else "RGB"
     size = (geometry.width, geometry.height)
-    with Image.open(io.BytesIO(encoded)) as image:
-        image.draft(mode, size)  # a JPEG far larger than the target is decoded at 1/2, 1/4 or 1/8 of its size
-        picture: Image.Image = image.convert(mode)
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is below
+            scale = max(size[0] / image.width, size[1] / image.height, 1)
+            if image.width * image.height * scale**2 > PIXELS:
+                raise ValueError(f"it has {image.width} × {image.height} pixels")
+            image.draft(mode, size)  # a JPEG far larger than the target is decoded at 1/2, 1/4 or 1/8 of its size
+            picture: Image.Image = image.convert(mode)
+    # Pillow has no error of its own for what is wrong in a file.
+    except (OSError, ValueError, SyntaxError, TypeError, struct.error, zlib.error, IndexError, KeyError, MemoryError,
+            EOFError, OverflowError, Image.DecompressionBombError) as error:  # fmt: skip
+        raise UserError(f"is not a JPEG or PNG that can be decoded: {error}") from error
     if picture.size != size:
         scale = max(size[0] / picture.width, size[1] / picture.height)
         scaled = max(size[0], round(picture.width * scale)), max(size[1], round(picture.height * scale))

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import struct
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,6 +40,7 @@ DEBIAN = Artefact(
     kind="deb",
 )
 ORIGINAL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"  # named by github.com/zalandoresearch
+MOST_BYTES = 1 << 27  # of a file, packed or not; the largest has 47 MB
 SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
 
 
@@ -112,7 +114,7 @@ def download_originals(cache: Path, tried: str) -> Path:
                 continue
             try:
                 with urllib.request.urlopen(f"{ORIGINAL}/{name}", timeout=30) as answer:
-                    content = answer.read()
+                    content = answer.read(MOST_BYTES)
             except OSError as error:
                 raise SourceUnavailableError(
                     f"cannot get {name}: {ORIGINAL} does not answer ({error}), and before that: {tried}; "
@@ -128,9 +130,13 @@ def download_originals(cache: Path, tried: str) -> Path:
 
 def idx(path: Path) -> np.ndarray:
     """Read a gzipped IDX file of unsigned bytes."""
-    content = gzip.decompress(path.read_bytes())
-    zero, kind, axes = struct.unpack(">HBB", content[:4])
-    if zero != 0 or kind != 8:
-        raise UserError(f"{path} is not an IDX file of unsigned bytes")
-    shape = struct.unpack(f">{axes}i", content[4 : 4 + 4 * axes])
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    try:
+        with gzip.open(path) as file:
+            content = file.read(MOST_BYTES + 1)
+        zero, kind, axes = struct.unpack(">HBB", content[:4])
+        shape = struct.unpack(f">{axes}i", content[4 : 4 + 4 * axes])
+        if zero != 0 or kind != 8 or min(shape, default=-1) < 0 or len(content) > MOST_BYTES:
+            raise ValueError("not these axes and this many bytes")
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    except (OSError, EOFError, ValueError, zlib.error, struct.error) as error:
+        raise UserError(f"{path} is not an IDX file of unsigned bytes ({error})") from error

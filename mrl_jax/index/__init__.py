@@ -8,6 +8,7 @@ A document is an id, a text and one embedding of unit length. The back end searc
 what is found there is ranked by the whole embedding. Handles stand for documents until the index is changed.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +26,22 @@ class Description(NamedTuple):
     model: str  # fingerprint of the model that made the embeddings; those of another are refused
     run: str  # the run directory and member that it came from
     kind: str = "exact"  # how the back end searches: exact, faiss-hnsw, …
+
+
+def described(told: str) -> Description:
+    """The description in a stored text. Raises `ValueError` for one that no index has."""
+    try:
+        content = json.loads(told)
+        found = Description(**{**content, "dims": tuple(content["dims"])})
+    except (TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"no description of an index: {error}") from None
+    whole = all(type(dim) is int and dim > 0 for dim in (found.width, found.prefix, *found.dims))
+    texts = all(isinstance(text, str) for text in (found.model, found.run, found.kind))
+    if not whole or not texts or found.prefix not in found.dims or found.dims[-1] != found.width:
+        raise ValueError(f"no description of an index: {told[:200]}")
+    if any(a >= b for a, b in zip(found.dims, found.dims[1:], strict=False)):
+        raise ValueError(f"dims that do not ascend: {told[:200]}")
+    return found
 
 
 class Document(NamedTuple):

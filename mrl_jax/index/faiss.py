@@ -5,12 +5,16 @@
     faiss-ivf    cells around k-means centres, the nearest few searched
     faiss-pq     product quantisation, a byte for four dims (Jégou, Douze & Schmid 2011)
 
-The FAISS index is derived from the folder and kept beside it; it is made anew when the documents have changed.
+The FAISS index is derived from the folder and kept beside it; it is made anew when the documents have changed. FAISS
+trusts what it reads, to the point of running into foreign memory, so what is kept is signed with a key of this user:
+in a folder that came from elsewhere, or was damaged, it is made anew too.
 """
 
 import contextlib
+import hashlib
+import hmac
+import secrets
 import sys
-import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from mrl_jax import runs
+from mrl_jax.data.artefacts import default_cache
 from mrl_jax.errors import UserError, one_of
 from mrl_jax.index import Description
 from mrl_jax.index import store as folders
@@ -43,19 +48,26 @@ class FaissIndex(Store):
         path = self.folder / f"{self.description.kind}-{self.version}.index"
         if path.exists():
             with contextlib.suppress(ValueError, RuntimeError, OSError):
-                crc, content = path.read_bytes().split(b"\n", 1)
-                if int(crc) == zlib.crc32(content):  # FAISS trusts what it reads
+                signature, content = path.read_bytes().split(b"\n", 1)
+                if hmac.compare_digest(signature, self._signature(content)):
                     return self._ready(faiss.deserialize_index(np.frombuffer(content, np.uint8))), rows
-            print(f"{path} is damaged and made anew", file=sys.stderr)
+            print(f"{path} is damaged, or was not made here; it is made anew", file=sys.stderr)
+        self.verify()
         index = self._build(faiss, rows)
         content = faiss.serialize_index(index).tobytes()
         try:
             for old in self.folder.glob(f"{self.description.kind}-*.index"):
                 old.unlink(missing_ok=True)
-            runs.write(path, f"{zlib.crc32(content)}\n".encode() + content)
+            runs.write(path, self._signature(content) + b"\n" + content)
         except (UserError, OSError) as error:  # a disk that is full or read-only: searched all the same
             print(f"{path} is not kept: {error}", file=sys.stderr)
         return self._ready(index), rows
+
+    def _signature(self, content: bytes) -> bytes:
+        """Of what may be read again as the index of these documents."""
+        batches = self._rows("SELECT start, stop, crc FROM batches ORDER BY start")
+        told = repr((self.description, self.version, batches)).encode()
+        return hmac.digest(key(), hashlib.sha256(told).digest() + content, "sha256").hex().encode()
 
     def _build(self, faiss: Any, rows: np.ndarray) -> Any:
         kind, dim, count = self.description.kind, self.description.prefix, len(rows)
@@ -104,6 +116,22 @@ class FaissIndex(Store):
         found = index.search(unit(queries[:, : self.description.prefix]), min(size, len(rows)))[1]
         handles = np.where(found >= 0, rows[found], -1)
         return np.pad(handles, ((0, 0), (0, size - handles.shape[1])), constant_values=-1)
+
+
+def key() -> bytes:
+    """What this user signs with: 32 bytes in the cache folder, made when first needed."""
+    path = default_cache() / "key"
+    with contextlib.suppress(OSError):
+        found = path.read_bytes()
+        if len(found) == 32:
+            return found
+    made = secrets.token_bytes(32)
+    with contextlib.suppress(OSError, UserError):  # without a place for it nothing is ever read again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(0o600)
+        runs.write(path, made)
+        path.chmod(0o600)
+    return made
 
 
 def library() -> Any:

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from mrl_jax.errors import UserError, one_of
-from mrl_jax.index import Description, Document
+from mrl_jax.index import Description, Document, described
 from mrl_jax.index.faiss import unit
 from mrl_jax.index.store import check_add
 
@@ -227,9 +227,8 @@ def open_(uri: str, collection: str = COLLECTION, token: str = "") -> MilvusInde
             about = client.describe_collection(collection, retry_times=RETRIES)
             told = about.get("properties", {}).get(ABOUT) or about.get("description") or ""
             try:
-                content = json.loads(told)
-                description = Description(**{**content, "dims": tuple(content["dims"])})
-            except (ValueError, TypeError, KeyError):
+                description = described(told)
+            except ValueError:
                 raise UserError(f"{uri} has a collection {collection} that mrl_jax did not make") from None
             made = [client.describe_index(collection, name, retry_times=RETRIES) for name in ("prefix", "vector")]
             if not all(made):  # its builder was killed before it had made them

@@ -23,7 +23,7 @@ import numpy as np
 
 from mrl_jax.errors import UserError
 from mrl_jax.funnel import Stored
-from mrl_jax.index import Description, Document
+from mrl_jax.index import Description, Document, described
 
 FORMAT = 2
 MANY = 500  # ids in one SQL statement
@@ -62,8 +62,10 @@ class Store:
             raise UserError(f"{folder} has format {about.get('format')}; this version reads {FORMAT}")
         if about.get("crc") != str(_crc(about.get("description"))) or not str(about.get("version", 0)).isdigit():
             raise self._damaged("what it says of the index is not what was written")
-        told = json.loads(about["description"])
-        description = Description(**{**told, "dims": tuple(told["dims"])})
+        try:
+            description = described(about.get("description", ""))
+        except (TypeError, ValueError) as error:
+            raise self._damaged(str(error)) from None
         size, needed = (folder / "vectors.f32").stat().st_size, 4 * description.width * self.rows
         if size < needed:
             raise UserError(f"{folder / 'vectors.f32'} is damaged: {size:,} bytes of {needed:,}; build the index anew")
@@ -74,12 +76,12 @@ class Store:
     @property
     def rows(self) -> int:
         """Rows in the file of vectors, those of deleted documents included."""
-        return int(self._rows("SELECT coalesce(max(stop), 0) FROM batches")[0][0])
+        return self._number("SELECT coalesce(max(stop), 0) FROM batches")
 
     @property
     def version(self) -> int:
         """Changes with every change of the documents."""
-        return int(self._rows("SELECT coalesce((SELECT value FROM about WHERE key = 'version'), 0)")[0][0])
+        return self._number("SELECT coalesce((SELECT CAST(value AS INTEGER) FROM about WHERE key = 'version'), 0)")
 
     def __len__(self) -> int:
         return int(self._rows("SELECT count(*) FROM documents")[0][0])
@@ -122,22 +124,26 @@ class Store:
     def verify(self) -> np.ndarray:
         """Read everything once; returns bool [rows], whether a row's document is still there.
 
-        Raises UserError where documents or vectors are not those that were written.
+        Raises UserError where documents or vectors are not those that were written, or no numbers.
         """
         known = np.fromiter((row for row, _ in self._intact(f"SELECT {COLUMNS} FROM documents")), np.int64)
         width, end = 4 * self.description.width, 0
         with (self.folder / "vectors.f32").open("rb") as file:
             for start, stop, wanted in self._rows("SELECT start, stop, crc FROM batches ORDER BY start"):
-                if start != end:
-                    raise self._damaged(f"rows {end:,} to {start:,} are missing")
-                crc, end = 0, stop
+                if start != end or not isinstance(stop, int) or stop <= start:
+                    raise self._damaged(f"rows {start} to {stop} after {end}")
+                crc, end, finite = 0, stop, True
                 file.seek(start * width)
                 for at in range(start, stop, ROWS):
-                    crc = zlib.crc32(file.read(width * (min(at + ROWS, stop) - at)), crc)
-                if crc != wanted:
+                    content = file.read(width * (min(at + ROWS, stop) - at))
+                    crc = zlib.crc32(content, crc)
+                    finite = finite and bool(np.isfinite(np.frombuffer(content[: len(content) // 4 * 4], "<f4")).all())
+                if crc != wanted or not finite:
                     raise UserError(
                         f"{self.folder / 'vectors.f32'} is damaged in rows {start:,} to {stop:,}; build the index anew"
                     )
+        if len(known) and not 0 <= known.min() <= known.max() < end:
+            raise self._damaged(f"it names a row beyond {end:,}")
         alive = np.zeros(end, bool)
         alive[known] = True
         return alive
@@ -197,14 +203,21 @@ class Store:
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple]:  # type: ignore[type-arg]
         try:
             return self._connection.execute(query, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError, OverflowError) as error:
             raise UserError(f"{self.folder / 'documents.sqlite'} cannot be read: {error}") from None
+
+    def _number(self, query: str) -> int:
+        """The one number that a query gives."""
+        value = self._rows(query)[0][0]
+        if not isinstance(value, int) or not 0 <= value < 2**48:
+            raise self._damaged(f"{value!r} is no count")
+        return value
 
     def _scan(self, query: str, values: Sequence[object] = ()) -> Iterator[tuple]:  # type: ignore[type-arg]
         """As `_rows`, but never all of them in memory."""
         try:
             yield from self._connection.execute(query, values)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError, OverflowError) as error:
             raise UserError(f"{self.folder / 'documents.sqlite'} cannot be read: {error}") from None
 
     def close(self) -> None:
@@ -275,6 +288,7 @@ def connect(folder: Path, write: bool) -> tuple[sqlite3.Connection, contextlib.E
     path = folder / "documents.sqlite"
     if not path.is_file() or not (folder / "vectors.f32").is_file():
         raise UserError(f"{folder} is not an index: documents.sqlite or vectors.f32 is missing")
+    refuse_foreign_journal(folder / "documents.sqlite-journal")
     lock = _locked(folder) if write else contextlib.ExitStack()
     try:
         # Also for reading: what a killed process left half done is rolled back by whoever comes next.
@@ -284,9 +298,14 @@ def connect(folder: Path, write: bool) -> tuple[sqlite3.Connection, contextlib.E
         raise UserError(f"{path} cannot be opened: {error}") from None
     try:
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA trusted_schema = OFF")
+        # A table may as well be a view that never ends, or have triggers.
+        found = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
+        if [sql.strip() + ";" for (sql,) in found] != sorted(SCHEMA.strip().splitlines()):
+            raise sqlite3.DatabaseError("its tables are not those of an index")
         if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("its pages are not consistent")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError, TypeError, AttributeError) as error:
         connection.close()
         lock.close()
         raise UserError(f"{path} is damaged: {error}; build the index anew") from None
@@ -296,6 +315,17 @@ def connect(folder: Path, write: bool) -> tuple[sqlite3.Connection, contextlib.E
 def _crc(*values: object) -> int:
     """A checksum of texts and numbers."""
     return zlib.crc32("\0".join(map(str, values)).encode("utf-8", "surrogatepass"))
+
+
+def refuse_foreign_journal(path: Path) -> None:
+    """Raise `UserError` for a journal that names another file: SQLite would delete that once it has rolled back.
+
+    Only transactions over several databases write such a name, which ends their journal (8 bytes of magic at its end).
+    """
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        if file.read() == bytes.fromhex("d9d505f920a163d7"):
+            raise UserError(f"{path} is no journal of an index; delete it, or restore the folder from a copy")
 
 
 def _some(values: list[Any]) -> Iterable[list[Any]]:
