@@ -111,8 +111,8 @@ class Config:
         return self.loss.name != "cross_entropy"
 
 
-# What may differ between the run that is resumed and the command that resumes it.
-NOT_COMPARED = ("resume", "run", "results_dir", "distributed")
+# What may differ between the run that is resumed and the command that resumes it: batches are the same, streamed or not.
+NOT_COMPARED = ("resume", "run", "results_dir", "distributed", "data.streaming")
 
 DISTRIBUTED: tuple[Literal["none", "slurm", "env", "explicit"], ...] = ("none", "slurm", "env", "explicit")
 
@@ -526,6 +526,6 @@ def differences(old: Config, new: Config) -> list[str]:
     def walk(a: Any, b: Any, key: str) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             return [line for name in {**a, **b} for line in walk(a.get(name), b.get(name), f"{key}.{name}".lstrip("."))]
-        return [] if a == b or key.split(".")[0] in NOT_COMPARED else [f"{key}={a} (now {b})"]
+        return [] if a == b or {key, key.split(".")[0]} & {*NOT_COMPARED} else [f"{key}={a} (now {b})"]
 
     return walk(_plain(dataclasses.asdict(old)), _plain(dataclasses.asdict(new)), "")

@@ -8,6 +8,7 @@ Each text is tokenised once, before training. A tokenizer is a function of the t
 or of the machine.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -45,15 +46,20 @@ class Reader(Protocol):
 
 def fit(encoder: EncoderConfig, dataset: Dataset | PairDataset) -> Reader:
     """The reader for an encoder, learnt from the training split. Raises `UserError` when the two do not go together."""
-    if dataset.kind not in READS[encoder.name]:
-        fitting = ", ".join(name for name, kinds in READS.items() if dataset.kind in kinds)
-        raise UserError(f"encoder={encoder.name} cannot read {dataset.kind}, which {dataset.name} holds; use {fitting}")
+    check(encoder, dataset)
     texts = dataset.train.inputs if isinstance(dataset, Dataset) else dataset.train.table
     if isinstance(encoder, BagConfig):
         return Words.fit(cast(Sequence[str], texts), encoder)
     if isinstance(encoder, TransformerConfig):
         return Subwords.fit(cast(Sequence[str], texts), encoder)
     return Plain(dataset.kind)
+
+
+def check(encoder: EncoderConfig, dataset: Dataset | PairDataset) -> None:
+    """Raise `UserError` for an encoder that cannot read what the data set holds."""
+    if dataset.kind not in READS[encoder.name]:
+        fitting = ", ".join(name for name, kinds in READS.items() if dataset.kind in kinds)
+        raise UserError(f"encoder={encoder.name} cannot read {dataset.kind}, which {dataset.name} holds; use {fitting}")
 
 
 def load(encoder: EncoderConfig, directory: Path, kind: str) -> Reader:
@@ -134,16 +140,26 @@ class Words:
 
     def __call__(self, raw: Sequence[str]) -> Arrays:
         idf = np.round(self.idf.astype(np.float64), 6).astype(np.float32)  # as it reads back from idf.json
-        rows = []
-        for encoding in tokens.encoded(self.tokenizer, raw):
-            words, counts = np.unique(np.asarray(encoding.ids, np.int32), return_counts=True)
-            words, counts = words[words > 0], counts[words > 0]
+        rows: list[tuple[np.ndarray, np.ndarray]] = []
+        for encodings in tokens.encoded(self.tokenizer, raw):
+            # The distinct words of all texts at once, as text · vocabulary + word: one sort instead of one a text.
+            ids = [encoding.ids for encoding in encodings]
+            text = np.repeat(np.arange(len(ids)), [len(row) for row in ids])
+            flat = np.fromiter(itertools.chain.from_iterable(ids), np.int64, len(text))
+            cells, counts = np.unique((text * len(idf) + flat)[flat > 0], return_counts=True)
+            text, words = np.divmod(cells, len(idf))
+            words = words.astype(np.int32)
             weights = ((1 + np.log(counts)) * idf[words]).astype(np.float32)
-            if len(words) > self.max_words:
-                heaviest = np.sort(np.argsort(-weights, kind="stable")[: self.max_words])
-                words, weights = words[heaviest], weights[heaviest]
-            rows.append((words, weights / max(float(np.linalg.norm(weights)), 1e-12)))
+            ends = np.searchsorted(text, np.arange(1, len(ids)))
+            rows += map(self._unit, np.split(words, ends), np.split(weights, ends))
         return {"ids": _padded([w for w, _ in rows], np.int32), "weights": _padded([x for _, x in rows], np.float32)}
+
+    def _unit(self, words: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The heaviest words of a text, and their weights scaled to unit length."""
+        if len(words) > self.max_words:
+            heaviest = np.sort(np.argsort(-weights, kind="stable")[: self.max_words])
+            words, weights = words[heaviest], weights[heaviest]
+        return words, weights / max(float(np.sqrt(weights.dot(weights))), 1e-12)
 
 
 @dataclass
@@ -175,7 +191,7 @@ class Subwords:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(sorted(texts), trainer)
+        tokenizer.train_from_iterator(iter(texts), trainer)  # it counts words first, so their order is no matter
         tokenizer.enable_truncation(config.max_length or transformer.SCRATCH.positions)
         return cls(tokenizer)
 
@@ -194,9 +210,10 @@ class Subwords:
         runs.write(directory / "tokenizer.json", self.tokenizer.to_str(pretty=True))
 
     def __call__(self, raw: Sequence[str]) -> Arrays:
-        encodings = list(tokens.encoded(self.tokenizer, raw))
-        self.cut = sum(bool(encoding.overflowing) for encoding in encodings)
-        ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+        self.cut, ids = 0, []
+        for encodings in tokens.encoded(self.tokenizer, raw):
+            self.cut += sum(bool(encoding.overflowing) for encoding in encodings)
+            ids += [np.asarray(encoding.ids, np.int32) for encoding in encodings]
         return {"ids": _padded(ids, np.int32), "mask": _padded([np.ones(len(row)) for row in ids], np.int8)}
 
 

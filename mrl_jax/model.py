@@ -67,7 +67,13 @@ class Model:
         """
         parts = list(self.encode_stream(raw, dim, batch_size, show_progress))
         dim = self.program.width if dim is None else dim
-        return np.concatenate(parts) if parts else np.zeros((0, dim), np.float32)
+        z, start = np.empty((sum(map(len, parts)), dim), np.float32), 0
+        parts.reverse()
+        while parts:  # one by one, so that they are not all held twice
+            part = parts.pop()
+            z[start : start + len(part)] = part
+            start += len(part)
+        return z
 
     def encode_stream(
         self,

@@ -195,9 +195,7 @@ def _point_latest(parent: Path, name: str) -> None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Replace a file atomically, one process at a time, in that which writes; `UserError` when the disk is full."""
-    if not distributed.is_writer():
-        return
+    """Replace a file atomically, one process at a time; raises `UserError` when the disk is full."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -341,6 +339,8 @@ class Log:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """evaluation.csv, in one atomic replacement. Values are written with 6 decimals, below any real difference."""
+    if not distributed.is_writer():
+        return
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(Row._fields)

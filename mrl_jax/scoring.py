@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax import arms, compress, evaluate, heads, runs
+from mrl_jax import arms, compress, distributed, evaluate, heads, runs
 from mrl_jax.batches import Examples, PairExamples, RankingExamples
 from mrl_jax.config import Config
 from mrl_jax.evaluate import Score, refit
@@ -194,7 +194,8 @@ def _keep(
             outcomes[f"{split}/{s.metric}/{s.dim}"] = s.outcomes
         if s.prediction is not None:
             outcomes[f"{split}/prediction/{s.dim}"] = s.prediction
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **outcomes)
-    runs.write(directory / "predictions" / f"{label}.npz", buffer.getvalue())
+    if distributed.is_writer():
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **outcomes)
+        runs.write(directory / "predictions" / f"{label}.npz", buffer.getvalue())
     return rows

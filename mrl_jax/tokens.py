@@ -59,8 +59,8 @@ def check_steps(node: Any) -> None:
             raise ValueError("a step Replace makes texts longer")
 
 
-def encoded(tokenizer: Tokenizer, texts: Sequence[str], chunk: int = CHUNK) -> Iterator[Encoding]:
-    """The encoding of each text; `UserError` names the first that is no text, or where the tokenizer fails."""
+def encoded(tokenizer: Tokenizer, texts: Sequence[str], chunk: int = CHUNK) -> Iterator[list[Encoding]]:
+    """The encodings of the texts, a chunk at a time; `UserError` names the first that is no text, or where the tokenizer fails."""
     for start in range(0, len(texts), chunk):
         some = list(texts[start : start + chunk])
         try:
@@ -70,7 +70,7 @@ def encoded(tokenizer: Tokenizer, texts: Sequence[str], chunk: int = CHUNK) -> I
                 if not isinstance(text, str) or text != text.encode(errors="ignore").decode():
                     raise UserError(f"text {number} (from 0) is no text: {ascii(text)[:40]}") from None
             raise _said(error, "the tokenizer of this model fails") from None
-        yield from found
+        yield found
 
 
 def _said(error: BaseException, what: str) -> BaseException:

@@ -27,16 +27,30 @@ import jax
 import numpy as np
 from omegaconf import DictConfig
 
-from mrl_jax import arms, checkpoint, data, distributed, encoders, inputs, pretrained, report, runs, scoring, sweeps
+from mrl_jax import (
+    arms,
+    checkpoint,
+    data,
+    distributed,
+    encoders,
+    inputs,
+    pretrained,
+    report,
+    runs,
+    scoring,
+    streaming,
+    sweeps,
+)
 from mrl_jax import config as configuration
 from mrl_jax.arms import Member
 from mrl_jax.batches import Examples, PairExamples, RankingExamples
 from mrl_jax.config import Config
-from mrl_jax.data import Dataset, PairDataset
+from mrl_jax.data import Dataset, PairDataset, StreamedTexts
 from mrl_jax.errors import UserError
 from mrl_jax.evaluate import adaptive, refit
 from mrl_jax.program import Program
 from mrl_jax.runs import Row
+from mrl_jax.streaming import StreamedExamples
 from mrl_jax.trainer import Interrupted, Trainer, grouped, load_model, save_model, steps
 
 
@@ -56,7 +70,8 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
         distributed.on_writer(lambda: runs.refuse_existing(config))
     dataset = data.load(config.data)
     _check_data(config, dataset)
-    reader = inputs.fit(config.encoder, dataset)
+    streaming.check(config, dataset)
+    reader = streaming.fit(config, dataset)
     splits = _splits(config, dataset, reader)
     train, validation = splits["train"], splits["validation"]
     assert not isinstance(train, RankingExamples)
@@ -70,9 +85,9 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
         directory = Path(distributed.on_writer(lambda: _claimed(config, held)))
     else:
         distributed.on_writer(lambda: _compare_data(directory, described))
-    reader.save(directory)
-    runs.write(directory / "dataset.json", _json(described))
     if distributed.is_writer():
+        reader.save(directory)
+        runs.write(directory / "dataset.json", _json(described))
         runs.seal(directory)
     members = _members(config)
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
@@ -204,6 +219,8 @@ def _some(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def _fingerprint(split: Examples | PairExamples | RankingExamples) -> str:
     """SHA-256 over all arrays of a split; of inputs that are read lazily only the first is looked at."""
+    if isinstance(split, StreamedExamples):  # of the same arrays, made when they were written
+        return split.fingerprint
     first, arrays = split.arrays()
     digest = hashlib.sha256(np.ascontiguousarray(first))
     for name, array in sorted(arrays.items()):
@@ -223,7 +240,10 @@ def _splits(config: Config, dataset: Dataset | PairDataset, reader: inputs.Reade
         cut, texts = cut + getattr(reader, "cut", 0), texts + len(raw)
         return read
 
-    splits = _as_arrays(config, dataset, arrays)
+    splits = _as_arrays(config, dataset, reader, arrays)
+    for split in splits.values():
+        if isinstance(split, StreamedExamples):
+            cut, texts = cut + split.cut, texts + len(split)
     if cut:
         longest = getattr(encoders.standalone(config.encoder, reader.vocabulary)[0], "max_length", None)
         runs.say(f"{cut:,} of {texts:,} texts are longer than encoder.max_length={longest} and are cut")
@@ -231,14 +251,20 @@ def _splits(config: Config, dataset: Dataset | PairDataset, reader: inputs.Reade
 
 
 def _as_arrays(
-    config: Config, dataset: Dataset | PairDataset, reader: Callable[[Any], dict[str, Any]]
+    config: Config, dataset: Dataset | PairDataset, reader: inputs.Reader, arrays: Callable[[Any], dict[str, Any]]
 ) -> scoring.Splits:
     if isinstance(dataset, Dataset):
+
+        def part(name: str, split: data.Split) -> Examples:
+            if isinstance(split.inputs, StreamedTexts):
+                return streaming.examples(split.inputs, split.labels, reader, config.data.cache_dir, name)
+            return Examples(arrays(split.inputs), split.labels)
+
         parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-        return {name: Examples(reader(split.inputs), split.labels) for name, split in parts.items()}
+        return {name: part(name, split) for name, split in parts.items()}
 
     def read(texts: Any) -> Examples:
-        return Examples(reader(texts), np.zeros(len(texts), np.int32))
+        return Examples(arrays(texts), np.zeros(len(texts), np.int32))
 
     scores = dataset.train.scores
     low, high = (0.0, 1.0) if scores is None else (float(scores.min()), float(scores.max()))

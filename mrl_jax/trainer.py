@@ -394,6 +394,10 @@ class _Group:
                         ) from None
                     tqdm.write(f"{damaged}; continuing from the one before", file=sys.stderr)
                     continue
+                if (reads := meta.get("reading", {"next_index": at})) != {"next_index": at}:
+                    raise UserError(
+                        f"cannot resume: the checkpoint of step {at} in {self.directory} reads on from {reads}"
+                    )
                 return {"step": at, "window": meta["window"]}
             return {"step": 0, "window": []}
 
@@ -427,7 +431,8 @@ class _Group:
             packed = self.train.stacked(list(rows), length) if self.together else self.train.take(rows, length)
             return layout.on_devices(packed, layout.batch)
 
-        yield from batches.prefetch(zip(*streams, strict=True), take)
+        self.reading = self.train.reading(zip(*streams, strict=True), take, start, self.total)
+        yield from self.reading
 
     def _report(self, step: int, window: list[Measures], seconds: float) -> None:
         """Log the means of the last steps."""
@@ -499,6 +504,7 @@ class _Group:
 
     def _save(self, step: int, state: State, best: Best, window: list[Measures]) -> None:
         meta = {"members": [m.label for m in self.members], "window": [[x.tolist() for x in m] for m in window]}
+        meta |= {"reading": self.reading.state}
         whole = distributed.on_host((state, best))
         distributed.on_writer(lambda: bool(checkpoint.save(self.directory, step, whole, meta)))
 

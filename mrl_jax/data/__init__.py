@@ -12,12 +12,16 @@ from mrl_jax.data.base import (
     Pairs,
     Ranking,
     Split,
+    StreamedTexts,
     assemble,
     check_numbers,
 )
 from mrl_jax.errors import UserError, one_of
 
-__all__ = ["SOURCES", "DataConfig", "Dataset", "LazyInputs", "PairDataset", "Pairs", "Ranking", "Split", "load"]
+__all__ = [
+    *("SOURCES", "DataConfig", "Dataset", "LazyInputs", "PairDataset", "Pairs", "Ranking", "Split", "StreamedTexts"),
+    "load",
+]
 
 SOURCES = (
     *("newsgroups", "reuters_r8", "reuters_r52", "wordnet", "fashion_mnist", "files", "features", "tfds"),
@@ -28,6 +32,7 @@ KEYS = {  # of `DataConfig`, those that only some sources use
     "path": ("beir",),
     "name": ("tfds",),
     "image_size": ("tfds",),
+    "streaming": ("files", "tfds"),
     "train": ("files", "features", "pairs", "beir"),
     "test": ("files", "features", "pairs"),
     "validation": ("files", "features", "pairs"),
@@ -39,7 +44,7 @@ TASKS = ("classes", "pairs")
 
 
 def load(config: DataConfig | str) -> Dataset | PairDataset:
-    """Read a data set into memory (very large image sets: lazily).
+    """Read a data set into memory (very large ones: lazily).
 
     A plain name stands for `DataConfig(source=name)`. Pairs come from `pairs`, `beir` and `stsb`, and from `wordnet`
     and `features` with `task="pairs"`. The validation split is the source's own where it has one, else cut from train,

@@ -1,10 +1,13 @@
 """What every data source delivers (`Dataset`), what is asked of it (`DataConfig`), and the one rule for subsets.
 
 Texts are a list of str, images uint8 `[n, h, w, c]`, features float32 `[n, d]`; labels are int32 `[n]`, indices into
-`classes`. Images too many for memory are a lazy object with `__len__`, `__getitem__(int array)` and `subset`.
+`classes`. Images too many for memory are a lazy object with `__len__`, `__getitem__(int array)` and `subset`; texts too
+many for it are `StreamedTexts`.
 """
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -12,6 +15,7 @@ import numpy as np
 
 from mrl_jax.errors import UserError
 
+STREAMED_FROM = 1 << 30  # bytes of data.train (uncompressed, if Parquet) from which on it is not read into memory
 SPLIT_SEED = 0x5EED  # of the validation cut: never the training seed, so that every seed is validated on the same rows
 
 
@@ -30,7 +34,38 @@ class LazyInputs(Protocol):
         ...
 
 
-Inputs = Sequence[str] | np.ndarray | LazyInputs
+@dataclass(frozen=True)
+class StreamedTexts:
+    """Texts too many for memory: read from their source, in its order, each time they are iterated over."""
+
+    read: Callable[[], Iterator[str]]  # every text of the source
+    total: int  # of them
+    digest: str  # says what the source holds
+    rows: np.ndarray | None = None  # int32, ascending: those of the source that these are; null: all
+
+    def __len__(self) -> int:
+        return self.total if self.rows is None else len(self.rows)
+
+    def __iter__(self) -> Iterator[str]:
+        if self.rows is None:
+            return self.read()
+        wanted = np.zeros(self.total, np.uint8)
+        wanted[self.rows] = 1
+        return itertools.compress(self.read(), wanted.tobytes())
+
+    def subset(self, rows: np.ndarray) -> "StreamedTexts":
+        """A view of these rows, which ascend."""
+        rows = rows.astype(np.int32) if self.rows is None else self.rows[rows]
+        return replace(self, rows=rows)
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of what these texts are."""
+        rows = b"" if self.rows is None else np.ascontiguousarray(self.rows).tobytes()
+        return hashlib.sha256(f"{self.digest} {len(self)} ".encode() + rows).hexdigest()
+
+
+Inputs = Sequence[str] | np.ndarray | LazyInputs | StreamedTexts
 
 
 @dataclass(frozen=True)
@@ -47,7 +82,7 @@ class Split:
         """The split at these row numbers, in their order."""
         if isinstance(self.inputs, np.ndarray):
             inputs: Inputs = self.inputs[rows]
-        elif isinstance(self.inputs, LazyInputs):
+        elif isinstance(self.inputs, LazyInputs | StreamedTexts):
             inputs = self.inputs.subset(rows)
         else:
             inputs = [self.inputs[row] for row in rows]
@@ -128,6 +163,7 @@ class DataConfig:
     validation_fraction: float = 0.1  # of train's classes or anchors; not used where the source has a validation part
     image_size: int | None = None  # tfds images: side in pixels; stored size if absent
     cache_dir: str | None = None  # default: $MRL_JAX_CACHE or ~/.cache/mrl_jax
+    streaming: bool | None = None  # files, tfds: read from disk while training; null: from `STREAMED_FROM` bytes on
     limit: int | None = None  # at most so many examples, pairs or queries a split (for smoke runs)
 
 

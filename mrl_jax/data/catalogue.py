@@ -3,6 +3,7 @@
 Everything works without TensorFlow as long as the data set's own preparation does. Images are kept encoded in the
 ArrayRecord files and decoded here with Pillow. A set that fits into `MEMORY` is decoded once; a larger one
 (imagenet2012: 1.28 M images, 145 GB encoded, 193 GB as 224x224 arrays) stays on disk and is decoded batch by batch.
+Texts are read into memory, and streamed (see `mrl_jax.streaming`) from `STREAMED_FROM` bytes on.
 """
 
 import io
@@ -11,6 +12,7 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ from PIL import Image
 
 from mrl_jax.data import builders
 from mrl_jax.data.artefacts import cache_folder
-from mrl_jax.data.base import DataConfig, Dataset, Split
+from mrl_jax.data.base import STREAMED_FROM, DataConfig, Dataset, Split, StreamedTexts
 from mrl_jax.data.features import DAMAGED
 from mrl_jax.errors import UserError, nearest
 
@@ -52,6 +54,8 @@ def read(config: DataConfig) -> Dataset:
     has_validation = test == "test" and labelled(builder, "validation")
 
     def part(split: str) -> Split:
+        if kind == "text" and is_streamed(builder, config):
+            return streamed_texts(builder, split, key, config)
         if kind == "text":
             texts, labels = builders.Records(builder, split).all(key)
             return Split(builders.decoded(texts, config.name or ""), labels)
@@ -137,6 +141,27 @@ def read_labels(records: builders.Records, rows: range) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int32), *(records.labels(chunk) for chunk in chunks)])
 
 
+def is_streamed(builder: Any, config: DataConfig) -> bool:
+    """Whether texts stay on disk: as `data.streaming` says, else by the size of the train split."""
+    if config.streaming is not None:
+        return config.streaming
+    return int(builder.info.splits["train"].num_bytes) >= STREAMED_FROM
+
+
+def streamed_texts(builder: Any, split: str, key: str, config: DataConfig) -> Split:
+    """A text split of which only the labels are held."""
+    records = builders.Records(builder, split)
+
+    def texts() -> Iterator[str]:
+        for start in range(0, len(records), LABEL_CHUNK):
+            for text in records.inputs(range(start, min(start + LABEL_CHUNK, len(records))), key):
+                yield text.decode("utf-8")
+
+    info = builder.info.splits[split]
+    digest = f"{builder.info.full_name} {split} {info.shard_lengths} {info.num_bytes} {builder.data_path}"
+    return Split(StreamedTexts(texts, len(records), digest), cached_labels(records, builder, split, config))
+
+
 def images(builder: Any, split: str, key: str, config: DataConfig) -> Split:
     """An image split: decoded if it fits into `MEMORY`, else lazy."""
     records = builders.Records(builder, split)
@@ -144,7 +169,8 @@ def images(builder: Any, split: str, key: str, config: DataConfig) -> Split:
     geometry = target_geometry(shape, config)
     every = np.arange(len(records))
     lazy = EncodedImages(records, key, geometry, every)
-    if len(records) * geometry.height * geometry.width * geometry.channels <= MEMORY:
+    fits = len(records) * geometry.height * geometry.width * geometry.channels <= MEMORY
+    if not (config.streaming if config.streaming is not None else not fits):
         return Split(lazy[every], read_labels(records, range(len(records))))
     return Split(lazy, cached_labels(records, builder, split, config))
 

@@ -3,15 +3,19 @@
     {"text": "the goalie stopped 31 shots", "label": "hockey"}
 
 Labels may be strings or whole numbers; both become class names (strings). The classes are those of the train file.
+Files larger than memory stay on disk (`data.streaming`); of those only the labels are held.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, Dataset, Split, class_names
-from mrl_jax.data.records import SUFFIXES, Record, need_unicode, records, shown, text_field
+from mrl_jax.data import streamed
+from mrl_jax.data.base import STREAMED_FROM, DataConfig, Dataset, Split, StreamedTexts, class_names
+from mrl_jax.data.records import SUFFIXES, Record, existing, need_unicode, records, shown, text_field
 from mrl_jax.errors import UserError, path_of
 
 
@@ -28,6 +32,8 @@ def read(config: DataConfig) -> Dataset:
 
     Raises `UserError` naming the file and the line of the first thing that is wrong.
     """
+    if is_streamed(config):
+        return _streamed(config)
     train = rows("data.train", config.train)
     test = rows("data.test", config.test)
     validation = rows("data.validation", config.validation) if config.validation else []
@@ -52,13 +58,88 @@ def read(config: DataConfig) -> Dataset:
 
 def rows(key: str, name: str | None) -> list[Row]:
     """All examples of a file, checked."""
-    if name is None:
-        raise UserError(f"data=files needs {key}, a file ending in {', '.join(SUFFIXES)}")
+    name = needed(key, name)
     path = path_of(key, name)
     examples = [checked(path, place, record) for place, record in records(key, name, need_columns)]
     if not examples:
         raise UserError(f"{key}={name} is empty")
     return examples
+
+
+def needed(key: str, name: str | None) -> str:
+    """The file that a key must name."""
+    if name is None:
+        raise UserError(f"data=files needs {key}, a file ending in {', '.join(SUFFIXES)}")
+    return name
+
+
+def is_streamed(config: DataConfig) -> bool:
+    """Whether the texts stay on disk: as `data.streaming` says, else by the size of `data.train`."""
+    if config.streaming is not None or config.train is None:
+        return bool(config.streaming)
+    path = Path(config.train).expanduser()
+    return path.is_file() and size(path) >= STREAMED_FROM
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, as they are once decompressed."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with contextlib.suppress(pa.ArrowException, OSError):  # reading says what is wrong
+            found = pq.read_metadata(path)
+            return sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
+    return path.stat().st_size
+
+
+def _streamed(config: DataConfig) -> Dataset:
+    """As `read`, but for the labels only; texts are read when they are asked for."""
+    named = {"train": config.train, "test": config.test, "validation": config.validation}
+    parts = {
+        part: _scanned(f"data.{part}", needed(f"data.{part}", name), config.cache_dir)
+        for part, name in named.items()
+        if part != "validation" or name
+    }
+    classes = class_names(parts["train"][1].names)
+    index = {name: number for number, name in enumerate(classes)}
+
+    def part(name: str) -> Split:
+        if name not in parts:
+            return Split([], np.zeros(0, np.int32))
+        texts, found = parts[name]
+        for label, place in zip(found.names, found.places, strict=True):
+            if label not in index:
+                raise UserError(f"{named[name]}, {place}: the label {label!r} does not occur in {config.train}")
+        return Split(texts, np.array([index[label] for label in found.names], np.int32)[found.rows])
+
+    return Dataset(
+        name=Path(config.train or "").stem,
+        kind="text",
+        classes=classes,
+        train=part("train"),
+        validation=part("validation"),
+        test=part("test"),
+    )
+
+
+def _scanned(key: str, name: str, cache_dir: str | None) -> tuple[StreamedTexts, streamed.Labels]:
+    """The texts of a file, and its labels, every row checked."""
+    path = existing(key, name, SUFFIXES)
+
+    def examples() -> Iterator[tuple[str, str]]:
+        for place, record in records(key, name, need_columns):
+            row = checked(path, place, record)
+            yield row.place, row.label
+
+    def texts() -> Iterator[str]:
+        return (record["text"] for _, record in records(key, name, need_columns))
+
+    digest = streamed.sha256(path)
+    found = streamed.labels(streamed.folder(cache_dir, "labels", digest), examples)
+    if not len(found.rows):
+        raise UserError(f"{key}={name} is empty")
+    return StreamedTexts(texts, len(found.rows), digest), found
 
 
 def checked(path: Path, place: str, record: Record) -> Row:

@@ -104,8 +104,8 @@ def parquet_records(path: Path, choose: Choose) -> Iterator[tuple[str, Record]]:
         names = pq.read_schema(path).names
         chosen = choose(path, names)
         no_column_twice(path, chosen, names)
-        with pq.ParquetFile(path, read_dictionary=chosen) as file:
-            for batch in file.iter_batches(ROWS, columns=chosen):
+        with pq.ParquetFile(path, read_dictionary=chosen, buffer_size=1 << 20, pre_buffer=False) as file:
+            for batch in file.iter_batches(ROWS, columns=chosen, use_threads=False):
                 unpacked += batch.nbytes + 16 * len(batch)
                 check_expansion(path, size, unpacked)
                 columns = [shared(column) for column in batch.columns]
