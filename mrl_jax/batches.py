@@ -212,7 +212,7 @@ def prefetch(items: Iterator[Any], make: Any, ahead: int = 2) -> Iterator[Any]:
 
 
 class Reading:
-    """The batches of the steps from `start` on. `state` is the position that a checkpoint keeps: the step of the next."""
+    """The batches of the steps from `start` on. `state`, the step of the next one, is what a checkpoint keeps."""
 
     def __init__(self, batches: Iterator[Any], start: int) -> None:
         self.batches, self.start = batches, start

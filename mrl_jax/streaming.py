@@ -6,9 +6,9 @@ Every text is tokenised once, in one pass, into an ArrayRecord file, a record ea
     lengths.npy             int32 [n] tokens of each text
     manifest.json           what a record consists of, how many there are, and the fingerprint of all
 
-Labels, lengths and the order of an epoch are held in memory, 4 bytes each an example; the rest is read when a step needs
-it, through grain, by threads ahead of training. A process reads the rows of its own devices only. The files lie in
-CACHE/streamed under a hash of the texts and of what tokenised them, so that later runs and resumed ones find them.
+Labels, lengths and the order of an epoch are held in memory, 4 bytes each an example; the rest is read when a step
+needs it, through grain, by threads ahead of training. A process reads the rows of its own devices only. The files lie
+in CACHE/streamed under a hash of the texts and of what tokenised them, so that later runs and resumed ones find them.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from mrl_jax.errors import UserError
 CHUNK = 16_384  # texts that are tokenised together
 EMBEDDINGS = 2 << 30  # bytes of embeddings that the evaluation of streamed data may hold at once
 THREADS, AHEAD = 2, 4  # that make batches, and how many these are ahead of training
-LEARNT_FROM = ("min_documents", "max_words", "vocabulary", "max_length")  # keys of an encoder that its reader depends on
+LEARNT_FROM = ("min_documents", "max_words", "vocabulary", "max_length")  # keys of an encoder that shape its reader
 RECORDS = "examples.array_record"
 
 
@@ -81,8 +81,7 @@ def examples(
         reader.save(Path(folder))
         files = [path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())]
     reads = hashlib.sha256(json.dumps([files, getattr(reader, "max_words", None)]).encode()).hexdigest()
-    targets = hashlib.sha256(np.ascontiguousarray(labels)).hexdigest()
-    place = streamed.folder(cache_dir, "examples", texts.key, targets, reads, tokenizers.__version__)
+    place = streamed.folder(cache_dir, "examples", texts.key, streamed.checksum(labels), reads, tokenizers.__version__)
     streamed.kept(place, partial(_write, texts=texts, labels=labels, reader=reader, name=name))
     return StreamedExamples(place, labels)
 
@@ -115,9 +114,10 @@ def _write(folder: Path, texts: StreamedTexts, labels: np.ndarray, reader: input
         raise UserError(f"the {name} texts changed while they were read: {start:,} instead of {len(texts):,}")
     np.save(folder / "lengths.npy", lengths)
     manifest = {
-        "record": [[key, dtype.str] for key, (dtype, _) in (record.fields or {}).items()],
+        "record": [[key, dtype.str] for key, dtype in _columns(record)],
         "bytes": (folder / RECORDS).stat().st_size,
         "examples": len(texts),
+        "lengths": streamed.checksum(lengths),
         "cut": cut,
         "fingerprint": _fingerprint(folder / RECORDS, record, lengths, labels),
     }
@@ -130,7 +130,7 @@ def _fingerprint(path: Path, record: np.dtype, lengths: np.ndarray, labels: np.n
 
     longest = max(1, int(lengths.max(initial=0)))
     digest = hashlib.sha256(np.ascontiguousarray(labels))
-    for key, (dtype, _) in (record.fields or {}).items():
+    for key, dtype in _columns(record):
         digest.update(f"{key} {(len(lengths), longest)} {dtype}".encode())
         reader = ArrayRecordReader(str(path), "readahead_buffer_size:1M,max_parallelism:1")
         for start in range(0, len(lengths), CHUNK):
@@ -139,6 +139,10 @@ def _fingerprint(path: Path, record: np.dtype, lengths: np.ndarray, labels: np.n
             digest.update(_padded(content[key], lengths[start:stop], longest))
         reader.close()
     return digest.hexdigest()
+
+
+def _columns(record: np.dtype) -> list[tuple[str, np.dtype]]:
+    return [(key, record[key]) for key in record.names or ()]
 
 
 def _padded(tokens: np.ndarray, lengths: np.ndarray, longest: int) -> np.ndarray:
@@ -158,17 +162,18 @@ class StreamedExamples(Examples):
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             self.record = np.dtype([(key, dtype) for key, dtype in manifest["record"]])
-            self.fingerprint, self.cut = manifest["fingerprint"], manifest["cut"]
+            self.fingerprint, self.cut = str(manifest["fingerprint"]), int(manifest["cut"])
             size = self.path.stat().st_size
             if size != manifest["bytes"]:
                 raise ValueError(f"{RECORDS} has {size:,} bytes instead of {manifest['bytes']:,}")
             self.source = grain.sources.ArrayRecordDataSource([str(self.path)], {"max_parallelism": "0"})
-            lengths = np.load(folder / "lengths.npy", allow_pickle=False)
+            lengths = streamed.load(folder / "lengths.npy", manifest["lengths"])
             if not len(self.source) == len(lengths) == len(labels) == manifest["examples"]:
                 raise ValueError(f"{RECORDS} has {len(self.source):,} records, lengths.npy {len(lengths):,}")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
             raise streamed.damaged(folder, error) from error
-        self.labels, self.lengths = labels, lengths
+        self.labels: np.ndarray = labels
+        self.lengths: np.ndarray = lengths
         self.longest = max(1, int(lengths.max(initial=0)))
         self.inputs = {key: Column(self, key) for key in self.record.names or ()}
 

@@ -103,7 +103,8 @@ def _manifests(states: Path) -> dict[int, Path]:
 
 # -- examples ----------------------------------------------------------------------------------------------------------
 
-WORDS = st.lists(st.sampled_from("ape bee cat dog eel fox gnu".split()), max_size=9).map(" ".join)
+KNOWN = ("ape", "bee", "cat", "dog", "eel", "fox")
+WORDS = st.lists(st.sampled_from([*KNOWN, "gnu"]), max_size=9).map(" ".join)
 
 
 def both(texts: list[str], folder: Path) -> tuple[Examples, streaming.StreamedExamples]:
@@ -127,6 +128,9 @@ def test_any_rows_are_the_same_batch_as_in_memory(tmp_path_factory, texts: list[
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
     assert disk.fingerprint == train._fingerprint(memory)
+    stacked = disk.stacked([rows, rows[::-1]], length)
+    for name, array in memory.stacked([rows, rows[::-1]], length).items():
+        np.testing.assert_array_equal(stacked[name], array)
     # Processes that read rows of their own have read together what one would have read.
     halves = [disk.take(part, disk.padded(rows)) for part in np.array_split(rows, 2) if len(part)]
     together = {name: np.concatenate([half[name] for half in halves]) for name in found}
@@ -135,7 +139,7 @@ def test_any_rows_are_the_same_batch_as_in_memory(tmp_path_factory, texts: list[
 
 
 def test_evaluation_reads_every_example_in_the_same_batches(tmp_path: Path) -> None:
-    texts = [" ".join("ape bee cat dog eel fox".split()[: i % 7]) for i in range(50)]
+    texts = [" ".join(KNOWN[: i % 7]) for i in range(50)]
     memory, disk = both(texts, tmp_path)
     for (rows, batch, valid), (rows2, batch2, valid2) in zip(
         batches.slices(memory, 16), batches.slices(disk, 16), strict=True
@@ -226,6 +230,7 @@ def _flip(path: Path) -> None:
         ("examples.array_record", _flip),
         ("examples.array_record", Path.unlink),
         ("lengths.npy", _cut),
+        ("lengths.npy", _flip),
         ("manifest.json", _cut),
     ],
 )
@@ -238,6 +243,16 @@ def test_a_damaged_file_is_named_and_never_read(tmp_path: Path, name: str, harm)
     shutil.rmtree(disk.path.parent)
     memory, disk = both(texts, tmp_path)
     np.testing.assert_array_equal(disk.take(np.arange(60))["ids"], memory.take(np.arange(60))["ids"])
+
+
+def test_damaged_labels_are_named(tmp_path: Path) -> None:
+    place = tmp_path / "labels"
+    rows = [("line 1", "x"), ("line 2", "y"), ("line 3", "x")]
+    found = streamed.labels(place, lambda: rows)
+    assert (found.names, found.places, found.rows.tolist()) == (["x", "y"], ["line 1", "line 2"], [0, 1, 0])
+    np.save(place / "rows.npy", np.array([0, 1, 1], np.int32))
+    with pytest.raises(UserError, match=r"labels is damaged \(rows\.npy is not as it was written\)"):
+        streamed.labels(place, lambda: rows)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -297,7 +312,8 @@ def test_the_size_of_the_training_file_decides(tmp_path: Path, monkeypatch: pyte
 )
 @pytest.mark.parametrize("streaming", [False, True])
 def test_what_is_wrong_is_named_by_its_place(tmp_path, train_labels, test_labels, message, streaming) -> None:
-    paths = {"train": lines(tmp_path / "train.jsonl", train_labels), "test": lines(tmp_path / "test.jsonl", test_labels)}
+    train_file, test_file = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    paths = {"train": lines(train_file, train_labels), "test": lines(test_file, test_labels)}
     for _ in range(2):  # what was wrong is not kept
         with pytest.raises(UserError, match=message):
             load(DataConfig("files", streaming=streaming, cache_dir=str(tmp_path / "cache"), **paths))

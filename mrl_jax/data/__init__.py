@@ -19,7 +19,15 @@ from mrl_jax.data.base import (
 from mrl_jax.errors import UserError, one_of
 
 __all__ = [
-    *("SOURCES", "DataConfig", "Dataset", "LazyInputs", "PairDataset", "Pairs", "Ranking", "Split", "StreamedTexts"),
+    "SOURCES",
+    "DataConfig",
+    "Dataset",
+    "LazyInputs",
+    "PairDataset",
+    "Pairs",
+    "Ranking",
+    "Split",
+    "StreamedTexts",
     "load",
 ]
 

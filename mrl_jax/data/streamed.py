@@ -45,6 +45,7 @@ def kept(place: Path, make: Callable[[Path], None]) -> Path:
                 return place
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
+            print(f"preparing {place}", file=sys.stderr, flush=True)
             try:
                 make(partial)
                 os.replace(partial, place)
@@ -76,15 +77,29 @@ def labels(place: Path, rows: Callable[[], Iterable[tuple[str, str]]]) -> Labels
             if number == len(places):
                 places.append(at)
             numbers.append(number)
-        np.save(partial / "rows.npy", np.frombuffer(numbers, np.int32) if numbers else np.zeros(0, np.int32))
-        (partial / "labels.json").write_text(json.dumps([list(first), places]), encoding="utf-8")
+        found = np.array(numbers, np.int32)
+        np.save(partial / "rows.npy", found)
+        (partial / "labels.json").write_text(json.dumps([list(first), places, checksum(found)]), encoding="utf-8")
 
     kept(place, make)
     try:
-        names, places = json.loads((place / "labels.json").read_text(encoding="utf-8"))
-        return Labels(names, places, np.load(place / "rows.npy", allow_pickle=False))
+        names, places, expected = json.loads((place / "labels.json").read_text(encoding="utf-8"))
+        return Labels(names, places, load(place / "rows.npy", expected))
     except (OSError, ValueError, EOFError) as error:
         raise damaged(place, error) from error
+
+
+def checksum(array: np.ndarray) -> str:
+    """SHA-256 of an array's values."""
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+
+
+def load(path: Path, expected: str) -> np.ndarray:
+    """An array whose checksum is known; raises `ValueError` where it has another one."""
+    found: np.ndarray = np.load(path, allow_pickle=False)
+    if checksum(found) != expected:
+        raise ValueError(f"{path.name} is not as it was written")
+    return found
 
 
 def damaged(place: Path, why: object) -> UserError:
