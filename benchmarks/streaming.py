@@ -2,11 +2,10 @@
 
     python benchmarks/streaming.py [--rows 1000000 10000000] [--both 1000000] [--folder /tmp/streaming]
 
-Rows are synthetic: a text is two phrases of 2 to 6 words out of 40,000, words drawn by Zipf's law from 30,000, the last
+Rows are synthetic: a text is two phrases of 1 to 3 words out of 40,000, words drawn by Zipf's law from 30,000, the last
 one telling the phrase's topic. The label is one of 20, the topic of the first phrase. Each training is a process of its
-own, whose peak resident memory the kernel tells. The first streamed run of a size prepares the data, a second one finds
-it prepared: the difference is the preparation time. Throughput is the median of the log lines of the second run, after
-the first tenth.
+own, whose peak resident memory the kernel tells; what it takes until it is ready to train is the preparation, imports
+included. Throughput is the median of the log lines after the first tenth.
 Writes results/reference/benchmarks/streaming.json.
 """
 
@@ -36,9 +35,9 @@ def write(path: Path, rows: int, seed: int) -> Path:
     rng = np.random.default_rng(0)
     words = [f"{'abcdefghijklmnopqrstuvwxyz'[i % 26]}{i:x}" for i in range(WORDS)]
     share = 1 / np.arange(1, WORDS + 1)
-    drawn = rng.choice(WORDS, (PHRASES, 5), p=share / share.sum())
+    drawn = rng.choice(WORDS, (PHRASES, 2), p=share / share.sum())
     phrases = [
-        " ".join([*(words[w] for w in row[: 1 + i % 5]), f"topic{i % TOPICS}x{i % 700}"]) for i, row in enumerate(drawn)
+        " ".join([*(words[w] for w in row[: i % 3]), f"topic{i % TOPICS}x{i % 700}"]) for i, row in enumerate(drawn)
     ]
     rng = np.random.default_rng(seed)
     partial = path.with_suffix(".partial")
@@ -53,7 +52,7 @@ def write(path: Path, rows: int, seed: int) -> Path:
 
 
 def train(folder: Path, rows: int, run: str, streamed: bool) -> dict[str, float]:
-    """One training in a process of its own: seconds, peak resident memory in GB, examples/s and test accuracy."""
+    """One training in a process of its own: what it took, and what it came to."""
     path = write(folder / f"{rows}.jsonl", rows, 1)
     small = {name: write(folder / f"{name}.jsonl", 10_000, seed) for name, seed in (("validation", 2), ("test", 3))}
     files = [f"data.train={path}", *(f"data.{name}={place}" for name, place in small.items())]
@@ -61,19 +60,27 @@ def train(folder: Path, rows: int, run: str, streamed: bool) -> dict[str, float]
     place += [f"data.streaming={str(streamed).lower()}"]
     command = [sys.executable, "-m", "mrl_jax.train", *SETTINGS, *files, *place]
     began = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    prepared, said = (0.0, 0.0), ""
+    for said in process.stderr:
+        if " to train, " in said:
+            ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            prepared = time.monotonic() - began, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}")
+        raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}: {said}")
     directory = folder / "results" / "streaming" / run
     log = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["examples_per_second"] for line in log if line["split"] == "train"]
     found = [line.split(",") for line in (directory / "evaluation.csv").read_text().splitlines()]
     accuracy = next(float(row[-1]) for row in found if row[3:6] == ["128", "test", "linear_top1"])
     return {
-        "seconds": round(time.monotonic() - began, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "rows": rows,
+        "source_gb": round(path.stat().st_size / 1e9, 3),
+        "preparation_seconds": round(prepared[0], 1),
+        "preparation_cpu_seconds": round(prepared[1], 1),
         "peak_rss_gb": round(usage.ru_maxrss * 1024 / 1e9, 3),
         "examples_per_second": float(np.median(speeds[len(speeds) // 10 :])),
         "test_accuracy": accuracy,
@@ -91,29 +98,21 @@ def main() -> None:
     stamp = time.strftime("%H%M%S")
     results: dict[str, dict[str, float]] = {}
     for rows in options.rows:
-        first = train(options.folder, rows, f"{stamp}-{rows}-first", streamed=True)
-        again = train(options.folder, rows, f"{stamp}-{rows}-again", streamed=True)
-        results[f"{rows} rows"] = {
-            "peak_rss_gb": max(first["peak_rss_gb"], again["peak_rss_gb"]),
-            "peak_rss_gb_when_prepared": again["peak_rss_gb"],
-            "preparation_seconds": round(first["seconds"] - again["seconds"], 1),
-            "preparation_cpu_seconds": round(first["cpu_seconds"] - again["cpu_seconds"], 1),
-            "examples_per_second": again["examples_per_second"],
-            "test_accuracy": again["test_accuracy"],
-            "source_gb": round((options.folder / f"{rows}.jsonl").stat().st_size / 1e9, 3),
-        }
-        print(f"{rows:,} rows streamed: {results[f'{rows} rows']}", flush=True)
+        results[f"{rows:,} rows streamed"] = train(options.folder, rows, f"{stamp}-{rows}", streamed=True)
+        print(rows, results, flush=True)
     memory = train(options.folder, options.both, f"{stamp}-memory", streamed=False)
-    again = train(options.folder, options.both, f"{stamp}-streamed", streamed=True)
-    results["in memory"] = memory | {"rows": options.both}
-    results["ratios"] = {
+    again = train(options.folder, options.both, f"{stamp}-again", streamed=True)
+    results[f"{options.both:,} rows in memory"] = memory
+    results[f"{options.both:,} rows streamed, prepared before"] = again
+    ratios = {
         "examples/s streamed ÷ in memory": round(again["examples_per_second"] / memory["examples_per_second"], 3),
         "peak RSS streamed ÷ in memory": round(again["peak_rss_gb"] / memory["peak_rss_gb"], 3),
     }
-    results["streamed beside it"] = again | {"rows": options.both}
-    print(f"{options.both:,} rows in memory: {memory}\n{results['ratios']}")
+    for name, found in (*results.items(), ("ratios", ratios)):
+        print(f"{name}: {found}")
+    content = {"cores": os.cpu_count(), "settings": SETTINGS, **results, "ratios": ratios}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"cores": os.cpu_count(), "settings": SETTINGS} | results, indent=1) + "\n")
+    options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Data larger than memory: the batches that training in memory would see, bit for bit, read from disk.
 
-Every text is tokenised once, in one pass, into an ArrayRecord file, a record each:
+Every text is tokenised once, in one pass, into an ArrayRecord file:
 
-    examples.array_record   the inputs of a text without padding, token after token, e.g. (id int32, weight float32)
+    examples.array_record   inputs without padding, token after token, e.g. (id int32, weight float32), several texts a
+                            record: a reader holds and copies an index of all records, so that they must not be many
     lengths.npy             int32 [n] tokens of each text
-    manifest.json           what a record consists of, how many there are, and the fingerprint of all
+    manifest.json           what a token consists of, how many texts a record has, and the fingerprint of all
 
 Labels, lengths and the order of an epoch are held in memory, 4 bytes each an example; the rest is read when a step
 needs it, through grain, by threads ahead of training. A process reads the rows of its own devices only. The files lie
@@ -35,6 +36,7 @@ EMBEDDINGS = 2 << 30  # bytes of embeddings that the evaluation of streamed data
 THREADS, AHEAD = 2, 4  # that make batches, and how many these are ahead of training
 LEARNT_FROM = ("min_documents", "max_words", "vocabulary", "max_length")  # keys of an encoder that shape its reader
 RECORDS = "examples.array_record"
+RECORD = 8192  # bytes of a record, about: more to read for each text, or more of them to index
 
 
 def check(config: Config, dataset: Dataset | PairDataset) -> None:
@@ -89,8 +91,8 @@ def examples(
 def _write(folder: Path, texts: StreamedTexts, labels: np.ndarray, reader: inputs.Reader, name: str) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    lengths, cut, start = np.empty(len(texts), np.int32), 0, 0
-    record = np.dtype([])
+    lengths, cut, start, texts_a_record = np.empty(len(texts), np.int32), 0, 0, 0
+    token = np.dtype([])
     writer = ArrayRecordWriter(str(folder / RECORDS), "group_size:1,uncompressed")
     with runs.progress(len(texts), f"prepare {name}", "text", leave=False) as bar:
         iterator = iter(texts)
@@ -98,13 +100,16 @@ def _write(folder: Path, texts: StreamedTexts, labels: np.ndarray, reader: input
             part = Examples(reader(chunk), labels[start : start + len(chunk)])
             cut += getattr(reader, "cut", 0)
             assert part.lengths is not None
-            record = np.dtype([(key, array.dtype) for key, array in sorted(part.inputs.items())])
-            tokens = np.arange(max(part.lengths.max(), 1)) < part.lengths[:, None]
-            flat = np.empty(np.count_nonzero(tokens), record)
+            token = np.dtype([(key, array.dtype) for key, array in sorted(part.inputs.items())])
+            filled = np.arange(max(part.lengths.max(), 1)) < part.lengths[:, None]
+            flat = np.empty(np.count_nonzero(filled), token)
             for key, array in part.inputs.items():
-                flat[key] = array[:, : tokens.shape[1]][tokens]
-            content, stops = flat.tobytes(), np.cumsum(part.lengths) * record.itemsize
-            for begin, end in itertools.pairwise([0, *stops.tolist()]):
+                flat[key] = array[:, : filled.shape[1]][filled]
+            texts_a_record = texts_a_record or _texts_a_record(flat.nbytes / len(chunk))
+            ends = np.cumsum(part.lengths) * token.itemsize
+            stops = [*ends[texts_a_record - 1 : -1 : texts_a_record].tolist(), flat.nbytes]
+            content = flat.tobytes()
+            for begin, end in itertools.pairwise([0, *stops]):
                 writer.write(content[begin:end])
             lengths[start : start + len(chunk)] = part.lengths
             start += len(chunk)
@@ -114,35 +119,41 @@ def _write(folder: Path, texts: StreamedTexts, labels: np.ndarray, reader: input
         raise UserError(f"the {name} texts changed while they were read: {start:,} instead of {len(texts):,}")
     np.save(folder / "lengths.npy", lengths)
     manifest = {
-        "record": [[key, dtype.str] for key, dtype in _columns(record)],
+        "token": [[key, dtype.str] for key, dtype in _columns(token)],
+        "texts_a_record": texts_a_record,
         "bytes": (folder / RECORDS).stat().st_size,
-        "examples": len(texts),
         "lengths": streamed.checksum(lengths),
         "cut": cut,
-        "fingerprint": _fingerprint(folder / RECORDS, record, lengths, labels),
+        "fingerprint": _fingerprint(folder / RECORDS, token, texts_a_record, lengths, labels),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
-def _fingerprint(path: Path, record: np.dtype, lengths: np.ndarray, labels: np.ndarray) -> str:
+def _texts_a_record(size: float) -> int:
+    """How many texts of `size` bytes go into a record: a power of two, so that each chunk begins a new one."""
+    return 1 << max(0, min(7, int(RECORD / max(size, 1)).bit_length() - 1))
+
+
+def _fingerprint(path: Path, token: np.dtype, texts_a_record: int, lengths: np.ndarray, labels: np.ndarray) -> str:
     """SHA-256 of the labels and of all inputs, padded as they would be in memory: see `train._fingerprint`."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     longest = max(1, int(lengths.max(initial=0)))
     digest = hashlib.sha256(np.ascontiguousarray(labels))
-    for key, dtype in _columns(record):
+    for key, dtype in _columns(token):
         digest.update(f"{key} {(len(lengths), longest)} {dtype}".encode())
         reader = ArrayRecordReader(str(path), "readahead_buffer_size:1M,max_parallelism:1")
-        for start in range(0, len(lengths), CHUNK):
-            stop = min(start + CHUNK, len(lengths))
-            content = np.frombuffer(b"".join(reader.read(start, stop)), record)
-            digest.update(_padded(content[key], lengths[start:stop], longest))
+        records = CHUNK // texts_a_record
+        for chunk, start in enumerate(range(0, len(lengths), CHUNK)):
+            stop = min((chunk + 1) * records, reader.num_records())
+            content = np.frombuffer(b"".join(reader.read(chunk * records, stop)), token)
+            digest.update(_padded(content[key], lengths[start : start + CHUNK], longest))
         reader.close()
     return digest.hexdigest()
 
 
-def _columns(record: np.dtype) -> list[tuple[str, np.dtype]]:
-    return [(key, record[key]) for key in record.names or ()]
+def _columns(token: np.dtype) -> list[tuple[str, np.dtype]]:
+    return [(key, token[key]) for key in token.names or ()]
 
 
 def _padded(tokens: np.ndarray, lengths: np.ndarray, longest: int) -> np.ndarray:
@@ -156,40 +167,54 @@ class StreamedExamples(Examples):
     """As `Examples`, its inputs read from the folder that `examples` prepared. Raises `UserError` for a damaged one."""
 
     def __init__(self, folder: Path, labels: np.ndarray) -> None:
-        import grain
+        from array_record.python.array_record_module import ArrayRecordReader
 
         self.path = folder / RECORDS
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            self.record = np.dtype([(key, dtype) for key, dtype in manifest["record"]])
+            self.token = np.dtype([(key, dtype) for key, dtype in manifest["token"]])
+            self.texts_a_record = int(manifest["texts_a_record"])
             self.fingerprint, self.cut = str(manifest["fingerprint"]), int(manifest["cut"])
             size = self.path.stat().st_size
             if size != manifest["bytes"]:
                 raise ValueError(f"{RECORDS} has {size:,} bytes instead of {manifest['bytes']:,}")
-            self.source = grain.sources.ArrayRecordDataSource([str(self.path)], {"max_parallelism": "0"})
+            # Not grain's data source: it starts a thread a call, and each is left with memory for a copy of the index.
+            self.reader = ArrayRecordReader(str(self.path), "readahead_buffer_size:0,max_parallelism:0")
             lengths = streamed.load(folder / "lengths.npy", manifest["lengths"])
-            if not len(self.source) == len(lengths) == len(labels) == manifest["examples"]:
-                raise ValueError(f"{RECORDS} has {len(self.source):,} records, lengths.npy {len(lengths):,}")
+            if len(lengths) != len(labels) or self.reader.num_records() != -(-len(labels) // self.texts_a_record):
+                raise ValueError(f"{RECORDS} and lengths.npy are not of {len(labels):,} texts")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
             raise streamed.damaged(folder, error) from error
         self.labels: np.ndarray = labels
         self.lengths: np.ndarray = lengths
         self.longest = max(1, int(lengths.max(initial=0)))
-        self.inputs = {key: Column(self, key) for key in self.record.names or ()}
+        self.inputs = {key: Column(self, key) for key in self.token.names or ()}
 
     def take(self, rows: np.ndarray, length: int | None = None) -> dict[str, np.ndarray]:
         """As of `Examples`."""
         length = min(length or self.padded(rows) or 1, self.longest)
-        lengths = self.lengths[rows]
-        try:
-            content = b"".join(self.source.__getitems__(rows.tolist()))
-        except RuntimeError as error:
-            raise streamed.damaged(self.path.parent, error) from error
-        if len(content) != int(lengths.sum()) * self.record.itemsize:
-            raise streamed.damaged(self.path.parent, f"{RECORDS} does not go with lengths.npy")
-        tokens, width = np.frombuffer(content, self.record), max(length, int(lengths.max(initial=0)))
+        tokens, lengths = self._tokens(rows), self.lengths[rows]
+        width = max(length, int(lengths.max(initial=0)))
         batch = {key: _padded(tokens[key], lengths, width)[:, :length] for key in self.inputs}
         return batch | {"label": self.labels[rows]}
+
+    def _tokens(self, rows: np.ndarray) -> np.ndarray:
+        """The tokens of the texts at `rows`, one after another."""
+        record, place = np.divmod(rows, self.texts_a_record)
+        wanted, which = np.unique(record, return_inverse=True)
+        held = wanted[:, None] * self.texts_a_record + np.arange(self.texts_a_record)  # texts of the records [r, texts]
+        lengths = np.where(held < len(self), self.lengths[np.minimum(held, len(self) - 1)], 0)
+        try:
+            content = self.reader.read(wanted.tolist())
+        except RuntimeError as error:
+            raise streamed.damaged(self.path.parent, error) from error
+        if [len(one) for one in content] != (lengths.sum(1) * self.token.itemsize).tolist():
+            raise streamed.damaged(self.path.parent, f"{RECORDS} does not go with lengths.npy")
+        start = (np.cumsum(lengths) - lengths.ravel()).reshape(lengths.shape)[which, place]
+        length = self.lengths[rows]
+        within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        tokens: np.ndarray = np.frombuffer(b"".join(content), self.token)[np.repeat(start, length) + within]
+        return tokens
 
     def reading(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> Reading:
         """As of `Examples`, through grain: its threads make the batches, its iterator keeps the position."""
@@ -207,7 +232,7 @@ class Column:
 
     def __init__(self, examples: StreamedExamples, key: str) -> None:
         self.examples, self.key = examples, key
-        self.shape, self.dtype = (len(examples.labels), examples.longest), examples.record[key]
+        self.shape, self.dtype = (len(examples.labels), examples.longest), examples.token[key]
 
     def __len__(self) -> int:
         return self.shape[0]
