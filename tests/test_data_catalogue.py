@@ -17,7 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mrl_jax.data import DataConfig, LazyInputs, catalogue, load
+from mrl_jax.data import DataConfig, LazyInputs, StreamedTexts, catalogue, load
 from mrl_jax.errors import UserError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -133,6 +133,20 @@ def test_texts_with_their_own_validation_split(cache: str) -> None:
         split = getattr(dataset, part)
         assert list(split.inputs) == [f"{part} größer {number}" for number in range(size)]
         assert split.labels.tolist() == [number % 3 for number in range(size)]
+
+
+def test_streamed_texts_are_the_same(cache: str) -> None:
+    for name in ("mrl_news", "mrl_hidden"):
+        memory, disk = (load(config(name, cache, streaming=flag, limit=5)) for flag in (False, True))
+        for part in ("train", "validation", "test"):
+            one, other = getattr(memory, part), getattr(disk, part)
+            assert isinstance(other.inputs, StreamedTexts)
+            assert list(one.inputs) == list(other.inputs)
+            assert one.labels.tolist() == other.labels.tolist()
+
+
+def test_pictures_stay_on_disk_when_asked_to(cache: str) -> None:
+    assert isinstance(load(config("mrl_icons", cache, streaming=True)).train.inputs, LazyInputs)
 
 
 def test_validation_is_the_test_split_where_test_has_no_labels(cache: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mrl_jax
@@ -115,10 +115,16 @@ def both(texts: list[str], folder: Path) -> tuple[Examples, streaming.StreamedEx
     return Examples(reader(texts), labels), streaming.examples(source, labels, reader, str(folder), "train")
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(WORDS, min_size=1, max_size=40), st.data())
-def test_any_rows_are_the_same_batch_as_in_memory(tmp_path_factory, texts: list[str], data: st.DataObject) -> None:
-    memory, disk = both(texts, tmp_path_factory.mktemp("any"))
+@settings(max_examples=40)
+@given(st.lists(WORDS, min_size=1, max_size=40), st.sampled_from([(1, 8), (64, 8), (8192, 16384)]), st.data())
+def test_any_rows_are_the_same_batch_as_in_memory(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], sizes: tuple[int, int], data: st.DataObject
+) -> None:
+    """With one text a record or several, and written in one chunk or several."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(streaming, "RECORD", sizes[0])
+        patched.setattr(streaming, "CHUNK", sizes[1])
+        memory, disk = both(texts, tmp_path_factory.mktemp("any"))
     rows = np.array(data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=12)))
     length = data.draw(st.one_of(st.none(), st.integers(1, 12)))
     assert disk.padded(rows) == memory.padded(rows)
