@@ -31,7 +31,7 @@ from mrl_jax.config import Config
 from mrl_jax.data import Dataset, PairDataset, StreamedTexts, streamed
 from mrl_jax.errors import UserError
 
-CHUNK = 16_384  # texts that are tokenised together
+CHUNK = 4096  # texts that are tokenised together, a multiple of the most texts a record
 EMBEDDINGS = 2 << 30  # bytes of embeddings that the evaluation of streamed data may hold at once
 THREADS, AHEAD = 2, 4  # that make batches, and how many these are ahead of training
 LEARNT_FROM = ("min_documents", "max_words", "vocabulary", "max_length")  # keys of an encoder that shape its reader
@@ -93,10 +93,15 @@ def _write(folder: Path, texts: StreamedTexts, labels: np.ndarray, reader: input
 
     lengths, cut, start, texts_a_record = np.empty(len(texts), np.int32), 0, 0, 0
     token = np.dtype([])
+    changed = UserError(
+        f"the {name} texts changed while they were read: they are no longer {len(texts):,}; start again"
+    )
     writer = ArrayRecordWriter(str(folder / RECORDS), "group_size:1,uncompressed")
     with runs.progress(len(texts), f"prepare {name}", "text", leave=False) as bar:
         iterator = iter(texts)
         while chunk := list(itertools.islice(iterator, CHUNK)):
+            if start + len(chunk) > len(texts):
+                raise changed
             part = Examples(reader(chunk), labels[start : start + len(chunk)])
             cut += getattr(reader, "cut", 0)
             assert part.lengths is not None
@@ -115,8 +120,8 @@ def _write(folder: Path, texts: StreamedTexts, labels: np.ndarray, reader: input
             start += len(chunk)
             bar.update(len(chunk))
     writer.close()
-    if start != len(texts):
-        raise UserError(f"the {name} texts changed while they were read: {start:,} instead of {len(texts):,}")
+    if start < len(texts):
+        raise changed
     np.save(folder / "lengths.npy", lengths)
     manifest = {
         "token": [[key, dtype.str] for key, dtype in _columns(token)],
