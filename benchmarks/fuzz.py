@@ -128,7 +128,13 @@ def main() -> None:
         campaign = Campaign(given.reader, sample, given.seconds, given.slow, given.keep)
         for i, seed in enumerate(campaign.seeds()):
             (seeds / str(i)).write_bytes(seed)
-        options = [f"-max_len={MOST_BYTES}", f"-seed={given.seed + 1}", "-rss_limit_mb=4096", "-timeout=60", "-verbosity=0"]
+        options = [
+            f"-max_len={MOST_BYTES}",
+            f"-seed={given.seed + 1}",
+            "-rss_limit_mb=4096",
+            "-timeout=60",
+            "-verbosity=0",
+        ]
         options += [f"-artifact_prefix={given.keep}/"]
         given.keep.mkdir(parents=True, exist_ok=True)
         mutate: Callable[..., Any] = campaign.mutated

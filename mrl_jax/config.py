@@ -111,7 +111,7 @@ class Config:
         return self.loss.name != "cross_entropy"
 
 
-# What may differ between the run that is resumed and the command that resumes it: batches are the same, streamed or not.
+# What may differ between a run and the command that resumes it: batches are the same, streamed or not.
 NOT_COMPARED = ("resume", "run", "results_dir", "distributed", "data.streaming")
 
 DISTRIBUTED: tuple[Literal["none", "slurm", "env", "explicit"], ...] = ("none", "slurm", "env", "explicit")

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 
 Tree = Any
-Logits = Callable[[Tree, jax.Array], Sequence[jax.Array]]  # (head, z [B, D]) → K arrays [B, C], C the classes of that head
+Logits = Callable[
+    [Tree, jax.Array], Sequence[jax.Array]
+]  # (head, z [B, D]) → K arrays [B, C], C the classes of that head
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -105,9 +107,7 @@ def answers(logits: Logits, tile: int, head: Tree, z_BxD: jax.Array) -> jax.Arra
 
     shape = (len(jax.eval_shape(logits, head, z_BxD)), len(z_BxD))
     best_KxB: jax.Array
-    _, best_KxB = _over_tiles(
-        step, (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)), _classes(head), tile
-    )
+    _, best_KxB = _over_tiles(step, (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)), _classes(head), tile)
     return best_KxB
 
 

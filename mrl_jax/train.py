@@ -304,8 +304,8 @@ def _check_data(config: Config, dataset: Dataset | PairDataset) -> None:
         refit.check(scoring.refitted_by(config), len(dataset.classes), config.width)
     if config.evaluation.cascade and isinstance(dataset, Dataset):
         adaptive.check(len(dataset.validation), config.evaluation.epsilon, config.evaluation.delta)
-        held = len(dataset.validation) + len(dataset.test)
-        adaptive.check_memory(held, len(dataset.classes), len(config.nesting_dims))
+        examples = len(dataset.validation) + len(dataset.test)
+        adaptive.check_memory(examples, len(dataset.classes), len(config.nesting_dims))
 
 
 def _json(content: dict[str, Any]) -> str:

@@ -50,7 +50,9 @@ def direct(kind: str, smoothing: float = 0.0):
 
 
 @pytest.mark.parametrize("kind", heads.KINDS)
-@pytest.mark.parametrize(("tile", "smoothing", "scale"), [(37, 0.0, 1.0), (16, 0.1, 1.0), (5, 0.1, 3e3), (64, 0.5, 0.0)])
+@pytest.mark.parametrize(
+    ("tile", "smoothing", "scale"), [(37, 0.0, 1.0), (16, 0.1, 1.0), (5, 0.1, 3e3), (64, 0.5, 0.0)]
+)
 def test_tiles_of_classes_give_the_loss_and_gradients_of_all_classes_at_once(kind, tile, smoothing, scale):
     head, z = made(kind, scale=scale)
     weights = jnp.array([1.0, 2.5])
@@ -158,7 +160,9 @@ def test_losses_of_pairs_do_not_depend_on_the_lengths_of_embeddings(pair_gradien
             (_, got), found = gradient(a * factor, b / factor if longer > 0 else b)
             np.testing.assert_array_equal(got, wanted, err_msg=name)
             np.testing.assert_allclose(found[0] * factor, slopes[0], rtol=1e-6, atol=1e-7, err_msg=name)
-            np.testing.assert_allclose(found[1] / factor if longer > 0 else found[1], slopes[1], 1e-6, 1e-7, err_msg=name)
+            np.testing.assert_allclose(
+                found[1] / factor if longer > 0 else found[1], slopes[1], 1e-6, 1e-7, err_msg=name
+            )
 
 
 def test_zero_vectors_have_finite_losses_and_no_gradient(pair_gradients):

@@ -85,7 +85,10 @@ def test_predictions_of_a_run_are_not_unpickled(witness: Path, tmp_path: Path) -
 
 def test_a_parquet_column_of_a_python_type_is_not_unpickled(witness: Path, tmp_path: Path) -> None:
     """PyArrow did that on reading, before version 14.0.1 (CVE-2023-47248)."""
-    name = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": pickle.dumps(Evil(witness))}
+    name = {
+        b"ARROW:extension:name": b"arrow.py_extension_type",
+        b"ARROW:extension:metadata": pickle.dumps(Evil(witness)),
+    }
     field = pa.field("text", pa.string(), metadata=name)
     table = pa.table([["a", "b"], ["x", "y"]], schema=pa.schema([field, ("label", pa.string())]))
     for part in ("train", "test"):
@@ -105,9 +108,16 @@ def test_no_model_folder_runs_code(witness: Path, tmp_path: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(witness)))
     told = json.loads((folder / "config.json").read_text())
     auto = {"AutoModel": "modeling_evil.Evil", "AutoConfig": "configuration_evil.Evil"}
-    told |= {"auto_map": auto, "trust_remote_code": True, "architectures": ["evil.Evil"], "custom_pipelines": {"x": "evil"}}
+    told |= {
+        "auto_map": auto,
+        "trust_remote_code": True,
+        "architectures": ["evil.Evil"],
+        "custom_pipelines": {"x": "evil"},
+    }
     (folder / "config.json").write_text(json.dumps(told))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["tokenization_evil.Evil"]}}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["tokenization_evil.Evil"]}})
+    )
     (folder / "modules.json").write_text(json.dumps([{"idx": 0, "type": "evil.Transformer", "path": ""}]))
     reader.read(folder)
     (folder / "modules.json").write_text(json.dumps([{"idx": 0, "type": "evil.Evil", "path": ""}]))
@@ -128,7 +138,9 @@ def test_no_checkpoint_runs_code(witness: Path, tmp_path: Path) -> None:
     content = json.loads(manifest.read_text())
     names = [*content["files"], "arrays/evil.py"]
     baits = [pickle.dumps(Evil(witness))]
-    baits += [json.dumps({key: "evil.Evil" for key in ("item_handlers", "handler", "pytree_metadata", "class")}).encode()]
+    baits += [
+        json.dumps({key: "evil.Evil" for key in ("item_handlers", "handler", "pytree_metadata", "class")}).encode()
+    ]
     for name in names:
         kept = (where / name).read_bytes() if (where / name).exists() else None
         if kept is not None and kept.startswith(b"{"):
@@ -169,7 +181,15 @@ def test_no_stored_configuration_runs_code(line: str, witness: Path, tmp_path: P
 def test_a_stored_configuration_is_not_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that came from elsewhere neither learns a secret nor moves its results with the clock."""
     monkeypatch.setenv("A_SECRET", "swordfish")
-    for text in ("${oc.env:A_SECRET}", "${now:%Y}", "${oc.decode:'[1]'}", "${width}", "${hydra:runtime.cwd}", "${", "${a:"):
+    for text in (
+        "${oc.env:A_SECRET}",
+        "${now:%Y}",
+        "${oc.decode:'[1]'}",
+        "${width}",
+        "${hydra:runtime.cwd}",
+        "${",
+        "${a:",
+    ):
         stored = config.to_yaml(made_config(tmp_path)).replace("name: made", f"name: {json.dumps(text)}")
         (tmp_path / "config.yaml").write_text(stored)
         assert config.from_yaml(tmp_path / "config.yaml").name == text
@@ -213,7 +233,9 @@ def test_a_faiss_file_from_elsewhere_is_not_read(
     monkeypatch.setenv("MRL_JAX_CACHE", str(tmp_path / "one"))
     reader.make(folder)
     wanted, seen = reader.read(folder), []
-    monkeypatch.setattr(faiss, "deserialize_index", lambda content, read=faiss.deserialize_index: (seen.append(1), read(content))[1])
+    monkeypatch.setattr(
+        faiss, "deserialize_index", lambda content, read=faiss.deserialize_index: (seen.append(1), read(content))[1]
+    )
     assert reader.read(folder) == wanted
     assert seen == [1]
     assert "made anew" not in capsys.readouterr().err

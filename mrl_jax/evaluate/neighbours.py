@@ -60,12 +60,12 @@ def top_k(scores_QxN: jax.Array, k: int) -> jax.Array:
 def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k: int) -> Iterator[np.ndarray]:
     """For each of `dims`, the indices int32 [Q, k] of the nearest database rows by cosine on the prefix.
 
-    `queries` [Q, D], `database` [N, D], of any length; `k` at most N. O(Q·N·D) work for all dims together, of which each
-    process of a run does its share of the queries.
+    `queries` [Q, D], `database` [N, D], of any length; `k` at most N. O(Q·N·D) work for all dims together, of which
+    each process of a run does its share of the queries.
     """
     if not len(queries):
         return iter(np.zeros((len(dims), 0, k), np.int32))
-    queries, database = np.asarray(scaled(queries)), np.asarray(scaled(database))
+    queries, database = (np.asarray(scaled(jnp.asarray(z))) for z in (queries, database))
     database_DxN = jnp.asarray(np.ascontiguousarray(database.T))
 
     def search(queries: np.ndarray) -> np.ndarray:

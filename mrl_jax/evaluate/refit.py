@@ -160,7 +160,8 @@ def _best(candidates: Iterable[Classifier], z: np.ndarray, labels: np.ndarray) -
         (kernel, bias), rows = candidate, rows_at_once(candidate[0].shape[1])
         starts = range(0, len(z), rows)
         return sum(
-            np.count_nonzero(np.argmax(z[i : i + rows] @ kernel + bias, axis=1) == labels[i : i + rows]) for i in starts
+            int(np.count_nonzero(np.argmax(z[i : i + rows] @ kernel + bias, axis=1) == labels[i : i + rows]))
+            for i in starts
         )
 
     return max(candidates, key=right)
