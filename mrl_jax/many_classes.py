@@ -16,9 +16,7 @@ import jax
 import jax.numpy as jnp
 
 Tree = Any
-Logits = Callable[
-    [Tree, jax.Array], Sequence[jax.Array]
-]  # (head, z [B, D]) → K arrays [B, C], C the classes of that head
+Logits = Callable[[Tree, jax.Array], Sequence[jax.Array]]  # (head, z [B, D]) → K arrays [B, classes of that head]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

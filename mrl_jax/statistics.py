@@ -31,6 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 LEVEL = 0.05  # of tests; intervals have 1 − LEVEL
+FEWEST = 20  # replicates with which a p can be below LEVEL
 
 
 class Interval(NamedTuple):
@@ -65,7 +66,7 @@ def mean_interval(outcomes: np.ndarray, *, replicates: int = 4999, seed: int = 0
     """The mean of `outcomes` [S, n] with its interval, from the same bootstrap as `differences`.
 
     Raises:
-      ValueError: `outcomes` is not [S, n] with S ≥ 1, n ≥ 2, or holds nan or inf.
+      ValueError: `outcomes` is not [S, n] with S ≥ 1, n ≥ 2, or holds nan or inf; too few replicates.
     """
     values = _stack({0: outcomes})
     mean, half, _ = _summary(values, _deviations(values, replicates, seed))
@@ -80,7 +81,7 @@ def differences(
     0 lies outside the interval exactly when p < 0.05. The smallest p is 1/(replicates + 1).
 
     Raises:
-      ValueError: no common dim, shapes that differ, no seed, fewer than two examples, nan or inf.
+      ValueError: no common dim, shapes that differ, no seed, fewer than two examples, nan or inf, too few replicates.
     """
     dims, values = _paired(a, b)
     mean, half, p = _summary(values, _deviations(values, replicates, seed))
@@ -148,6 +149,8 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 def _deviations(values_KxSxn: np.ndarray, replicates: int, seed: int) -> np.ndarray:
     """Replicates of the mean less the mean, float64 [replicates, K]; nan with one seed."""
     K, S, n = values_KxSxn.shape
+    if replicates < FEWEST:
+        raise ValueError(f"replicates={replicates} is not allowed; at least {FEWEST} to tell a p of {LEVEL}")
     if S == 1:
         return np.full((replicates, K), np.nan)
     rng = np.random.default_rng(seed)

@@ -32,7 +32,7 @@ def check(count: int, epsilon: float, delta: float) -> None:
     """Raises UserError where a validation split of `count` examples cannot certify anything."""
     certifying = count - round(FITTED * count)
     needed = cascade.examples_needed(epsilon, delta)
-    if certifying < needed:
+    if certifying < needed or certifying == count:
         raise UserError(
             f"evaluation.cascade=true: evaluation.epsilon={epsilon} at evaluation.delta={delta} takes {needed:,} "
             f"validation examples to certify and a third as many to fit on; there are {count:,}. Raise "
@@ -46,8 +46,8 @@ def check_memory(examples: int, classes: int, granularities: int) -> None:
     if needed > MOST:
         raise UserError(
             f"evaluation.cascade=true: the logits of {examples:,} validation and test examples for {classes:,} classes "
-            f"at {granularities} dims take {needed / 2**30:,.0f} GiB; use fewer nesting_dims or examples, or calibrate a "
-            f"trained model on a sample of yours with mrl_jax.cascade"
+            f"at {granularities} dims take {needed / 2**30:,.0f} GiB; use fewer nesting_dims or examples, or calibrate "
+            f"a trained model on a sample of your own with mrl_jax.cascade"
         )
 
 

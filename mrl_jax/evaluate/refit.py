@@ -32,8 +32,8 @@ def check(kind: str | None, classes: int, width: int) -> None:
     needed = 2 * SEARCH["maxcor"] * 8 * classes * (width + 1)
     if kind == "logistic" and needed > MOST:
         raise UserError(
-            f"evaluation.refit=logistic is not allowed for {classes:,} classes at {width:,} dims: the search would take "
-            f"{needed / 2**30:,.0f} GiB; use evaluation.refit=ridge, or null where no post-hoc arm needs it"
+            f"evaluation.refit=logistic is not allowed for {classes:,} classes at {width:,} dims: the search would "
+            f"take {needed / 2**30:,.0f} GiB; use evaluation.refit=ridge, or null where no post-hoc arm needs it"
         )
 
 
