@@ -3,7 +3,8 @@
     direct    `losses.nested_cross_entropy` of K logits [B, C]
     streamed  `many_classes.cross_entropies`, what `heads.nested_loss` chooses at this size
 
-Forward and backward, gradients with respect to embeddings and heads. Each variant runs in a process of its own, for its
+Forward and backward, gradients with respect to embeddings and heads; time on the clock, and of the processors, which a
+busy machine disturbs less. Each variant runs in a process of its own, for its
 peak memory: what XLA plans for temporaries, and by how much the resident memory rises above what head, gradients and
 embeddings take by themselves.
 
@@ -47,16 +48,18 @@ def measure(kind: str, form: str, rounds: int) -> dict[str, Any]:
     plan = step.memory_analysis()
     jax.block_until_ready((head, z, labels))  # type: ignore[no-untyped-call]
     before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    times = []
+    times, spent = [], []
     for _ in range(1 + rounds):
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         ((value, _), _) = jax.block_until_ready(step(head, z))  # type: ignore[no-untyped-call]
         times.append((time.perf_counter() - start) * 1e3)
+        spent.append((time.process_time() - processor) * 1e3)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "dims": dims,
         "loss": float(value),
         "milliseconds": statistics.median(times[1:]),
+        "processor_milliseconds": statistics.median(spent[1:]),
         "temporary_mib": plan.temp_size_in_bytes / 2**20,
         "gradients_mib": plan.output_size_in_bytes / 2**20,
         "resident_rise_mib": (peak - before) / 2**20,
@@ -102,11 +105,13 @@ def main() -> None:
     for kind, form in variants:
         figures = {
             key: statistics.median(run[key] for run in runs[kind, form])
-            for key in ("loss", "milliseconds", "temporary_mib", "gradients_mib", "resident_rise_mib")
+            for key in runs[kind, form][0]
+            if key not in ("dims", "jax", "device")
         }
         report.setdefault(kind, {})[form] = figures
         print(
-            f"  {kind:<9}{form:<9}{figures['milliseconds']:8.0f} ms, temporaries {figures['temporary_mib']:7.1f} MiB, "
+            f"  {kind:<9}{form:<9}{figures['milliseconds']:8.0f} ms ({figures['processor_milliseconds']:.0f} of processor time), "
+            f"temporaries {figures['temporary_mib']:7.1f} MiB, "
             f"resident + {figures['resident_rise_mib']:6.0f} MiB, of it {figures['gradients_mib']:.0f} gradients, "
             f"loss {figures['loss']:.6f}"
         )

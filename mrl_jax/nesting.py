@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 SMALLEST = 2.0**-100  # of the largest magnitude of a row that is not taken for zero
 NEGLIGIBLE = 1e-12  # length of a prefix, as a share of the whole, that is taken for zero: far below float32 rounding
@@ -101,7 +102,7 @@ def normalize(z: jax.Array) -> jax.Array:
     return jnp.where(squares > 0, length_free * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
 
 
-def scaled(z: jax.Array) -> jax.Array:
+def scaled(z: jax.Array | np.ndarray) -> jax.Array:
     """Rows in float32, each times the power of two that brings its largest magnitude to 1…2, which rounds nothing.
 
     For what does not depend on the length of a row, such as cosines: squares neither overflow nor vanish, and the
