@@ -110,8 +110,8 @@ def main() -> None:
         }
         report.setdefault(kind, {})[form] = figures
         print(
-            f"  {kind:<9}{form:<9}{figures['milliseconds']:8.0f} ms ({figures['processor_milliseconds']:.0f} of processor time), "
-            f"temporaries {figures['temporary_mib']:7.1f} MiB, "
+            f"  {kind:<9}{form:<9}{figures['milliseconds']:8.0f} ms, "
+            f"processors {figures['processor_milliseconds']:.0f}, temporaries {figures['temporary_mib']:7.1f} MiB, "
             f"resident + {figures['resident_rise_mib']:6.0f} MiB, of it {figures['gradients_mib']:.0f} gradients, "
             f"loss {figures['loss']:.6f}"
         )
