@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import logsumexp, softmax
 
-from mrl_jax import contrastive, funnel, heads, many_classes, nesting, statistics
+from mrl_jax import contrastive, funnel, heads, many_classes, nesting, statistics, train
 from mrl_jax.errors import UserError
 from mrl_jax.evaluate import adaptive, classification, neighbours, quantised, refit
 from mrl_jax.losses import nested_cross_entropy, uncertainty_weighted
@@ -330,3 +330,20 @@ def test_a_learned_importance_stays_finite_when_its_loss_reaches_zero():
         assert np.isfinite(slope).all()
     # At the bound a smaller s no longer pays.
     assert not np.any(jax.grad(uncertainty_weighted, argnums=1)(losses_K, jnp.full(2, -1e3), weights_K))
+
+
+def test_too_many_classes_for_a_logistic_refit_end_before_training(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(10)
+    np.savez(tmp_path / "some.npz", features=rng.normal(size=(30, 4)).astype(np.float32), labels=np.arange(30) % 3)
+    monkeypatch.setattr(refit, "MOST", 1 << 10)
+    path = tmp_path / "some.npz"
+    words = [
+        "data=features",
+        f"data.train={path}",
+        f"data.test={path}",
+        "encoder=mlp",
+        f"results_dir={tmp_path / 'out'}",
+    ]
+    assert train.main(words) == 2
+    assert "error: evaluation.refit=logistic is not allowed for 3 classes at 256 dims" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
