@@ -340,9 +340,14 @@ def test_when_only_the_newest_checkpoint_is_damaged_the_one_before_is_used(
     states = tmp_path / "tiny" / "a" / "checkpoints" / "mrl_e-seed0" / "state"
     newest = checkpoint.steps(states)[-1]
     (states / f"step-{newest:08d}" / "manifest.json").write_text("{")
+    model = states.with_name("model")
+    (model / f"step-{checkpoint.steps(model)[-1]:08d}" / "manifest.json").write_text("{")
     capsys.readouterr()
     assert train.main([*arguments, "run=a", "resume=true"]) == 0
-    assert "continuing from the one before" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "damaged" in said
+    assert "mrl_e-seed0 is trained again" in said
+    assert "continuing from the one before" in said
     assert comparable(tmp_path / "tiny" / "a") == comparable(tmp_path / "tiny" / "whole")
 
 
