@@ -129,7 +129,7 @@ class Words:
             idf = np.asarray(_read_json(directory / "idf.json"), np.float32)
         except (TypeError, ValueError, OverflowError):
             idf = np.zeros(0, np.float32)
-        tokenizer = tokens.read(directory / "tokenizer.json", len(idf) if idf.ndim == 1 else 0)
+        tokenizer = tokens.read(directory / "tokenizer.json", len(idf) if idf.ndim == 1 and len(idf) else None)
         if idf.shape != (tokenizer.get_vocab_size(),) or not np.isfinite(idf).all():
             raise UserError(f"{directory / 'idf.json'} is damaged: it should hold a number for each word")
         return cls(tokenizer, idf, config.max_words)

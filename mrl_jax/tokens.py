@@ -16,7 +16,7 @@ from tokenizers import Encoding, Tokenizer
 from mrl_jax.errors import UserError
 
 CHUNK = 4096  # texts at a time
-STRANGE = ["", "a", "\u0378 \0"]  # the last is known to no vocabulary
+STRANGE = ["", "a", "\ua66e\ua66e \u0378 \0"]  # a word and signs that hardly any vocabulary knows
 NESTED = re.compile(r"\)\s*[*+{]")  # a repeated group: where matching takes exponential time, there is one
 
 
