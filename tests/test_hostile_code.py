@@ -125,7 +125,7 @@ def test_no_model_folder_runs_code(witness: Path, tmp_path: Path) -> None:
         pretrained.describe(folder)
     (folder / "modules.json").unlink()
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="weights are read from one model.safetensors"):
+    with pytest.raises(UserError, match="weights are read from one model"):
         pretrained.load(folder, pretrained.describe(folder).architecture)
     assert not witness.exists()
 
@@ -138,9 +138,7 @@ def test_no_checkpoint_runs_code(witness: Path, tmp_path: Path) -> None:
     content = json.loads(manifest.read_text())
     names = [*content["files"], "arrays/evil.py"]
     baits = [pickle.dumps(Evil(witness))]
-    baits += [
-        json.dumps({key: "evil.Evil" for key in ("item_handlers", "handler", "pytree_metadata", "class")}).encode()
-    ]
+    baits += [json.dumps(dict.fromkeys(("item_handlers", "handler", "pytree_metadata", "class"), "evil.Evil")).encode()]
     for name in names:
         kept = (where / name).read_bytes() if (where / name).exists() else None
         if kept is not None and kept.startswith(b"{"):
@@ -173,7 +171,7 @@ def test_no_checkpoint_runs_code(witness: Path, tmp_path: Path) -> None:
 def test_no_stored_configuration_runs_code(line: str, witness: Path, tmp_path: Path) -> None:
     text = config.to_yaml(made_config(tmp_path)).replace("name: made", line.format(witness))
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match="config.yaml|unknown key"):
+    with pytest.raises(UserError, match=r"cannot be read as a configuration|unknown key"):
         config.from_yaml(tmp_path / "config.yaml")
     assert not witness.exists()
 

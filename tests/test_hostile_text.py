@@ -33,7 +33,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of two runs of hostile names, by the command itself."""
     folder = tmp_path_factory.mktemp("hostile")
     for name, rate in zip(RUNS, (0.1, 0.2), strict=True):
-        options: dict[str, Any] = {"optimizer": OptimizerConfig(learning_rate=rate), "classes": CLASSES, "examples": 21}
+        options: dict[str, Any] = {"optimizer": OptimizerConfig(learning_rate=rate), "classes": CLASSES, "seeds": 1}
         made = make_run(folder / "runs", name=NAME, arms=("mrl", "ff"), nesting_dims=(4, 16), **options)
         made.rename(made.with_name(name))
     assert report.main([str(folder / "runs"), "--out", str(folder / "report")]) == 0
@@ -74,7 +74,7 @@ def test_nothing_runs_in_a_browser_and_names_are_shown(written: Path) -> None:
         view.on("pageerror", lambda error: said.append(str(error)))
         view.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
         view.on("request", lambda request: asked.append(request.url))
-        view.goto((written / "report.html").as_uri())
+        view.goto((written / "report.html").as_uri(), timeout=120_000)
         until(view, "[...document.querySelectorAll('.plot')].every(plot => plot._fullLayout)")
         for box in view.locator(".plot").all():
             box.hover(force=True)
@@ -83,7 +83,7 @@ def test_nothing_runs_in_a_browser_and_names_are_shown(written: Path) -> None:
         assert asked == [(written / "report.html").as_uri()]
         assert view.locator("h1").text_content().startswith(NAME)
         labels = [label.text_content() for label in view.locator(".controls label").all()]
-        assert [any(name in label for label in labels) for name in RUNS] == [True, True]
+        assert [any(name[:12] in label for label in labels) for name in RUNS] == [True, True]  # long ones are abridged
         assert view.locator("main img, main a, main iframe, main svg [onload], body > svg").count() == 0
 
 
@@ -102,13 +102,21 @@ def test_latex_has_no_command_of_a_name(written: Path) -> None:
     text = (written / "tables.tex").read_text()
     own = {"begin", "end", "centering", "caption", "label", "toprule", "midrule", "bottomrule", "usepackage"}
     signs = {"pm", "rightarrow", "cdot", "times", "dots"}
-    literal = {"textbackslash", "textasciicircum", "textasciitilde", "textless", "textgreater", "textbar", "textquotedbl"}
+    literal = {
+        "textbackslash",
+        "textasciicircum",
+        "textasciitilde",
+        "textless",
+        "textgreater",
+        "textbar",
+        "textquotedbl",
+    }
     assert set(re.findall(r"\\([a-zA-Z]+)", text)) <= own | signs | literal
     assert r"\textbackslash{}input\{/etc/passwd\}" in text
     body = re.sub(r"\\[\\{}$&#%_]|^% .*$", "", text, flags=re.MULTILINE)
     assert not re.search(r"[%#_^~]", re.sub(r"\\label\{[^}]*\}", "", body))
     assert body.count("$") % 2 == 0
-    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    assert body.count("{") == body.count("}")
 
 
 def test_a_spreadsheet_reads_the_names_in_one_line(written: Path) -> None:
@@ -133,7 +141,9 @@ def test_figures_show_names_and_do_not_set_them(written: Path, tmp_path: Path) -
 def test_long_and_broken_names_of_folders_can_be_reported(tmp_path: Path) -> None:
     """Names that no file may be called after, and one whose bytes are not UTF-8."""
     run = make_run(tmp_path, examples=8, arms=("mrl",), seeds=1, run="first")
-    other = make_run(tmp_path, examples=8, arms=("mrl",), seeds=1, run="second", optimizer=OptimizerConfig(learning_rate=9))
+    other = make_run(
+        tmp_path, examples=8, arms=("mrl",), seeds=1, run="second", optimizer=OptimizerConfig(learning_rate=9)
+    )
     run.rename(run.with_name("é" * 100 + "a"))
     other.rename(other.with_name("é" * 100 + "\udcff"))
     gathered = study.gather([tmp_path])
