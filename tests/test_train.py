@@ -316,7 +316,8 @@ def test_a_corrupted_checkpoint_is_named_and_nothing_is_lost(
     states = tmp_path / "tiny" / "a" / "checkpoints" / "mrl_e-seed0" / "state"
     assert checkpoint.steps(states) == [10, 15]
     for step in (10, 15):
-        victim = next(p for p in (states / f"step-{step:08d}" / "arrays").rglob("*") if p.is_file() and p.stat().st_size > 500)
+        files = (p for p in (states / f"step-{step:08d}" / "arrays").rglob("*") if p.is_file())
+        victim = next(p for p in files if p.stat().st_size > 500)
         data = bytearray(victim.read_bytes())
         data[len(data) // 2] ^= 1
         victim.write_bytes(data)
