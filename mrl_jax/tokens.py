@@ -60,7 +60,7 @@ def check_steps(node: Any) -> None:
 
 
 def encoded(tokenizer: Tokenizer, texts: Sequence[str], chunk: int = CHUNK) -> Iterator[list[Encoding]]:
-    """The encodings of the texts, a chunk at a time; `UserError` names what is no text, or where the tokenizer fails."""
+    """The encodings of the texts, a chunk at a time; `UserError` names what is no text, or a tokenizer that fails."""
     for start in range(0, len(texts), chunk):
         some = list(texts[start : start + chunk])
         try:
