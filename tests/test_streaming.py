@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_data_files import write
 
 import mrl_jax
 from mrl_jax import batches, checkpoint, config, streaming, train
@@ -280,8 +281,6 @@ def parts(dataset: object) -> dict[str, tuple[list[str], list[int]]]:
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_streamed_files_hold_the_same_examples(tmp_path: Path, options: dict, suffix: str, monkeypatch) -> None:
     """Classes, the validation cut and `limit` included; Parquet in several batches."""
-    from tests.test_data_files import write
-
     monkeypatch.setattr("mrl_jax.data.records.PARQUET_ROWS", 7)
     train_rows = [(f"text, {i}", i % 3 if i else 10) for i in range(40)]
     paths = {
