@@ -136,7 +136,7 @@ def _write(folder: Path, texts: StreamedTexts, labels: np.ndarray, reader: input
 
 def _texts_a_record(size: float) -> int:
     """How many texts of `size` bytes go into a record: a power of two, so that each chunk begins a new one."""
-    return 1 << max(0, min(7, int(RECORD / max(size, 1)).bit_length() - 1))
+    return min(1 << max(0, min(7, int(RECORD / max(size, 1)).bit_length() - 1)), CHUNK)
 
 
 def _fingerprint(path: Path, token: np.dtype, texts_a_record: int, lengths: np.ndarray, labels: np.ndarray) -> str:
