@@ -62,6 +62,7 @@ class Child:
     ) -> None:
         self._shared = mmap.mmap(-1, 4096)
         self._output = Path(f"{root}.{time.time_ns()}.log")  # beside the root, which may be full
+        self._output.touch()
         self._started = time.monotonic()
         sys.stdout.flush()
         self.pid = os.fork()

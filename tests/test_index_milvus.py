@@ -61,6 +61,20 @@ def test_what_is_found_is_what_brute_force_finds_and_reopening_keeps_it(
     index.close()
 
 
+def test_a_collection_whose_builder_was_killed_before_it_made_the_indexes_is_completed(
+    index: milvus.MilvusIndex, tmp_path: Path
+) -> None:
+    index.add(named(40), vectors(40))
+    index._client.release_collection(milvus.COLLECTION)
+    for name in ("prefix", "vector"):
+        index._client.drop_index(milvus.COLLECTION, name)
+    index.close()
+    again = milvus.open_(str(tmp_path / "index.db"))
+    assert again.kind == "flat"
+    assert [found[0] for found in rerank(again, vectors(40), 1, 40).scores] == pytest.approx([1] * 40, abs=1e-6)
+    again.close()
+
+
 def test_replaced_and_deleted_documents_are_never_found(index: milvus.MilvusIndex) -> None:
     z = vectors(50)
     index.add(named(40), z[:40])

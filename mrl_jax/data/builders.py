@@ -38,6 +38,7 @@ def prepared(builder_class: type[Any], cache_dir: str | None, **options: Any) ->
     def new() -> Any:
         return builder_class(data_dir=cache / "prepared", file_format="array_record", **options)
 
+    discard_damaged(cache / "prepared" / builder_class.name)  # TFDS reads a folder's metadata before we can look
     builder = new()
     folder = Path(builder.data_path)
     if is_intact(folder):
@@ -58,6 +59,14 @@ def prepared(builder_class: type[Any], cache_dir: str | None, **options: Any) ->
     except OSError as error:
         raise UserError(f"cannot write the prepared data set to {folder}: {error}") from error
     return new()
+
+
+def discard_damaged(parent: Path) -> None:
+    """Remove prepared folders whose files are not those that were written."""
+    for sums in list(parent.rglob(SUMS)):
+        if not is_intact(sums.parent):
+            print(f"{sums.parent} is not what was prepared", file=sys.stderr)
+            shutil.rmtree(sums.parent, ignore_errors=True)
 
 
 def is_intact(folder: Path) -> bool:
