@@ -287,7 +287,8 @@ def killed(job: Job, number: int, options: argparse.Namespace) -> Figures:
     repeated: list[int] = []
     lost: list[str] = []
     rounds = litter = count = 0
-    while count < number and len(lost) < 10:
+    until = time.monotonic() + 60 * options.minutes
+    while count < number and len(lost) < 10 and time.monotonic() < until:
         clear(job)
         rounds += 1
         in_round = 0
@@ -681,6 +682,7 @@ def main() -> int:
     parser.add_argument("--arms", default="[mrl,ff]", help="of the run that is reported on and searched with")
     parser.add_argument("--documents", type=int, default=5000, help="of the index")
     parser.add_argument("--prepared", action="store_true", help="of damage: Reuters R8 as well, which is downloaded")
+    parser.add_argument("--minutes", type=float, default=60, help="most that the kills of one job may take")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
