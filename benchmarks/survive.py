@@ -423,8 +423,12 @@ def failed_in_words(ended: Ended) -> bool:
 
 def damage(bench: Bench, options: argparse.Namespace) -> Figures:
     """Flip bits and cut ends of every file that is read back; each must be noticed, by its name, or change nothing."""
-    run = bench.finished()
     made = Told()
+    if options.prepared:
+        made["prepared data"] = damaged_data(bench, options)
+    if options.only == ["prepared data"]:
+        return {"targets": made, "lost": made["prepared data"]["lost"]}
+    run = bench.finished()
 
     def of_run() -> str:
         return hashlib.sha256(mrl_jax.load(run, "mrl").encode(bench.queries)).hexdigest()
@@ -462,8 +466,6 @@ def damage(bench: Bench, options: argparse.Namespace) -> Figures:
         in_child(of_index, place)  # FAISS keeps its index when it is first asked
         files = [path for path in sorted(place.iterdir()) if path.name != ".lock"]
         made[f"index, {kind}"] = damaged(files, of_index, bench, options)
-    if options.prepared:
-        made["prepared data"] = damaged_data(bench, options)
     return {"targets": made, "lost": [f"{name}: {what}" for name, one in made.items() for what in one["lost"]]}
 
 
