@@ -58,15 +58,15 @@ class Fitted(NamedTuple):
     step: int
 
 
-def save_model(folder: Path, fitted: Fitted) -> None:
-    """Write the best model of a member, and only that, to `folder`."""
-    meta = {"member": fitted.member.label, "validation_accuracy": fitted.accuracy}
+def save_model(folder: Path, fitted: Fitted, trained: bool = True) -> None:
+    """Write the best model of a member, and only that, to `folder`; with whether it was trained to the end."""
+    meta = {"member": fitted.member.label, "validation_accuracy": fitted.accuracy, "trained": trained}
     model = distributed.on_host(fitted.model)
     distributed.on_writer(lambda: bool(checkpoint.save(folder, fitted.step, model, meta, keep=1)))
 
 
 def load_model(folder: Path, member: Member, program: Program) -> Fitted | None:
-    """What `save_model` wrote, or None where there is nothing whole: then the member is trained again."""
+    """The model of a member that was trained to the end; None where there is none, or none whole."""
     like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(program.init, 0).model)
     found: dict[str, Any] = {}
 
@@ -74,7 +74,8 @@ def load_model(folder: Path, member: Member, program: Program) -> Fitted | None:
         steps = checkpoint.steps(folder)
         try:
             found["model"], meta = checkpoint.load(folder, steps[-1], like)
-            return {"step": steps[-1], "accuracy": float(meta["validation_accuracy"])}
+            kept = {"step": steps[-1], "accuracy": float(meta["validation_accuracy"])}
+            return kept if meta.get("trained") else {}
         except IndexError:
             return {}
         except (UserError, KeyError, TypeError, ValueError) as damaged:
@@ -481,7 +482,7 @@ class _Group:
         if fitted.step == 0:
             return "nothing is kept: it had not been validated yet"
         folder = self.directory.parent.parent / fitted.member.label / "model"
-        save_model(folder, fitted)
+        save_model(folder, fitted, trained=False)
         return f"its best model, of step {fitted.step}, is kept in {folder}"
 
     def _validate(self, step: int, state: State, best: Best) -> Best:

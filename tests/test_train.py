@@ -373,6 +373,9 @@ def test_the_best_model_survives_a_loss_that_is_not_finite(
     assert train.main([*tiny, f"results_dir={tmp_path}", "run=a", "arms=[mrl]"]) == 2
     assert "its best model, of step 10, is kept" in capsys.readouterr().err
     assert np.isfinite(mrl_jax.load(tmp_path / "tiny" / "a").encode(["orbit1 common3"])).all()
+    # It is not what training would have ended with: a run that is resumed does not take it for that.
+    assert train.main([*tiny, f"results_dir={tmp_path}", "run=a", "arms=[mrl]", "resume=true"]) == 2
+    assert "is not finite at step" in capsys.readouterr().err
 
 
 def test_two_processes_never_share_a_run(finished: Path, tiny: list[str], capsys: pytest.CaptureFixture) -> None:
