@@ -301,7 +301,7 @@ def connect(folder: Path, write: bool) -> tuple[sqlite3.Connection, contextlib.E
         connection.execute("PRAGMA trusted_schema = OFF")
         # A table may as well be a view that never ends, or have triggers.
         found = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
-        if [sql.strip() + ";" for (sql,) in found] != sorted(SCHEMA.strip().splitlines()):
+        if [sql.strip() for (sql,) in found] != sorted(filter(None, map(str.strip, SCHEMA.split(";")))):
             raise sqlite3.DatabaseError("its tables are not those of an index")
         if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("its pages are not consistent")
