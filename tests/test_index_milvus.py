@@ -66,8 +66,8 @@ def test_a_collection_whose_builder_was_killed_before_it_made_the_indexes_is_com
 ) -> None:
     index.add(named(40), vectors(40))
     index._client.release_collection(milvus.COLLECTION)
-    for name in ("prefix", "vector"):
-        index._client.drop_index(milvus.COLLECTION, name)
+    index._client.drop_index(milvus.COLLECTION, "prefix")  # Milvus Lite drops those of all fields
+    assert not index._client.list_indexes(milvus.COLLECTION)
     index.close()
     again = milvus.open_(str(tmp_path / "index.db"))
     assert again.kind == "flat"
