@@ -9,6 +9,7 @@ import json
 import random
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,12 @@ class Reader(NamedTuple):
 
     make: Callable[[Path], list[str]]
     read: Callable[[Path], object]
+
+
+def made_plan(steps: Any) -> str:
+    """A plan.json of these steps, with the sum that `search plan` writes."""
+    kept = {"version": 2, "k": 10, "recall": 0.9, "steps": steps}
+    return json.dumps(kept | {"crc": zlib.crc32(json.dumps(kept).encode())})
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -356,7 +363,7 @@ def index(kind: str) -> Reader:
         made.delete(["d3"])
         rerank(made, z[:1], 3, 6)
         made.close()
-        (place / "plan.json").write_text(json.dumps({"version": 2, "k": 10, "recall": 0.9, "steps": [[4, 10]]}))
+        (place / "plan.json").write_text(made_plan([[4, 10]]))
         return [f"index/{path.name}" for path in sorted(place.iterdir()) if path.stat().st_size]
 
     def read(folder: Path) -> object:

@@ -498,13 +498,18 @@ def test_an_interrupted_export_leaves_nothing_and_the_next_one_works(
     ],
 )
 def test_a_damaged_run_is_refused(file: str, content: str, said: str, words: Path, tmp_path: Path) -> None:
-    kept = (words / file).read_text()
+    """By its sums; and a run of before there were any by what is in the files."""
+    kept = {name: (words / name).read_text() for name in (file, "SHA256SUMS")}
     (words / file).write_text(content)
     try:
+        with pytest.raises(UserError, match="SHA256SUMS" if file in kept["SHA256SUMS"] else said):
+            export.export(words, "stablehlo", tmp_path / "made")
+        (words / "SHA256SUMS").unlink()
         with pytest.raises(UserError, match=said):
             export.export(words, "stablehlo", tmp_path / "made")
     finally:
-        (words / file).write_text(kept)
+        for name, text in kept.items():
+            (words / name).write_text(text)
     assert not list(tmp_path.iterdir())
 
 

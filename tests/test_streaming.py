@@ -281,7 +281,7 @@ def parts(dataset: object) -> dict[str, tuple[list[str], list[int]]]:
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_streamed_files_hold_the_same_examples(tmp_path: Path, options: dict, suffix: str, monkeypatch) -> None:
     """Classes, the validation cut and `limit` included; Parquet in several batches."""
-    monkeypatch.setattr("mrl_jax.data.records.PARQUET_ROWS", 7)
+    monkeypatch.setattr("mrl_jax.data.records.ROWS", 7)
     train_rows = [(f"text, {i}", i % 3 if i else 10) for i in range(40)]
     paths = {
         "train": write(tmp_path / f"train.{suffix}", train_rows),

@@ -77,7 +77,7 @@ def is_streamed(config: DataConfig) -> bool:
     """Whether the texts stay on disk: as `data.streaming` says, else by the size of `data.train`."""
     if config.streaming is not None or config.train is None:
         return bool(config.streaming)
-    path = Path(config.train).expanduser()
+    path = path_of("data.train", config.train)
     return path.is_file() and size(path) >= STREAMED_FROM
 
 
