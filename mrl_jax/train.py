@@ -277,7 +277,7 @@ def _as_arrays(
     test = dataset.test
     return {
         "train": pairs(dataset.train, chunks=config.trainer.accumulate, multiple=jax.device_count()),
-        "validation": pairs(dataset.validation),
+        "validation": pairs(dataset.validation, multiple=jax.device_count()),
         "test": pairs(test)
         if isinstance(test, data.Pairs)
         else RankingExamples(read(test.queries), read(test.documents), test.judgments),
