@@ -129,7 +129,7 @@ class Program:
         """
         narrow = dataclasses.replace(self, width=width, dims=(width,), kinds=("separate",), wide=self)
         try:
-            ours, theirs = (jax.tree.leaves(program._shapes.params["encoder"]) for program in (self, narrow))
+            ours, theirs = (jax.tree.leaves(program.shapes.params["encoder"]) for program in (self, narrow))
         except UserError:  # a backbone of a fixed width
             return None
         same = len(ours) == len(theirs) and all(a.shape[:-1] == b.shape[:-1] for a, b in zip(ours, theirs, strict=True))
@@ -140,7 +140,7 @@ class Program:
         """A model of a narrowed program as one of the program that it was cut from; what it lacks is zero."""
         if self.wide is None:
             return model
-        full = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.wide._shapes)
+        full = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.wide.shapes)
         k = self.wide.dims.index(self.width)
 
         def place(whole: jax.Array, part: jax.Array) -> jax.Array:
@@ -155,7 +155,7 @@ class Program:
     def _cut(self, wide: "Program", seed: int) -> Model:
         """The initial parameters of `wide`, as far as the model of our width reads them."""
         model = wide.init(seed).model
-        shapes = self._shapes.params["encoder"]
+        shapes = self.shapes.params["encoder"]
         encoder = jax.tree.map(lambda x, shape: x[..., : shape.shape[-1]], model.params["encoder"], shapes)
         params = {"encoder": encoder}
         if self.classes:
@@ -165,7 +165,7 @@ class Program:
         return Model(params | self._scalars(), model.statistics)
 
     @cached_property
-    def _shapes(self) -> Model:
+    def shapes(self) -> Model:
         """Shapes and types of a model, without reading or computing any number."""
         encoder, _ = encoders.standalone(self.encoder, self.vocabulary)
         program = dataclasses.replace(self, encoder=encoder, wide=None)

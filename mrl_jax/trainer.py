@@ -67,7 +67,7 @@ def save_model(folder: Path, fitted: Fitted, trained: bool = True) -> None:
 
 def load_model(folder: Path, member: Member, program: Program) -> Fitted | None:
     """The model of a member that was trained to the end; None where there is none, or none whole."""
-    like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(program.init, 0).model)
+    like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.shapes)
     found: dict[str, Any] = {}
 
     def newest() -> dict[str, Any]:
@@ -235,7 +235,9 @@ class Trainer:
         rows = np.zeros(self.config.batch_size, np.int32)
         longest = None if train.lengths is None else train.padded(np.array([np.argmax(train.lengths)]))
         row, key = member.arm.row(self.program.kinds), jax.random.key(0)
-        state = jax.eval_shape(self.program.init, 0)
+        model = self.program.shapes
+        moments = jax.eval_shape(self.program.optimizer.init, model.params)
+        state = State(model, moments, jax.ShapeDtypeStruct((), jnp.int32))
         step = jax.jit(self.program.step, donate_argnums=0)
         analysis = step.lower(state, train.take(rows, longest), row, key).compile().memory_analysis()
         if analysis is None:  # not every backend keeps this account

@@ -16,10 +16,14 @@ from flax import nnx
 from safetensors.flax import save_file
 from safetensors.numpy import load_file
 
-from mrl_jax import pretrained
+from mrl_jax import arms, config, pretrained, train
+from mrl_jax.arms import Member
+from mrl_jax.batches import Examples
 from mrl_jax.data.artefacts import SourceUnavailableError
 from mrl_jax.encoders.transformer import Transformer, TransformerConfig, complete
 from mrl_jax.errors import UserError
+from mrl_jax.program import Program
+from mrl_jax.trainer import Trainer
 
 CONFIG = {
     "model_type": "bert",
@@ -335,3 +339,20 @@ def test_a_config_that_contradicts_the_weights(
     with pytest.raises(UserError) as error:
         build(replace(TransformerConfig(weights=str(folder)), **change), vocabulary)
     assert all(word in str(error.value) for word in words)
+
+
+def test_training_from_a_weights_folder_ends_and_resumes(folder: Path, texts: dict[str, Path], tmp_path: Path) -> None:
+    """Weights are read once, when a member begins: not for the shapes that memory and checkpoints are compared with."""
+    words = ["data=files", *(f"data.{part}={path}" for part, path in texts.items()), "encoder=transformer", "width=8"]
+    words += [f"encoder.weights={folder}", "encoder.max_length=8", "nesting_dims=[4,8]", "trainer.steps=2", "name=made"]
+    words += ["evaluation.refit=null", "trainer.evaluations=1", f"results_dir={tmp_path / 'results'}", "run=a"]
+    assert train.main(words) == 0
+    (tmp_path / "results" / "made" / "a" / "evaluation.csv").unlink()
+    assert train.main([*words, "resume=true"]) == 0
+    made = config.from_command_line(words)
+    dataset = json.loads((tmp_path / "results" / "made" / "a" / "dataset.json").read_text())
+    trainer = Trainer(Program.of(made, dataset), made.trainer)
+    examples = Examples({"ids": np.ones((9, 8), np.int32), "mask": np.ones((9, 8), np.int8)}, np.zeros(9, np.int32))
+    parameters = sum(x.size for x in jax.tree.leaves(trainer.program.shapes.params))
+    member = Member(arms.expand(made.arms, made.nesting_dims)[0], 0)
+    assert trainer._bytes_of_member(member, examples) > 4 * 4 * parameters
