@@ -108,14 +108,15 @@ RUNS = {
         "+experiment=newsgroups_minilm",
         "trainer.batch_size=64",
         "trainer.steps=16",
-        "data.limit=2000",
+        "data.limit=400",
+        "encoder.max_length=128",
     ],
     "bag, 20 Newsgroups, batch 1024": ["+experiment=newsgroups", "trainer.batch_size=1024", "trainer.steps=80"],
     "small ResNet, Fashion-MNIST, batch 128": [
         "+experiment=fashion_mnist",
         "trainer.batch_size=128",
         "trainer.steps=40",
-        "data.limit=6000",
+        "data.limit=2000",
     ],
     "two arms, bag, R52": [
         *("+experiment=reuters_r52", "trainer.steps=200", "arms=[mrl,mrl_e]"),

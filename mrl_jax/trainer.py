@@ -236,8 +236,7 @@ class Trainer:
         longest = None if train.lengths is None else train.padded(np.array([np.argmax(train.lengths)]))
         row, key = member.arm.row(self.program.kinds), jax.random.key(0)
         model = self.program.shapes
-        moments = jax.eval_shape(self.program.optimizer.init, model.params)
-        state = State(model, moments, jax.ShapeDtypeStruct((), jnp.int32))
+        state = State(model, jax.eval_shape(self.program.optimizer.init, model.params), jnp.int32(0))
         step = jax.jit(self.program.step, donate_argnums=0)
         analysis = step.lower(state, train.take(rows, longest), row, key).compile().memory_analysis()
         if analysis is None:  # not every backend keeps this account
