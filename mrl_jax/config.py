@@ -84,6 +84,7 @@ class DistributedConfig:
     coordinator: str | None = None  # explicit: host:port at which process 0 can be reached
     processes: int | None = None  # explicit: how many there are
     process: int | None = None  # explicit: which of them this is, from 0
+    connect_seconds: int = 120  # within which all processes have to be there
     heartbeat_seconds: int = 30  # a process that is silent for so long counts as gone
 
 
@@ -386,8 +387,9 @@ def _check_loss(config: Config) -> None:
 
 def _check_distributed(config: DistributedConfig) -> None:
     """Keys that go with distributed=explicit, and only with it."""
-    if config.heartbeat_seconds < 1:
-        raise UserError(f"distributed.heartbeat_seconds={config.heartbeat_seconds} is not allowed; at least 1")
+    for key, seconds in (("connect", config.connect_seconds), ("heartbeat", config.heartbeat_seconds)):
+        if seconds < 1:
+            raise UserError(f"distributed.{key}_seconds={seconds} is not allowed; at least 1")
     explicit = {"coordinator": config.coordinator, "processes": config.processes, "process": config.process}
     for key, value in explicit.items():
         if config.mode != "explicit" and value is not None:

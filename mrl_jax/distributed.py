@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -26,7 +27,7 @@ from mrl_jax.config import DistributedConfig
 from mrl_jax.errors import UserError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-CONNECTING_SECONDS = 120
+NOT_CONNECTED = 2  # exit status
 
 # What a collective says when the process at its other end is gone; each backend has words of its own.
 LOST = ("Gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "coordination service", "heartbeat")
@@ -50,10 +51,19 @@ def start(config: DistributedConfig) -> None:
             raise UserError("distributed=slurm: there is no SLURM_PROCID; start the processes with srun")
     elif given := [name for name in VARIABLES if name in os.environ]:
         found = _from_variables(given) | {"cluster_detection_method": "deactivate"}
+    late = (
+        f"error: distributed={config.mode}: the processes have not found each other within "
+        f"distributed.connect_seconds={config.connect_seconds}; all of them have to be started, with one coordinator "
+        "that they can reach, process 0"
+    )
+    # JAX itself would abort with a stack trace.
+    giving_up = threading.Timer(config.connect_seconds, _end, (late, NOT_CONNECTED))
+    giving_up.daemon = True
+    giving_up.start()
     try:
         jax.distributed.initialize(
             **found,
-            initialization_timeout=CONNECTING_SECONDS,
+            initialization_timeout=config.connect_seconds + 60,
             heartbeat_timeout_seconds=config.heartbeat_seconds,
         )
     except (RuntimeError, ValueError, TypeError) as error:
@@ -62,8 +72,16 @@ def start(config: DistributedConfig) -> None:
             raise  # ours: something used a device too early
         raise UserError(
             f"distributed={config.mode}: the processes cannot be connected ({said[0] if said else error}); "
-            "the coordinator is process 0, and all must be started within two minutes"
+            "the coordinator is process 0"
         ) from None
+    finally:
+        giving_up.cancel()
+
+
+def _end(sentence: str, status: int) -> NoReturn:
+    """End this process from whatever thread, whatever it waits for."""
+    print(sentence, file=sys.stderr, flush=True)
+    os._exit(status)
 
 
 def _from_variables(given: list[str]) -> dict[str, Any]:

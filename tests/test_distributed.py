@@ -284,6 +284,17 @@ def test_an_environment_that_says_half_is_refused(monkeypatch: pytest.MonkeyPatc
         distributed.start(config.DistributedConfig("slurm"))
 
 
+def test_a_process_that_nobody_joins_says_so(start: Start, tiny: list[str], tmp_path: Path) -> None:
+    words = [*tiny, f"results_dir={tmp_path}", "distributed.connect_seconds=3"]
+    processes = start(2, [words])
+    processes[0].kill()
+    status, said = ends(processes)[1]
+    assert status == 2
+    assert "have not found each other within distributed.connect_seconds=3" in said
+    assert "stack trace" not in said
+    assert not (tmp_path / "tiny").exists()
+
+
 def test_one_process_is_all_there_is() -> None:
     assert (distributed.count(), distributed.rank(), distributed.is_writer()) == (1, 0, True)
     rows = np.array([2, 0, 1])
