@@ -154,10 +154,12 @@ def throughput(words: Sequence[str], count: int, cores: Sequence[int]) -> float:
     return statistics.median(speeds)
 
 
-def processes(repeats: int) -> dict[str, Any]:
+def processes(repeats: int, only: Sequence[str]) -> dict[str, Any]:
     cores = sorted(os.sched_getaffinity(0))[:2]
     found: dict[str, Any] = {}
     for name, words in RUNS.items():
+        if only and not any(word in name for word in only):
+            continue
         one, two = [], []
         for _ in range(repeats):
             one.append(throughput(words, 1, cores))
@@ -172,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("curves", "processes"))
     parser.add_argument("--repeats", type=int, default=3, help="of each pair of runs")
+    parser.add_argument("--only", nargs="+", default=[], help="of the runs, those whose name holds one of these words")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     if options.what == "curves":
@@ -183,7 +186,7 @@ def main() -> None:
             print("".join(f"{ms:>10.2f}" for ms in points.values()) + "  ms")
             print("".join(f"{ms / first:>10.2f}" for ms in points.values()) + "  × the first")
     else:
-        found = processes(options.repeats)
+        found = processes(options.repeats, options.only)
     found["machine"] = {"platform": platform.platform(), "cores": len(os.sched_getaffinity(0))}
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
