@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from mrl_jax.data.artefacts import sha256_of
 from mrl_jax.errors import UserError
 
 KEEP = 2  # checkpoints of a directory: the newest, and the one before in case the newest is damaged later
@@ -42,7 +43,7 @@ def save(directory: Path, step: int, tree: Any, meta: dict[str, Any], keep: int 
             shutil.rmtree(leftover)
         partial.mkdir()
         _write_arrays(partial / "arrays", tree)
-        files = {str(p.relative_to(partial)): _sha256(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+        files = {str(p.relative_to(partial)): sha256_of(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         manifest = partial / "manifest.json"
         content = {"step": step, "meta": meta, "arrays": _shapes(tree), "files": files}
         manifest.write_text(json.dumps(content | {"sha256": _sum(content)}, indent=1), encoding="utf-8")
@@ -124,7 +125,7 @@ def load(directory: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         file = path / name
         if name not in found:
             raise UserError(f"checkpoint {path} is damaged: {name} is missing")
-        if _sha256(file) != expected:
+        if sha256_of(file) != expected:
             raise UserError(f"checkpoint {path} is damaged: {name} does not have the SHA-256 sum that was recorded")
     for name in sorted(found - files.keys()):
         raise UserError(f"checkpoint {path} is damaged: {name} is there, but not in its manifest")
@@ -173,11 +174,6 @@ def _quiet() -> Iterator[None]:
 
 def _sum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

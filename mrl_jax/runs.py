@@ -20,7 +20,6 @@ import contextlib
 import csv
 import errno
 import fcntl
-import hashlib
 import io
 import json
 import os
@@ -41,6 +40,7 @@ from tqdm import tqdm
 from mrl_jax import config as configuration
 from mrl_jax import distributed
 from mrl_jax.checkpoint import cannot_write
+from mrl_jax.data.artefacts import sha256_of
 from mrl_jax.errors import UserError, nearest, path_of
 
 SEALED = ("config.yaml", "dataset.json", "tokenizer.json", "idf.json")
@@ -227,7 +227,7 @@ def _alone(path: Path) -> IO[bytes]:
 def seal(directory: Path) -> None:
     """Write SHA256SUMS of the files that a model is built from; `read_dataset` compares them."""
     files = [path for name in SEALED if (path := directory / name).is_file()]
-    write(directory / "SHA256SUMS", "".join(f"{sha256(path)}  {path.name}\n" for path in files))
+    write(directory / "SHA256SUMS", "".join(f"{sha256_of(path)}  {path.name}\n" for path in files))
 
 
 def _check_seal(directory: Path) -> None:
@@ -244,15 +244,9 @@ def _check_seal(directory: Path) -> None:
         raise UserError(f"{path} is damaged; restore it, or delete it to go without")
     for name, expected in known.items():
         file = directory / name
-        if file.is_file() and sha256(file) != expected:
+        if file.is_file() and sha256_of(file) != expected:
             again = "; delete it and use resume=true to write it again" if name in SEALED[2:] else ""
             raise UserError(f"{file} is not what SHA256SUMS says: one of the two is damaged; restore it{again}")
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def environment() -> dict[str, Any]:

@@ -46,6 +46,7 @@ from mrl_jax.arms import Member
 from mrl_jax.batches import Examples, PairExamples, RankingExamples
 from mrl_jax.config import Config
 from mrl_jax.data import Dataset, PairDataset, StreamedTexts
+from mrl_jax.data.artefacts import sha256_of
 from mrl_jax.errors import UserError
 from mrl_jax.evaluate import adaptive, refit
 from mrl_jax.program import Program
@@ -192,7 +193,7 @@ def describe(
     pairs = {"columns": int(train.columns.shape[1])} if isinstance(train, PairExamples) else {}
     weights = getattr(config.encoder, "weights", None)
     file = pretrained.resolve(weights) / "model.safetensors" if weights else None
-    started_from = {"weights": runs.sha256(file)} if file is not None and file.is_file() else {}
+    started_from = {"weights": sha256_of(file)} if file is not None and file.is_file() else {}
     return {
         "name": dataset.name,
         "kind": dataset.kind,

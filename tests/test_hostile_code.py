@@ -146,7 +146,7 @@ def test_no_checkpoint_runs_code(witness: Path, tmp_path: Path) -> None:
             baits.append(json.dumps(told).encode())
         for bait in baits:
             (where / name).write_bytes(bait)
-            files = {n: checkpoint._sha256(where / n) for n in names if (where / n).exists()}
+            files = {n: checkpoint.sha256_of(where / n) for n in names if (where / n).exists()}
             manifest.write_text(json.dumps(content | {"files": files}))
             try:
                 tree, _ = checkpoint.load(tmp_path / "model", 1, like)

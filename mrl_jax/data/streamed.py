@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.data.artefacts import cache_folder
+from mrl_jax.data.artefacts import cache_folder, sha256_of
 from mrl_jax.errors import UserError
 
 FORMAT = 1  # of what is kept
@@ -109,5 +109,4 @@ def damaged(place: Path, why: object) -> UserError:
 
 def sha256(path: Path) -> str:
     """Of a file's content and of its kind."""
-    with path.open("rb") as file:
-        return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {path.suffix.lower()}"
+    return f"{sha256_of(path)} {path.suffix.lower()}"

@@ -52,7 +52,6 @@ class FaissIndex(Store):
                 if hmac.compare_digest(signature, self._signature(content)):
                     return self._ready(faiss.deserialize_index(np.frombuffer(content, np.uint8))), rows
             print(f"{path} is damaged, or was not made here; it is made anew", file=sys.stderr)
-        self.verify()
         index = self._build(faiss, rows)
         content = faiss.serialize_index(index).tobytes()
         try:
