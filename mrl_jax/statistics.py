@@ -14,7 +14,8 @@ Statistics 52) does for nested levels. A replicate's deviation from the mean is 
 
 - seeds: the seed means under normal weights, scaled to s²/S with s² their sample variance (which already holds the
   residual's share, so that this is counted once), times √((S−1)/χ²_{S−1}): s² has only S − 1 degrees of freedom, and
-  this makes the part a t distribution;
+  this makes the part a t distribution. Right and wrong answers are counts, and few seeds can agree in them exactly
+  though they err on other examples; s² is then not 0, but the residual's share of it, σ²_residual/n;
 - examples: means over seeds, every example dropped or counted twice with equal odds (the double-or-nothing weights of
   Owen & Eckles 2012, "Bootstrapping data arrays of arbitrary order", Annals of Applied Statistics 6), scaled to
   σ²_example/n, where σ²_example is the mean covariance of two seeds over the examples (that is the two-way ANOVA
@@ -157,6 +158,10 @@ def _deviations(values_KxSxn: np.ndarray, replicates: int, seed: int) -> np.ndar
 
     seeds_SxK = values_KxSxn.mean(axis=2).T
     seeds_SxK = (seeds_SxK - seeds_SxK.mean(axis=0)) / np.sqrt(S * (S - 1))
+    level = np.isclose(seeds_SxK, 0, atol=1e-12).all(axis=0)
+    if level.any():  # counts that came out alike: s² is what the residual makes of it
+        residual = values_KxSxn[level] - values_KxSxn[level].mean(axis=1, keepdims=True)
+        seeds_SxK[0, level] = np.sqrt((residual**2).sum(axis=(1, 2)) / ((S - 1) * (n - 1) * S * n))
     tails = np.sqrt((S - 1) / rng.chisquare(S - 1, size=(replicates, 1)))
     deviations: np.ndarray = tails * (rng.standard_normal((replicates, S)) @ seeds_SxK)
 

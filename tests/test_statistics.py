@@ -122,6 +122,18 @@ def test_examples_on_which_seeds_disagree_have_no_negative_variance_but_none():
     assert got.high - got.mean == pytest.approx(scipy.stats.t.ppf(0.975, 1) * 0.005, rel=0.05)
 
 
+def test_seeds_that_agree_in_a_count_but_not_in_its_examples_are_not_certain():
+    """Two seeds are each right about one example more, and about another one each: as if they had differed by luck."""
+    found = np.zeros((2, 400))
+    found[0, :4], found[1, 4:8] = (1, 1, 1, -1), (1, -1, 1, 1)
+    ((_, mean, low, high, p, _),) = statistics.differences(*against_zero(found[None]), replicates=99_999)
+    residual = ((found - found.mean(axis=0)) ** 2).sum() / 399  # both seed means are level: (S − 1)(n − 1) is 399
+    assert mean == pytest.approx(2 / 400)
+    assert high - mean == pytest.approx(scipy.stats.t.ppf(0.975, 1) * (residual / 800) ** 0.5, rel=0.05)
+    assert low < 0 < high
+    assert p > 0.05
+
+
 def test_the_width_is_the_behrens_fisher_quantile_of_the_anova_components():
     rng, (seeds, n) = np.random.default_rng(6), (4, 200)
     d = effects(rng, (seeds, n), 0.01, 1.0, 1.0)
