@@ -151,7 +151,7 @@ def _table(metric: str, made: Mapping[str, Comparison]) -> str:
 def _cell(difference: Difference | None) -> str:
     if difference is None:
         return "–"
-    text = f"{100 * difference.mean:+.2f} {page_plots.bounds(difference)}".rstrip()
+    text = f"{100 * difference.mean:+.2f} {page_plots.bounds(difference)}".rstrip().replace("-", "−")
     p = difference.p_holm
     if math.isnan(p):
         return text

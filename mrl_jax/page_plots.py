@@ -68,12 +68,12 @@ def accuracy(study: Study, looks: Mapping[Series, Look]) -> list[Plot]:
                 continue
             color, symbol, dash = looks[series]
             dims = sorted(values)
-            intervals = study.intervals(series, metric)
-            if intervals:
-                at = sorted(intervals)
+            intervals, band = study.intervals(series, metric), study.band(series, metric)
+            if band:
+                at = sorted(band)
                 figure.add_scatter(
                     x=at + at[::-1],
-                    y=_percent([intervals[d].low for d in at] + [intervals[d].high for d in at[::-1]]),
+                    y=_percent([band[d][0] for d in at] + [band[d][1] for d in at[::-1]]),
                     fill="toself", fillcolor=_faint(color), mode="none", hoverinfo="skip", showlegend=False,
                     meta=[series.key],
                 )  # fmt: skip
@@ -90,8 +90,8 @@ def accuracy(study: Study, looks: Mapping[Series, Look]) -> list[Plot]:
             )  # fmt: skip
         if figure.data:
             banded = any(trace.fill for trace in figure.data)
-            band = " Bands are 95 % intervals over seeds and test examples." if banded else ""
-            note = f"Higher is better. Filled markers are the nesting dimensions, hollow ones lie between them.{band}"
+            bands = f" Bands: {study.bands}." if banded else ""
+            note = f"Higher is better. Filled markers are the nesting dimensions, hollow ones lie between them.{bands}"
             plots.append(Plot(f"accuracy-{len(plots)}", title, figure, note))
     return plots
 
@@ -318,7 +318,9 @@ def _percent(values: Iterable[float]) -> list[float]:
 
 def bounds(interval: Interval | Difference) -> str:
     """[low, high] in percent; nothing where one seed gives no interval."""
-    return "" if math.isnan(interval.low) else f"[{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
+    if math.isnan(interval.low):
+        return ""
+    return f"[{100 * interval.low:.2f}, {100 * interval.high:.2f}]".replace("-", "−")
 
 
 def _short(name: str) -> str:

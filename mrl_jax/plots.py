@@ -84,7 +84,7 @@ def accuracy(study: Study) -> Figure:
                 continue
             color, marker, style = _look(study, series)
             ax.plot(list(values), list(values.values()), color=color, linestyle=style, linewidth=1.6)
-            band = _band(study, series, metric)
+            band = study.band(series, metric)
             low, high = ([100 * bounds[i] for bounds in band.values()] for i in (0, 1))
             ax.fill_between(list(band), low, high, color=color, alpha=0.12, linewidth=0)
             for nested in (True, False):
@@ -99,8 +99,7 @@ def accuracy(study: Study) -> Figure:
     margin = 2 + 0.08 * np.ptp(shown)
     axes[0].set_ylim(shown.min() - margin, shown.max() + margin)  # bands may be wide
     axes[0].set_ylabel("test accuracy (%)" if study.classes else "test score (× 100)")
-    bands = "95 % intervals over seeds and test examples" if study.seeds > 2 else "from the lower to the higher seed"
-    said = f"mean of {study.seeds} seeds; bands: {bands}"
+    said = f"mean of {study.seeds} seeds; bands: {study.bands}"
     _legend(figure, study, study.series, said if study.seeds > 1 else None)
     return figure
 
@@ -109,14 +108,6 @@ def _framing(study: Study) -> list[Series]:
     """The series that set the range of values. Whitened neighbours fall so low that the others could not be told apart;
     the line leaves the frame instead."""
     return [s for s in study.series if s.arm != "pca_whitened"] or list(study.series)
-
-
-def _band(study: Study, series: Series, metric: str) -> dict[int, tuple[float, float]]:
-    """dim → lower and upper edge; empty with one seed. The interval of two seeds would fill the panel."""
-    if study.seeds < 3 or len(study.labels) < 2:
-        values = study.values(series, metric) if study.seeds > 1 else {}
-        return {dim: (v.min(), v.max()) for dim, v in values.items()}
-    return {dim: (interval.low, interval.high) for dim, interval in study.intervals(series, metric).items()}
 
 
 def differences(study: Study, metric: str, made: Mapping[str, Comparison]) -> Figure:

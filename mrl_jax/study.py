@@ -218,6 +218,19 @@ class Study:
             self._intervals[series, metric] = {dim: mean_interval(v) for dim, v in at.items()}
         return self._intervals[series, metric]
 
+    def band(self, series: Series, metric: str) -> dict[int, tuple[float, float]]:
+        """dim → lower and upper edge of a band around the mean; empty with one seed. Two seeds have so wide an interval
+        that it would fill any plot: their band goes from one to the other."""
+        if self.seeds < 3 or len(self.labels) < 2:
+            values = self.values(series, metric) if self.seeds > 1 else {}
+            return {dim: (float(v.min()), float(v.max())) for dim, v in values.items()}
+        return {dim: (found.low, found.high) for dim, found in self.intervals(series, metric).items()}
+
+    @property
+    def bands(self) -> str:
+        """What `band` shows."""
+        return "95 % intervals over seeds and test examples" if self.seeds > 2 else "from the lower to the higher seed"
+
     def predictions(self, series: Series) -> dict[int, np.ndarray]:
         """dim → int32 [S, n], the class that the arm's own classifier predicted for each test example."""
         return self._read(series, "test/prediction/")

@@ -38,9 +38,9 @@ NAN = math.nan
 class Made:
     """A study of three arms: the attributes that the page reads, with outcomes that can be worked out by hand."""
 
-    intervals = Study.intervals
+    intervals, band, bands = Study.intervals, Study.band, Study.bands
 
-    def __init__(self, seeds: int = 2, variant: str | None = None):
+    def __init__(self, seeds: int = 3, variant: str | None = None):
         self.name, self.title, self.notes = NAME, "Title " + CLASSES[1], ("Note " + CLASSES[0],)
         self.dims, self.width, self.seeds, self.classes = DIMS, 8, seeds, CLASSES
         self.series = tuple(Series(arm, variant) for arm in ("mrl", "mrl_e", "ff"))
@@ -166,7 +166,7 @@ def test_heat_map_puts_the_largest_drops_first(text: str) -> None:
 def test_table_of_differences(text: str) -> None:
     assert "<b>+5.12 [4.12, 7.12]</b><br><small>p &lt; 0.001</small>" in text
     assert "<b>+1.00 [0.00, 3.00]</b><br><small>p = 0.040</small>" in text
-    assert "<td>-2.00 [-3.00, 0.00]<br><small>p = 0.200</small></td><td>–</td>" in text
+    assert "<td>−2.00 [−3.00, 0.00]<br><small>p = 0.200</small></td><td>–</td>" in text
     assert ">tax</th><td>+2.00 [1.00, 4.00]<br><small>p = 0.200</small></td><td>–</td>" in text
     assert "MRL wins below 6 dims [4, 7], not above." in text
     assert "this data cannot settle where either of them starts to win" in text
@@ -194,11 +194,18 @@ def test_bands_are_the_intervals_of_the_outcomes(text: str) -> None:
     assert [symbol.endswith("-open") for symbol in line["marker"]["symbol"]] == [False, True, False, False]
 
 
+def test_the_band_of_two_seeds_goes_from_one_to_the_other() -> None:
+    study = Made(seeds=2)
+    shown = figures(page.html(study, {}))["accuracy-0"]["data"][0]  # type: ignore[arg-type]
+    low_high = [study.values(study.series[0], "linear_top1")[dim] for dim in shown["x"][: len(shown["x"]) // 2]]
+    assert shown["y"] == pytest.approx([100 * v.min() for v in low_high] + [100 * v.max() for v in low_high[::-1]])
+
+
 def test_nothing_to_draw_leaves_a_section_out() -> None:
     study = SimpleNamespace(**vars(Made()))
     study.log = []
     study.values = study.outcomes = lambda *_: {}
-    study.intervals = lambda *_: {}
+    study.intervals = study.band = lambda *_: {}
     study.predictions, study.labels = lambda *_: {}, np.zeros(0, np.int32)
     text = page.html(study, {})  # type: ignore[arg-type]
     assert figures(text) == {}
