@@ -26,7 +26,7 @@ import numpy as np
 import mrl_jax
 from mrl_jax import funnel, plan, report, runs
 from mrl_jax.data.records import need_unicode
-from mrl_jax.errors import UserError
+from mrl_jax.errors import UserError, one_of
 from mrl_jax.funnel import Hits
 from mrl_jax.index import Description, Document, Index, exact, faiss, rerank
 from mrl_jax.index import store as folders
@@ -63,7 +63,9 @@ def create_index(place: str, description: Description) -> Index:
     if is_milvus(place):
         from mrl_jax.index import milvus
 
+        one_of("--kind", description.kind, [f"milvus-{kind}" for kind in milvus.kinds(place)])
         return milvus.create(place, description, description.kind.removeprefix("milvus-"))
+    one_of("--kind", description.kind, ["exact", *faiss.KINDS])
     if description.kind == "exact":
         return exact.create(Path(place), description)
     return faiss.create(Path(place), description)
@@ -230,6 +232,8 @@ def query(options: argparse.Namespace) -> None:
             print(f"--k={options.k}: there are only {size:,} documents", file=sys.stderr)
         steps = _steps(index, options)
         z = model_of(index, options.run).encode(options.text)
+        for text in (text for text, row in zip(options.text, z, strict=True) if not row.any()):
+            print(f"{text!r}: the model knows nothing in it, so no document is nearer than another", file=sys.stderr)
         hits = find(index, z, min(options.k, size), steps)
         for text, scores, rows in zip(options.text, hits.scores, hits.rows, strict=True):
             if len(options.text) > 1:

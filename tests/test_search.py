@@ -96,6 +96,13 @@ def test_a_plan_is_kept_and_used_until_the_documents_change(
     assert "plan.json is damaged" in capsys.readouterr().err
 
 
+def test_a_query_without_a_known_word_is_said(built: Path, capsys: pytest.CaptureFixture) -> None:
+    assert search.main(["query", str(built), "zzz", "orbit3"]) == 0
+    said = capsys.readouterr()
+    assert "'zzz': the model knows nothing in it" in said.err
+    assert "orbit3" not in said.err
+
+
 def test_bench_says_recall_and_speed_by_method(built: Path, questions: Path, capsys: pytest.CaptureFixture) -> None:
     assert search.main(["bench", str(built), "--queries", str(questions), "--k", "4"]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -192,7 +199,11 @@ def test_mistakes_in_the_command_are_named(run: Path, corpus: Path, built: Path,
         ),
         (
             ["build", str(run), str(corpus), "--index", "x", "--kind", "fais-flat"],
-            "kind=fais-flat is unknown (did you mean",
+            "--kind=fais-flat is unknown (did you mean faiss-flat?); allowed: exact, faiss-flat",
+        ),
+        (
+            ["build", str(run), str(corpus), "--index", str(tmp_path / "x.db"), "--kind", "milvus-nsw"],
+            "--kind=milvus-nsw is unknown (did you mean milvus-hnsw?); allowed: milvus-autoindex",
         ),
         (["build", str(run), str(corpus), "--index", "x", "--arm", "mlr"], "arm=mlr is unknown"),
         (["build", str(run), str(corpus), "--index", str(built), "--prefix", "8"], "was built with --prefix 4"),

@@ -169,7 +169,7 @@ def create(
     Raises:
         UserError: a collection there already, a kind or dims that Milvus does not have, a server that does not answer.
     """
-    kind = one_of("kind", kind.lower(), SERVER if _is_server(uri) else LITE)
+    kind = one_of("kind", kind.lower(), kinds(uri))
     if description.width > MOST_DIMS:
         raise UserError(f"Milvus takes vectors of at most {MOST_DIMS:,} dims; these have {description.width:,}")
     client, types = _connect(uri, collection, token)
@@ -244,6 +244,11 @@ def open_(uri: str, collection: str = COLLECTION, token: str = "") -> MilvusInde
 
 
 # ---- connections -----------------------------------------------------------------------------------------------------
+
+
+def kinds(uri: str) -> tuple[str, ...]:
+    """The kinds of index that there can be at `uri`."""
+    return SERVER if _is_server(uri) else LITE
 
 
 def _is_server(uri: str) -> bool:
