@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mrl_jax import watch
 from mrl_jax.config import DistributedConfig
 from mrl_jax.errors import UserError
 
@@ -57,14 +58,14 @@ def start(config: DistributedConfig) -> None:
         "that they can reach, process 0"
     )
     # JAX itself would abort with a stack trace.
-    giving_up = threading.Timer(config.connect_seconds, _end, (late, NOT_CONNECTED))
+    giving_up = threading.Timer(config.connect_seconds, watch.end, (late, NOT_CONNECTED))
     giving_up.daemon = True
     giving_up.start()
     try:
         jax.distributed.initialize(
             **found,
             initialization_timeout=config.connect_seconds + 60,
-            heartbeat_timeout_seconds=config.heartbeat_seconds,
+            heartbeat_timeout_seconds=watch.LATER * config.heartbeat_seconds,
         )
     except (RuntimeError, ValueError, TypeError) as error:
         said = str(error).strip().splitlines()
@@ -76,12 +77,7 @@ def start(config: DistributedConfig) -> None:
         ) from None
     finally:
         giving_up.cancel()
-
-
-def _end(sentence: str, status: int) -> NoReturn:
-    """End this process from whatever thread, whatever it waits for."""
-    print(sentence, file=sys.stderr, flush=True)
-    os._exit(status)
+    watch.start(config.heartbeat_seconds)
 
 
 def _from_variables(given: list[str]) -> dict[str, Any]:
@@ -237,5 +233,6 @@ def leave(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     if status and count() > 1:
+        watch.leave()
         os._exit(status)
     sys.exit(status)

@@ -183,6 +183,50 @@ def test_a_killed_process_ends_the_others_and_one_continues_the_run_of_two(
     np.testing.assert_allclose(found[1], expected[1], atol=0.03)  # 3,000 steps on 216 texts, summed in another order
 
 
+IDLE = """
+import sys, time
+from mrl_jax import distributed
+from mrl_jax.config import DistributedConfig
+rank = int(sys.argv[1])
+distributed.start(DistributedConfig("explicit", f"127.0.0.1:{sys.argv[2]}", 2, rank, 60, heartbeat_seconds=4))
+print("connected", flush=True)
+time.sleep(float(sys.argv[3]) / (2 - rank))
+distributed.leave(0)
+"""
+
+
+def idle(seconds: float) -> list[subprocess.Popen[str]]:
+    """Two connected processes that exchange nothing for so long (process 0 for half of it), and then leave."""
+    port, pipes = str(free_port()), {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", IDLE]
+    both = [subprocess.Popen([*command, str(rank), port, str(seconds)], cwd=ROOT, **pipes) for rank in (0, 1)]  # type: ignore[call-overload]
+    for process in both:
+        assert process.stdout.readline() == "connected\n", process.stderr.read()
+    return both
+
+
+@pytest.mark.parametrize(("victim", "how"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_process_that_works_by_itself_notices_that_another_is_gone(victim: int, how: signal.Signals) -> None:
+    both = idle(120)
+    try:
+        both[victim].send_signal(how)
+        _, said = both[1 - victim].communicate(timeout=60)
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+    assert both[1 - victim].returncode == 75
+    last = said.splitlines()[-1]
+    assert last.startswith(f"error: process {victim} of 2 is gone or silent, so process {1 - victim} stops")
+    assert "resume=true" in last
+
+
+def test_a_process_that_ends_first_is_not_missed() -> None:
+    for process in idle(12):  # one of them ends well before the heartbeat timeout of JAX, and waits for the other
+        _, said = process.communicate(timeout=60)
+        assert (process.returncode, said) == (0, "")
+
+
 COLLECTIVES = """
 import os, sys, json, re
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
