@@ -17,12 +17,13 @@ bfloat16 operands too, is bounded and added; the last few candidates are ranked 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +37,14 @@ BIN = 16  # rows whose largest upper bound is kept, by exact search
 PACKED = 32  # most rows of which one is kept, by the first step of a funnel; its index takes the low bits of the score
 ROOM = 50  # least bins for each document of a shortlist, so that the good ones rarely share a bin
 QUERIES = 256  # at a time
+SHARE = 64  # of them that are worth a core of their own
 FROM_DISK = 32  # the same where documents are read from a file: what they read is held in memory
 SPARE = 8  # bins more than k, half of those that are scored in full at first
 MOST = 0.1  # share of bins that may be promising; with more, every document is better read in full
 EPS = float(np.finfo(np.float32).eps)
 LENGTHS = 1e-12, 1e12  # between which products neither overflow nor vanish beside the rounding that is reckoned with
+
+T = TypeVar("T")
 
 
 class Hits(NamedTuple):
@@ -306,33 +310,36 @@ def funnel(documents: Documents, queries: np.ndarray, k: int, steps: Sequence[tu
     (dim, size), *further = steps
     if further and documents.rotation is not None:
         raise ValueError("a funnel over rotated documents has one step: only the scanned copy is rotated")
-    parts = []
-    for batch, rows, valid in _shortlists(documents, queries, dim, size):
+
+    def search(batch: np.ndarray, valid: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = _first(documents, batch, dim, size)
         scores, best = _narrow(_gather(documents, rows), batch, rows, tuple(further), k)
-        parts.append((np.asarray(scores)[:valid], np.asarray(best)[:valid]))
-    return _joined(parts, k)
+        return np.asarray(scores)[:valid], np.asarray(best)[:valid]
+
+    return _joined(_each(search, queries, documents.batch), k)
 
 
 def shortlist(documents: Documents, queries: np.ndarray, dim: int, size: int) -> np.ndarray:
     """Rows int [Q, size] with about the largest cosines on the first `dim` coordinates, in no order; −1 where there are
     fewer documents. Arguments and errors as for `funnel`, whose first step it is."""
     _check(documents, queries, size)
-    parts = [np.asarray(rows)[:valid] for _, rows, valid in _shortlists(documents, queries, dim, size)]
+
+    def search(batch: np.ndarray, valid: int) -> np.ndarray:
+        return np.asarray(_first(documents, batch, dim, size))[:valid]
+
+    parts = _each(search, queries, documents.batch)
     found = np.concatenate(parts) if parts else np.zeros((0, size), np.int64)
     return np.pad(found.astype(np.int64), ((0, 0), (0, size - found.shape[1])), constant_values=-1)
 
 
-def _shortlists(
-    documents: Documents, queries: np.ndarray, dim: int, size: int
-) -> Iterator[tuple[np.ndarray, jax.Array, int]]:
-    """Batches of queries, their rows [Q, ≤ size], and how many of the queries are real."""
+def _first(documents: Documents, queries: np.ndarray, dim: int, size: int) -> jax.Array:
+    """The first step of a funnel: rows [Q, ≤ size]."""
     if dim not in documents.laid_out:
         raise ValueError(f"dim {dim} was not laid out; there are {list(documents.laid_out)}")
     packed = 1 << int(np.log2(np.clip(len(documents) / (ROOM * size), 1, PACKED)))
-    for batch, valid in _batches(queries, documents.batch):
-        seen = documents.scanned(batch).astype(np.float32)
-        rows = _shortlist(seen, documents.chunks, documents.bias, documents.inverse[dim], dim, size, packed)
-        yield batch, rows, valid
+    seen = documents.scanned(queries).astype(np.float32)
+    found: jax.Array = _shortlist(seen, documents.chunks, documents.bias, documents.inverse[dim], dim, size, packed)
+    return found
 
 
 def check_steps(steps: Sequence[tuple[int, int]], dims: Sequence[int], k: int) -> None:
@@ -405,20 +412,21 @@ def exact(documents: Documents, queries: np.ndarray, k: int, start: int | None =
     if start not in documents.laid_out:
         raise ValueError(f"start={start} was not laid out; there are {list(documents.laid_out)}")
     most = min(k, len(documents))
-    parts, candidates, again = [], 0, 0
-    for batch, valid in _batches(queries, documents.batch):
+
+    def search(batch: np.ndarray, valid: int) -> tuple[tuple[np.ndarray, np.ndarray], int, int]:
         found, read, hard = _exact(documents, batch, valid, most, start)
-        if len(hard):
-            again += len(hard)
-            for some, count in _batches(batch[hard], documents.batch):
-                better, more, _ = _exact(documents, some, count, most, documents.dims[-1])
-                for old, new in zip(found, better, strict=True):
-                    old[hard[:count]] = new
-                read, hard = read + more, hard[count:]
-        parts.append(found)
-        candidates += read
+        again = len(hard)
+        for some, count in _batches(batch[hard], documents.batch):
+            better, more, _ = _exact(documents, some, count, most, documents.dims[-1])
+            for old, new in zip(found, better, strict=True):
+                old[hard[:count]] = new
+            read, hard = read + more, hard[count:]
+        return found, read, again
+
+    parts = _each(search, queries, documents.batch)
     count = max(1, len(queries))
-    return _joined(parts, k), Work(start, candidates / count, again / count)
+    work = Work(start, sum(read for _, read, _ in parts) / count, sum(again for *_, again in parts) / count)
+    return _joined([found for found, _, _ in parts], k), work
 
 
 def _exact(
@@ -541,6 +549,26 @@ def _batches(queries: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, int]]
         some = np.asarray(queries[start : start + most], np.float32)
         size = 1 << (len(some) - 1).bit_length()
         yield np.pad(some, ((0, size - len(some)), (0, 0))), len(some)
+
+
+def _each(search: Callable[[np.ndarray, int], T], queries: np.ndarray, most: int) -> list[T]:
+    """`search(batch, valid)` of each batch, in order; side by side on a CPU's cores: one tile keeps few of them busy."""
+    cores = _cores()
+    batches = _batches(queries, min(most, max(SHARE, -(-len(queries) // cores))))
+    if cores == 1 or len(queries) <= SHARE:
+        return [search(*batch) for batch in batches]
+    pool = ThreadPoolExecutor(cores)
+    try:
+        return list(pool.map(lambda batch: search(*batch), batches))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """Of this process; 1 where an accelerator does the work."""
+    if jax.default_backend() != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> Hits:

@@ -192,6 +192,27 @@ def test_documents_on_disk_give_the_same(tmp_path) -> None:
     assert on_disk.chunks.shape[1] == 8
 
 
+@pytest.mark.parametrize("cores", [1, 2, 3, 7])
+def test_any_number_of_cores_finds_the_same(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(funnel, "_cores", lambda: cores)
+    monkeypatch.setattr(funnel, "SHARE", 8)
+    z, queries = nested(3000, 0), nested(101, 1)
+    documents = lay_out(z, DIMS, jnp.float32)
+    wanted = brute_force(z, queries, 5)
+    hits, work = exact(documents, queries, 5, 8)
+    np.testing.assert_array_equal(hits.rows, wanted)
+    assert 0 < work.candidates < 3000
+    np.testing.assert_array_equal(funnel.funnel(documents, queries, 5, [(16, 3000)]).rows, wanted)
+    every = np.tile(np.arange(3000), (101, 1))
+    np.testing.assert_array_equal(np.sort(funnel.shortlist(documents, queries, 4, 3000)), every)
+
+
+def test_what_goes_wrong_on_another_core_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(funnel, "_cores", lambda: 2)
+    with pytest.raises(ValueError, match="dim 5 was not laid out"):
+        funnel.shortlist(lay_out(nested(200, 0), DIMS), nested(200, 1), 5, 10)
+
+
 def test_queries_in_any_batch_find_the_same() -> None:
     vectors, queries = nested(5000, 0), nested(300, 1)
     documents = lay_out(vectors, DIMS)
