@@ -552,7 +552,7 @@ def _batches(queries: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, int]]
 
 
 def _each(search: Callable[[np.ndarray, int], T], queries: np.ndarray, most: int) -> list[T]:
-    """`search(batch, valid)` of each batch, in order; side by side on a CPU's cores: one tile keeps few of them busy."""
+    """`search(batch, valid)` of each batch, in order; side by side on a CPU: one tile keeps few cores busy."""
     cores = _cores()
     batches = _batches(queries, min(most, max(SHARE, -(-len(queries) // cores))))
     if cores == 1 or len(queries) <= SHARE:
