@@ -14,10 +14,7 @@ import ctypes
 import gc
 import json
 import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -25,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from fresh import machine, measured, pin
 
 BATCH, WIDTH, SCALE = 2048, 384, 20.0
 ALL_DIMS = {1: (384,), 5: (32, 64, 128, 256, 384), 12: tuple(range(32, 385, 32))}
@@ -145,17 +143,6 @@ def worker(side: str, case: Case, out: Path) -> dict[str, float]:
     return {"milliseconds": statistics.median(times), "extra_mib": extra / 2**20}
 
 
-def fresh(side: str, case: Case, threads: int, out: Path) -> dict[str, float]:
-    """`worker` in a process of its own."""
-    words = [sys.executable, "-W", "ignore", __file__, "--threads", str(threads)]
-    words += ["--worker", side, case.loss, str(case.count), str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr[-2000:])
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def difference(first: Path, second: Path) -> tuple[float, float]:
     """Relative difference of the losses, and the largest of the gradients relative to their largest entry."""
     (loss, *gradients), (other, *others) = (
@@ -174,7 +161,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         side, loss, count, out = options.worker
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-options.threads :])  # before either library counts
+        pin(options.threads)
         print(json.dumps(worker(side, Case(loss, int(count)), Path(out))))
         return
     scratch = {side: Path(f"/tmp/contrastive-{os.getpid()}-{side}.npz") for side in ("ours", "theirs")}
@@ -183,7 +170,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for case, sides in runs.items():
             for side, found in sides.items():
-                found.append(fresh(side, case, options.threads, scratch[side]))
+                found.append(measured(side, case.loss, case.count, scratch[side], "--threads", options.threads))
             differences[case] = difference(scratch["ours"], scratch["theirs"])
     for path in scratch.values():
         path.unlink()
@@ -216,13 +203,8 @@ def main() -> None:
     }
     print(f"InfoNCE from 1 to 12 dims: {growth['ours']:.2f} times as long; theirs {growth['theirs']:.2f} times")
     report["growth from 1 to 12 dims"] = growth
-    report["machine"] = {
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{name: version(name) for name in ("jax", "torch", "sentence-transformers")},
-    }
+    versions = {name: version(name) for name in ("jax", "torch", "sentence-transformers")}
+    report["machine"] = machine(threads=options.threads, rounds=options.rounds, **versions)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 

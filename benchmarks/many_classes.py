@@ -14,14 +14,13 @@ embeddings take by themselves.
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from fresh import machine, measured, pin
 
 BATCH, WIDTH, CLASSES, SMALLEST = 256, 256, 100_000, 8
 KINDS, FORMS = ("separate", "tied"), ("direct", "streamed")
@@ -68,16 +67,6 @@ def measure(kind: str, form: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def fresh(kind: str, form: str, threads: int, rounds: int) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--worker", kind, form, "--threads", str(threads), "--rounds", str(rounds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="nested cross-entropy of very many classes")
     parser.add_argument("--threads", type=int, default=2, help="cores that JAX may use")
@@ -87,8 +76,7 @@ def main() -> None:
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        available = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, available[-arguments.threads :])  # before JAX counts them
+        pin(arguments.threads)
         print(json.dumps(measure(*arguments.worker, arguments.rounds)))
         return
     # Variants take turns, so that a busy minute does not fall on one of them alone.
@@ -96,7 +84,7 @@ def main() -> None:
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {variant: [] for variant in variants}
     for _ in range(arguments.processes):
         for variant in variants:
-            runs[variant].append(fresh(*variant, arguments.threads, arguments.rounds))
+            runs[variant].append(measured(*variant, "--threads", arguments.threads, "--rounds", arguments.rounds))
     first = runs[variants[0]][0]
     dims = first["dims"]
     logits = 4 * len(dims) * BATCH * CLASSES / 2**20
@@ -115,16 +103,8 @@ def main() -> None:
             f"resident + {figures['resident_rise_mib']:6.0f} MiB, of it {figures['gradients_mib']:.0f} gradients, "
             f"loss {figures['loss']:.6f}"
         )
-    report["machine"] = {
-        "jax": first["jax"],
-        "device": first["device"],
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": arguments.threads,
-        "processes": arguments.processes,
-        "rounds": arguments.rounds,
-    }
+    report["machine"] = machine(jax=first["jax"], device=first["device"], threads=arguments.threads,
+                                processes=arguments.processes, rounds=arguments.rounds)  # fmt: skip
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -15,13 +15,12 @@ in bfloat16, activations too, which this project does not offer. Needs the packa
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fresh import measured
 
 DIMS = (32, 64, 128, 256, 384)
 PAIRS = 32
@@ -211,13 +210,9 @@ def main() -> None:
             sides = ["ours", "theirs", "model"] if (what, dtype) == ("encode", "bfloat16") else ["ours", "theirs"]
             speed: dict[str, list[float]] = {side: [] for side in sides}
             for _ in range(options.rounds):
-                for side, measured in speed.items():
-                    words = [sys.executable, __file__, "--worker", what, side, dtype, "--steps", str(options.steps)]
-                    done = subprocess.run(words, capture_output=True, text=True)
-                    if done.returncode:
-                        raise SystemExit(done.stderr[-2000:])
-                    measured.append(json.loads(done.stdout.splitlines()[-1]))
-            best = {side: max(measured) for side, measured in speed.items()}
+                for side, found in speed.items():
+                    found.append(measured(what, side, dtype, "--steps", options.steps))
+            best = {side: max(found) for side, found in speed.items()}
             ratios = {side: best["ours"] / best[side] for side in sides[1:]}
             report[f"{what} {dtype}"] = {"per_second": speed, "ratio": ratios}
             others = "".join(f"; {side} {best[side]:.1f}/s, ratio {ratio:.2f}" for side, ratio in ratios.items())

@@ -14,15 +14,13 @@ process gives one median a variant and one ratio to `fixed`, of which the median
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from fresh import machine, measured, pin
 
 
 class Setting(NamedTuple):
@@ -86,16 +84,6 @@ def measure(setting: Setting, rounds: int) -> dict[str, Any]:
     }
 
 
-def fresh(name: str, threads: int, rounds: int) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--worker", name, "--threads", str(threads), "--rounds", str(rounds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
 def summary(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
@@ -109,15 +97,14 @@ def main() -> None:
     parser.add_argument("--worker", choices=SETTINGS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        available = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, available[-arguments.threads :])  # before JAX counts them
+        pin(arguments.threads)
         print(json.dumps(measure(SETTINGS[arguments.worker], arguments.rounds)))
         return
     # Settings take turns as well, so that a busy minute does not fall on one of them alone.
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SETTINGS}
     for _ in range(arguments.processes):
         for name in SETTINGS:
-            runs[name].append(fresh(name, arguments.threads, arguments.rounds))
+            runs[name].append(measured(name, "--threads", arguments.threads, "--rounds", arguments.rounds))
     report: dict[str, Any] = {}
     for name, setting in SETTINGS.items():
         dims = runs[name][0]["dims"]
@@ -137,16 +124,8 @@ def main() -> None:
             )
         report[name] = {**setting._asdict(), "dims": dims, "flop_floor": floor, "variants": figures}
     first = runs[next(iter(SETTINGS))][0]
-    report["machine"] = {
-        "jax": first["jax"],
-        "device": first["device"],
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": arguments.threads,
-        "processes": arguments.processes,
-        "rounds": arguments.rounds,
-    }
+    report["machine"] = machine(jax=first["jax"], device=first["device"], threads=arguments.threads,
+                                processes=arguments.processes, rounds=arguments.rounds)  # fmt: skip
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
