@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -436,4 +437,9 @@ def _is_complete(directory: Path, config: Config) -> bool:
 
 
 if __name__ == "__main__":
-    distributed.leave(main())
+    try:
+        status = main()
+    except Exception:  # a mistake of ours: other processes must not wait for this one to leave properly
+        traceback.print_exc()
+        status = 1
+    distributed.leave(status)
