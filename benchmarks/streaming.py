@@ -1,12 +1,14 @@
-"""Training on data larger than memory: peak memory at 1 M and 10 M rows, and how fast, against the same run in memory.
+"""Data larger than memory: peak memory of training on it and of indexing it, at 1 M and 10 M rows, and how fast.
 
-    python benchmarks/streaming.py [--rows 1000000 10000000] [--both 1000000] [--folder /tmp/streaming]
+    python benchmarks/streaming.py train index [--rows 1000000 10000000] [--both 1000000] [--folder /tmp/streaming]
+
+Training is set against the same run in memory (--both rows); the index is the default one, by a model of 128 dims.
 
 Rows are synthetic: a text is two phrases of 1 to 3 words out of 40,000, words drawn by Zipf's law from 30,000, the last
 one telling the phrase's topic. The label is one of 20, the topic of the first phrase. Each training is a process of its
 own, whose peak resident memory the kernel tells; what it takes until it is ready to train is the preparation, imports
 included. Throughput is the median of the log lines after the first tenth.
-Writes results/reference/benchmarks/streaming.json.
+Updates results/reference/benchmarks/streaming.json.
 """
 
 import argparse
@@ -28,8 +30,8 @@ SETTINGS = [
 ]
 
 
-def write(path: Path, rows: int, seed: int) -> Path:
-    """`rows` lines of JSON."""
+def write(path: Path, rows: int, seed: int, ids: bool = False) -> Path:
+    """`rows` lines of JSON: text and label, or with `ids` a corpus."""
     if path.exists():
         return path
     rng = np.random.default_rng(0)
@@ -44,8 +46,10 @@ def write(path: Path, rows: int, seed: int) -> Path:
     with partial.open("w") as file:
         for start in range(0, rows, 100_000):
             pairs = rng.integers(0, PHRASES, (min(100_000, rows - start), 2)).tolist()
+            key, names = ("_id", range(start, rows)) if ids else ("label", [f"topic {a % TOPICS}" for a, _ in pairs])
             file.writelines(
-                f'{{"text": "{phrases[a]} {phrases[b]}", "label": "topic {a % TOPICS}"}}\n' for a, b in pairs
+                f'{{"text": "{phrases[a]} {phrases[b]}", "{key}": "{name}"}}\n'
+                for (a, b), name in zip(pairs, names, strict=False)
             )
     partial.rename(path)
     return path
@@ -67,10 +71,7 @@ def train(folder: Path, rows: int, run: str, streamed: bool) -> dict[str, float]
         if " to train, " in said:
             ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
             prepared = time.monotonic() - began, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}: {said}")
+    peak = ended(process, said)
     directory = folder / "results" / "streaming" / run
     log = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["examples_per_second"] for line in log if line["split"] == "train"]
@@ -81,14 +82,42 @@ def train(folder: Path, rows: int, run: str, streamed: bool) -> dict[str, float]
         "source_gb": round(path.stat().st_size / 1e9, 3),
         "preparation_seconds": round(prepared[0], 1),
         "preparation_cpu_seconds": round(prepared[1], 1),
-        "peak_rss_gb": round(usage.ru_maxrss * 1024 / 1e9, 3),
+        "peak_rss_gb": peak,
         "examples_per_second": float(np.median(speeds[len(speeds) // 10 :])),
         "test_accuracy": accuracy,
     }
 
 
+def ended(process: subprocess.Popen[str], said: str) -> float:
+    """The peak resident memory in GB of a process that has nothing more to say."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{process.args} ended with status {process.returncode}: {said}")
+    return round(usage.ru_maxrss * 1024 / 1e9, 3)
+
+
+def build(folder: Path, rows: int, run: Path, place: Path) -> dict[str, float]:
+    """One index built in a process of its own."""
+    corpus = write(folder / f"corpus-{rows}.jsonl", rows, 4, ids=True)
+    command = [sys.executable, "-m", "mrl_jax.search", "build", str(run), str(corpus), "--index", str(place)]
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    peak = ended(process, process.stderr.read())
+    seconds = time.monotonic() - began
+    size = sum(path.stat().st_size for path in place.iterdir())
+    return {
+        "rows": rows,
+        "index_gb": round(size / 1e9, 3),
+        "peak_rss_gb": peak,
+        "documents_per_second": round(rows / seconds),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", choices=("train", "index"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--both", type=int, default=1_000_000, help="rows that are trained on in memory as well")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/streaming"))
@@ -96,23 +125,32 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%H%M%S")
-    results: dict[str, dict[str, float]] = {}
-    for rows in options.rows:
-        results[f"{rows:,} rows streamed"] = train(options.folder, rows, f"{stamp}-{rows}", streamed=True)
-        print(rows, results, flush=True)
-    memory = train(options.folder, options.both, f"{stamp}-memory", streamed=False)
-    again = train(options.folder, options.both, f"{stamp}-again", streamed=True)
-    results[f"{options.both:,} rows in memory"] = memory
-    results[f"{options.both:,} rows streamed, prepared before"] = again
-    ratios = {
-        "examples/s streamed ÷ in memory": round(again["examples_per_second"] / memory["examples_per_second"], 3),
-        "peak RSS streamed ÷ in memory": round(again["peak_rss_gb"] / memory["peak_rss_gb"], 3),
-    }
-    for name, found in (*results.items(), ("ratios", ratios)):
-        print(f"{name}: {found}")
-    content = {"cores": os.cpu_count(), "settings": SETTINGS, **results, "ratios": ratios}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    content = json.loads(options.out.read_text()) if options.out.exists() else {}
+
+    def note(name: str, found: dict[str, float]) -> None:
+        print(f"{name}: {found}", flush=True)
+        content[name] = found
+        options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    content |= {"cores": os.cpu_count(), "settings": SETTINGS}
+    if "train" in options.what:
+        for rows in options.rows:
+            note(f"{rows:,} rows streamed", train(options.folder, rows, f"{stamp}-{rows}", streamed=True))
+        memory = train(options.folder, options.both, f"{stamp}-memory", streamed=False)
+        again = train(options.folder, options.both, f"{stamp}-again", streamed=True)
+        note(f"{options.both:,} rows in memory", memory)
+        note(f"{options.both:,} rows streamed, prepared before", again)
+        ratios = {
+            "examples/s streamed ÷ in memory": again["examples_per_second"] / memory["examples_per_second"],
+            "peak RSS streamed ÷ in memory": again["peak_rss_gb"] / memory["peak_rss_gb"],
+        }
+        note("ratios", {name: round(ratio, 3) for name, ratio in ratios.items()})
+    if "index" in options.what:
+        train(options.folder, 100_000, f"{stamp}-model", streamed=False)
+        run = options.folder / "results" / "streaming" / f"{stamp}-model"
+        for rows in options.rows:
+            place = options.folder / f"{stamp}-{rows}.index"
+            note(f"{rows:,} documents indexed", build(options.folder, rows, run, place))
 
 
 if __name__ == "__main__":
