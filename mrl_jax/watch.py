@@ -17,8 +17,7 @@ import threading
 import time
 from typing import Any, NoReturn
 
-import jax
-from jax._src.distributed import global_state  # the store has no public name
+from jax._src.distributed import global_state  # the store has no public name; nor do numbers before a backend is made
 
 BEATS = "mrl_jax/beats"
 LEFT = "left"  # in place of a count: gone, but not missing
@@ -35,7 +34,7 @@ def start(seconds: float) -> None:
     thread = threading.Thread(target=_watch, args=(seconds, min(5.0, seconds / 10)), daemon=True)
     atexit.register(leave)  # before JAX, whose own runs later, waits for the others
     thread.start()
-    if jax.process_index():
+    if global_state.process_id:
         handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda signum: _aborted(seconds))
         _handlers.append(handler)
         ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)  # Python's own handlers run too late
@@ -62,13 +61,13 @@ def _store() -> Any:
 
 
 def _say(word: str) -> None:
-    _store().key_value_set(f"{BEATS}/{jax.process_index()}", word, allow_overwrite=True)
+    _store().key_value_set(f"{BEATS}/{global_state.process_id}", word, allow_overwrite=True)
 
 
 def _watch(silence: float, interval: float) -> None:
     global _answered
     _answered, beat = time.monotonic(), 0
-    changed = {str(number): ("", _answered) for number in range(jax.process_count())}
+    changed = {str(number): ("", _answered) for number in range(global_state.num_processes)}
     while not _leaving.wait(interval):
         beat += 1
         try:
@@ -88,8 +87,8 @@ def _watch(silence: float, interval: float) -> None:
 
 def _sentence(number: str) -> str:
     return (
-        f"error: process {number} of {jax.process_count()} is gone or silent, so process {jax.process_index()} stops; "
-        "continue with the same command and resume=true in all of them"
+        f"error: process {number} of {global_state.num_processes} is gone or silent, so process "
+        f"{global_state.process_id} stops; continue with the same command and resume=true in all of them"
     )
 
 
