@@ -169,7 +169,7 @@ def lay_out(
         raise ValueError(f"scanned={scanned} is not one of the dims {list(dims)}")
     size = min(CHUNK, max(PACKED, -(-count // PACKED) * PACKED))
     number = max(1, -(-count // size))
-    chunks = np.zeros((number, scanned, size), dtype)
+    chunks = _zeros((number, scanned, size), dtype)
     bias = np.full((number, size), -np.inf, np.float32)
     inverse = {m: np.ones((number, size), np.float32) for m in dims if m <= scanned}
     tails = {m: np.zeros((number, size), np.float32) for m in dims if m <= scanned}
@@ -200,7 +200,7 @@ def lay_out(
         if isinstance(vectors, Stored) and count
         else jnp.asarray(vectors if count else np.zeros((1, width)), jnp.float32),
         dims,
-        jnp.asarray(chunks if chunks.dtype == np.float32 else chunks.view(np.uint16)),
+        jax.device_put(chunks if chunks.dtype == np.float32 else chunks.view(np.uint16)),
         jnp.asarray(bias),
         {m: jnp.asarray(x) for m, x in inverse.items()},
         {m: jnp.asarray(x) for m, x in tails.items()},
@@ -208,6 +208,15 @@ def lay_out(
         longest,
         rotation,
     )
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeros that `jax.device_put` takes over on the CPU without a copy: they start at a multiple of 64 bytes."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    found: np.ndarray = memory[start : start + size].view(dtype).reshape(shape)
+    return found
 
 
 def _principal(vectors: Any, sample: int = 16384) -> np.ndarray:
