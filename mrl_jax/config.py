@@ -59,6 +59,7 @@ class TrainerConfig:
     accumulate: int = 1  # parts a batch is split into, their gradients averaged before one update
     population: Literal["auto", "loop", "vmap"] = "auto"  # members in turn, or together (auto: together off the CPU)
     arms_at_once: int | None = None  # members trained together by vmap; null: as many as the device's memory takes
+    precision: Literal["highest", "high", "default"] = "highest"  # of float32 products in training, as JAX names it
     evaluations: int = 10  # times the validation split is scored during training; the best moment is kept
     log_every: int = 20  # steps between lines of metrics.jsonl
     checkpoint_seconds: float = 60.0  # time between checkpoints of the training state; 0: at every log line

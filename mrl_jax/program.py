@@ -68,6 +68,7 @@ class Program:
     loss: LossConfig
     steps: int
     accumulate: int = 1
+    precision: str = "highest"  # of float32 products in a training step; elsewhere they are float32 on every device
     wide: "Program | None" = None  # the program that this one is cut from, see `narrowed`
 
     @classmethod
@@ -86,6 +87,7 @@ class Program:
             loss=config.loss,
             steps=steps,
             accumulate=config.trainer.accumulate,
+            precision=config.trainer.precision,
         )
 
     @cached_property
@@ -210,7 +212,8 @@ class Program:
 
     def embed(self, model: Model, inputs: Inputs) -> jax.Array:
         """Embeddings [B, D] as evaluation sees them."""
-        return self._forward(model, inputs, None)[0]
+        with jax.default_matmul_precision("highest"):
+            return self._forward(model, inputs, None)[0]
 
     def _forward(self, model: Model, inputs: Inputs, key: jax.Array | None) -> tuple[jax.Array, Any]:
         module = nnx.merge(self.graph, model.params["encoder"], model.statistics)
@@ -288,6 +291,10 @@ class Program:
 
     def step(self, state: State, batch: Inputs, row: Row, key: jax.Array) -> tuple[State, Measures]:
         """One update. `batch` holds the inputs and `label`, `row` is the member's arm, `key` the seed's."""
+        with jax.default_matmul_precision(self.precision):
+            return self._updated(state, batch, row, key)
+
+    def _updated(self, state: State, batch: Inputs, row: Row, key: jax.Array) -> tuple[State, Measures]:
         gradient = jax.grad(self._losses, has_aux=True)
         key = jax.random.fold_in(key, state.step)
         weights = self._weights(row, key)
@@ -320,6 +327,10 @@ class Program:
         For pairs an answer is right where a query is nearest to its own document of the batch; for scored ones it is
         the share of the batch's other pairs that cosine puts on the right side of it.
         """
+        with jax.default_matmul_precision("highest"):
+            return self._scored(model, batch, valid_B)
+
+    def _scored(self, model: Model, batch: Inputs, valid_B: jax.Array) -> tuple[jax.Array, jax.Array]:
         z_BxD = self.embed(model, {k: v for k, v in batch.items() if k != "label"})
         if not self.classes:
             right_K, lost_K = self._score_pairs(model.params, z_BxD, batch["label"], valid_B)

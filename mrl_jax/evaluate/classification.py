@@ -32,6 +32,10 @@ def _answers(logits_BxC: jax.Array, labels_B: jax.Array) -> tuple[jax.Array, ...
     return jnp.argmax(logits_BxC, axis=-1), confidence_B, rank_B < 1, rank_B < 5
 
 
+def _logits(z: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> jax.Array:
+    return jnp.matmul(jnp.asarray(z), kernel, precision="highest") + bias
+
+
 def answers(logits: jax.Array, labels: np.ndarray) -> Answers:
     """`logits` [n, C] against `labels` [n]."""
     return Answers(*(np.asarray(x) for x in _answers(logits, jnp.asarray(labels))))
@@ -48,7 +52,7 @@ def at_each_dim(z: np.ndarray, labels: np.ndarray, classifiers: Classifiers) -> 
     for dim, (kernel, bias) in classifiers.items():
         rows = rows_at_once(len(bias))
         parts = [
-            answers(jnp.asarray(z[start : start + rows, :dim]) @ kernel + bias, labels[start : start + rows])
+            answers(_logits(z[start : start + rows, :dim], kernel, bias), labels[start : start + rows])
             for start in range(0, max(1, len(z)), rows)
         ]
         said[dim] = Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -32,7 +32,7 @@ def _search(queries_QxD: jax.Array, database_DxN: jax.Array, dims: tuple[int, ..
     found = []
     for start, stop in blocks(dims):
         block = database_DxN[start:stop]
-        dot_QxN = dot_QxN + queries_QxD[:, start:stop] @ block
+        dot_QxN = dot_QxN + jnp.matmul(queries_QxD[:, start:stop], block, precision="highest")
         squares_N = squares_N + jnp.sum(block * block, axis=0)
         # The query's own norm does not change the order of its neighbours.
         inverse_N = jnp.where(squares_N > 0, jax.lax.rsqrt(jnp.where(squares_N > 0, squares_N, 1.0)), 0.0)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mrl_jax.evaluate.neighbours import QUERIES, neighbours
@@ -52,7 +53,8 @@ def _rescored(queries_Qxm: jax.Array, codes_Nxm: jax.Array, shortlists_QxS: jax.
 
     def best(one: tuple[jax.Array, jax.Array]) -> jax.Array:
         query_m, rows_S = one
-        return rows_S[jax.lax.top_k(codes_Nxm[rows_S] @ query_m, k)[1]]
+        scores_S = jnp.matmul(codes_Nxm[rows_S], query_m, precision="highest")
+        return rows_S[jax.lax.top_k(scores_S, k)[1]]
 
     # In batches, as the gathered codes are Q × S × m numbers.
     found: jax.Array = jax.lax.map(best, (queries_Qxm, shortlists_QxS), batch_size=QUERIES)
