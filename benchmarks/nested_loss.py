@@ -93,20 +93,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="cores that JAX may use")
     parser.add_argument("--processes", type=int, default=5, help="fresh processes a setting")
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each variant in a process")
+    parser.add_argument("--times", type=int, default=1, help="what B is multiplied by, for accelerators")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--worker", choices=SETTINGS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         pin(arguments.threads)
-        print(json.dumps(measure(SETTINGS[arguments.worker], arguments.rounds)))
+        setting = SETTINGS[arguments.worker]
+        print(json.dumps(measure(setting._replace(batch=setting.batch * arguments.times), arguments.rounds)))
         return
     # Settings take turns as well, so that a busy minute does not fall on one of them alone.
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SETTINGS}
     for _ in range(arguments.processes):
         for name in SETTINGS:
-            runs[name].append(measured(name, "--threads", arguments.threads, "--rounds", arguments.rounds))
+            words = ("--threads", arguments.threads, "--rounds", arguments.rounds, "--times", arguments.times)
+            runs[name].append(measured(name, *words))
     report: dict[str, Any] = {}
-    for name, setting in SETTINGS.items():
+    for name, small in SETTINGS.items():
+        setting = small._replace(batch=small.batch * arguments.times)
         dims = runs[name][0]["dims"]
         floor = sum(dims) / setting.width
         goals = {"mrl_e": GOALS[name], "mrl": 1.05 * floor}

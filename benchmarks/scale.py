@@ -36,7 +36,7 @@ def timed(calls: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[
     return {name: statistics.median(values) for name, values in spent.items()}
 
 
-def curves() -> dict[str, Any]:
+def curves(only: Sequence[str], times: int) -> dict[str, Any]:
     """Milliseconds of a training step of a small MLP on features, and of a search, as one number grows."""
     import jax
     import jax.numpy as jnp
@@ -58,8 +58,8 @@ def curves() -> dict[str, Any]:
         program = Program.of(settings, described)
         arm = arms.expand((name,), settings.nesting_dims)[0]
         inputs = {
-            "features": jnp.asarray(rng.standard_normal((batch, features)), jnp.float32),
-            "label": jnp.asarray(rng.integers(0, classes, batch)),
+            "features": jnp.asarray(rng.standard_normal((batch * times, features)), jnp.float32),
+            "label": jnp.asarray(rng.integers(0, classes, batch * times)),
         }
         compiled, held = jax.jit(program.step, donate_argnums=0), [program.init(0)]
         row, key = arm.row(program.kinds), jax.random.key(0)
@@ -84,21 +84,35 @@ def curves() -> dict[str, Any]:
     def spaced(count: int) -> list[int]:
         return [256 * (i + 1) // count for i in range(count)]
 
-    return {
-        "step, mrl_e, against K (B=1024, D=256, 100 classes)": timed(
-            {f"{k}": step("mrl_e", dims=spaced(k)) for k in (1, 2, 4, 8, 16)}
-        ),
-        "step, mrl, against K": timed({f"{k}": step("mrl", dims=spaced(k)) for k in (1, 2, 4, 8, 16)}),
-        "step, mrl_e, against D (K=4)": timed(
-            {f"{d}": step("mrl_e", d, (d // 8, d // 4, d // 2, d)) for d in (64, 128, 256, 512, 1024, 2048, 4096)}
-        ),
-        "step, mrl_e, against B (K=4, D=256)": timed(
-            {f"{b}": step("mrl_e", batch=b) for b in (256, 512, 1024, 2048, 4096)}
-        ),
-        "InfoNCE forward and backward against K (B=1024, D=384)": timed({f"{k}": pairs(k) for k in (1, 2, 4, 8, 12)}),
-        "search of 256 queries at 64 and 256 dims against N": timed(
-            {f"{n}": search(n) for n in (10_000, 30_000, 100_000, 300_000)}, 3
-        ),
+    grow: dict[str, Callable[[], dict[str, Callable[[], object]]]] = {
+        "step, mrl_e, against K (B=1024, D=256, 100 classes)": lambda: {
+            f"{k}": step("mrl_e", dims=spaced(k)) for k in (1, 2, 4, 8, 16)
+        },
+        "step, mrl, against K": lambda: {f"{k}": step("mrl", dims=spaced(k)) for k in (1, 2, 4, 8, 16)},
+        "step, mrl_e, against D (K=4)": lambda: {
+            f"{d}": step("mrl_e", d, (d // 8, d // 4, d // 2, d)) for d in (64, 128, 256, 512, 1024, 2048, 4096)
+        },
+        "step, mrl_e, against B (K=4, D=256)": lambda: {
+            f"{b}": step("mrl_e", batch=b) for b in (256, 512, 1024, 2048, 4096)
+        },
+        "InfoNCE forward and backward against K (B=1024, D=384)": lambda: {f"{k}": pairs(k) for k in (1, 2, 4, 8, 12)},
+        "search of 256 queries at 64 and 256 dims against N": lambda: {
+            f"{n}": search(n) for n in (10_000, 30_000, 100_000, 300_000)
+        },
+    }
+    found: dict[str, Any] = {}
+    for name, calls in grow.items():
+        if not only or any(word in name for word in only):
+            found[name] = points = timed(calls(), 3 if name.startswith("search") else ROUNDS)
+            first = next(iter(points.values()))
+            print(name)
+            print("".join(f"{at:>10}" for at in points))
+            print("".join(f"{ms:>10.2f}" for ms in points.values()) + "  ms")
+            print("".join(f"{ms / first:>10.2f}" for ms in points.values()) + "  × the first", flush=True)
+    return found | {
+        "times": times,
+        "devices": [device.device_kind for device in jax.local_devices()],
+        "jax": jax.__version__,
     }
 
 
@@ -174,19 +188,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("curves", "processes"))
     parser.add_argument("--repeats", type=int, default=3, help="of each pair of runs")
-    parser.add_argument("--only", nargs="+", default=[], help="of the runs, those whose name holds one of these words")
+    parser.add_argument("--only", nargs="+", default=[], help="curves or runs whose name holds one of these words")
+    parser.add_argument(
+        "--times", type=int, default=1, help="what the B of every step is multiplied by, for accelerators"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    if options.what == "curves":
-        found = curves()
-        for name, points in found.items():
-            first = next(iter(points.values()))
-            print(name)
-            print("".join(f"{at:>10}" for at in points))
-            print("".join(f"{ms:>10.2f}" for ms in points.values()) + "  ms")
-            print("".join(f"{ms / first:>10.2f}" for ms in points.values()) + "  × the first")
-    else:
+    if options.what == "processes":
         found = processes(options.repeats, options.only)
+    else:
+        found = curves(options.only, options.times)
     found["machine"] = {"platform": platform.platform(), "cores": len(os.sched_getaffinity(0))}
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from mrl_jax import packing
@@ -41,12 +42,17 @@ class Examples:
         return Examples({name: array[rows] for name, array in self.inputs.items()}, self.labels[rows])
 
     def padded(self, rows: np.ndarray) -> int | None:
-        """The length to which the texts at `rows` are padded together; None where there is nothing to pad."""
+        """The length to which the texts at `rows` are padded together; None where there is nothing to pad.
+
+        An accelerator compiles for seconds what it then runs in no time, so there the lengths are fewer, and a bag of
+        words, for which padding is no work, has that of the longest text of the split.
+        """
         if self.lengths is None:
             return None
         longest = int(next(iter(self.inputs.values())).shape[1])
+        lengths = LENGTHS if jax.default_backend() == "cpu" else packing.LENGTHS if "mask" in self.inputs else ()
         needed = int(self.lengths[rows].max(initial=1))
-        return min(longest, next((n for n in LENGTHS if n >= needed), longest))
+        return min(longest, next((n for n in lengths if n >= needed), longest))
 
     def take(self, rows: np.ndarray, length: int | None = None) -> dict[str, np.ndarray]:
         """The examples at `rows` as a batch with `label`, texts padded to `length` or to the longest among them."""

@@ -47,7 +47,7 @@ from mrl_jax.arms import Member
 from mrl_jax.batches import Examples, PairExamples, RankingExamples
 from mrl_jax.config import Config
 from mrl_jax.data import Dataset, PairDataset, StreamedTexts
-from mrl_jax.data.artefacts import sha256_of
+from mrl_jax.data.artefacts import cache_folder, sha256_of
 from mrl_jax.errors import UserError
 from mrl_jax.evaluate import adaptive, refit
 from mrl_jax.program import Program
@@ -62,8 +62,16 @@ def train(config: Config) -> Path:
         return _train(config, held)
 
 
+def _keep_compiled(config: Config) -> None:
+    """Off the CPU, where compiling takes longer than a short run, keep compiled programs beside the data sets, unless
+    JAX was told where (or, by JAX_ENABLE_COMPILATION_CACHE=false, not to)."""
+    if jax.default_backend() != "cpu" and jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder(config.data.cache_dir) / "compiled"))  # type: ignore[no-untyped-call]
+
+
 def _train(config: Config, held: contextlib.ExitStack) -> Path:
     distributed.start(config.distributed)
+    _keep_compiled(config)
     directory = None
     # The writer's word: the others may not see the folder.
     if distributed.on_writer(lambda: runs.exists(config) if config.resume == "auto" else config.resume):

@@ -217,7 +217,7 @@ class Trainer:
         costs cache, and elsewhere as many as fit in 80 % of the devices' memory, by XLA's account of a member's step.
         """
         population, devices = self.config.population, jax.device_count()
-        if population == "loop":
+        if population == "loop" or len(members) == 1:
             return 1
         if self.config.arms_at_once is not None:
             return min(self.config.arms_at_once, len(members))

@@ -13,6 +13,7 @@ from flax import nnx
 from scipy.special import erf
 from scipy.stats import chisquare
 
+from mrl_jax import packing
 from mrl_jax.encoders import transformer
 from mrl_jax.encoders.transformer import Transformer, TransformerConfig
 from mrl_jax.errors import UserError
@@ -269,22 +270,31 @@ def test_images_and_texts_that_are_too_long_are_refused() -> None:
         build()(batch([17], 17))
 
 
-def test_fused_attention_is_the_same_function() -> None:
-    """On a CPU XLA gets the formula; the kernel of a GPU is not run here."""
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 0.05)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_fused_attention_is_the_same_function(dtype: str, tolerance: float, packed: bool) -> None:
+    """On a CPU XLA gets the formula; on a GPU, where there is one, cuDNN's kernel in bfloat16."""
     rng = np.random.default_rng(0)
     lengths = np.array([16, 3, 9])
-    inputs = {
-        "ids": jnp.asarray(rng.integers(0, 50, (3, 16)), jnp.int32),
-        "mask": jnp.asarray(np.arange(16) < lengths[:, None], jnp.int8),
-    }
-    z = []
+    ids = rng.integers(1, 50, (3, 16)).astype(np.int32)
+    inputs = {"ids": ids, "mask": np.arange(16) < lengths[:, None]}
+    if packed:
+        inputs = packing.pack(ids, lengths, 16)
+    outcomes = []
     for attention in ("plain", "fused"):
         config = TransformerConfig(
-            layers=2, hidden=32, heads=4, intermediate=32, max_length=16, attention=attention, attention_dropout=0.0
-        )
+            layers=2, hidden=32, heads=4, intermediate=32, max_length=16, dtype=dtype, dropout=0.0,
+            attention=attention, attention_dropout=0.0,
+        )  # fmt: skip
         model = Transformer(config, inputs={"ids": (16,), "mask": (16,)}, vocabulary=50, width=32, rngs=nnx.Rngs(0))
-        z.append(np.asarray(model(inputs)))
-    np.testing.assert_allclose(z[0], z[1], atol=2e-6)
+
+        def loss(model: Transformer) -> jax.Array:
+            return jnp.sum(model(jax.tree.map(jnp.asarray, inputs))[:, ::2])
+
+        slopes = jax.tree.leaves(nnx.to_pure_dict(nnx.state(nnx.grad(loss)(model))))
+        outcomes.append([np.asarray(model(jax.tree.map(jnp.asarray, inputs))), *map(np.asarray, slopes)])
+    for plain, fused in zip(*outcomes, strict=True):
+        assert np.linalg.norm(plain - fused) <= tolerance * max(1.0, float(np.linalg.norm(plain)))
 
 
 def test_fused_attention_has_no_dropout_of_its_own() -> None:

@@ -218,7 +218,8 @@ class Block(nnx.Module):
             kernel: Literal["cudnn"] | None
             kernel = "cudnn" if jax.default_backend() == "gpu" and self.dtype == "bfloat16" else None
             q, k, v = (linear(x).reshape(split).astype(cast) for linear in (self.query, self.key, self.value))
-            attended = jax.nn.dot_product_attention(q, k, v, mask=bias == 0, implementation=kernel)
+            visible = jnp.broadcast_to(bias == 0, (batch, 1, length, length))  # cuDNN's does not broadcast it
+            attended = jax.nn.dot_product_attention(q, k, v, mask=visible, implementation=kernel)
             return attended.reshape(x.shape).astype(jnp.float32)
         q, k, v = (linear(x).reshape(split).swapaxes(1, 2) for linear in (self.query, self.key, self.value))
         scores = jnp.einsum("bhtk,bhsk->bhts", q * split[3] ** -0.5, k) + bias
