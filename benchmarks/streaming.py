@@ -1,11 +1,12 @@
 """Data larger than memory: peak memory of training on it and of indexing it, at 1 M and 10 M rows, and how fast.
 
-    python benchmarks/streaming.py train index [--rows 1000000 10000000] [--both 1000000] [--folder /tmp/streaming]
+    python benchmarks/streaming.py train pairs index [--rows 1000000 10000000] [--both 1000000]
 
 Training is set against the same run in memory (--both rows); the index is the default one, by a model of 128 dims.
 
 Rows are synthetic: a text is two phrases of 1 to 3 words out of 40,000, words drawn by Zipf's law from 30,000, the last
-one telling the phrase's topic. The label is one of 20, the topic of the first phrase. Each training is a process of its
+one telling the phrase's topic. The label is one of 20, the topic of the first phrase. Of a
+pair the two texts share their first phrase; nearly all of them are distinct. Each training is a process of its
 own, whose peak resident memory the kernel tells; what it takes until it is ready to train is the preparation, imports
 included. Throughput is the median of the log lines after the first tenth.
 Updates results/reference/benchmarks/streaming.json.
@@ -24,14 +25,18 @@ import numpy as np
 PHRASES, WORDS, TOPICS = 40_000, 30_000, 20
 OUT = Path(__file__).parent.parent / "results" / "reference" / "benchmarks" / "streaming.json"
 SETTINGS = [
-    *("data=files", "name=streaming", "width=128", "nesting_dims=[8,32,128]", "arms=[mrl_e]", "trainer.batch_size=256"),
+    *("name=streaming", "width=128", "nesting_dims=[8,32,128]", "trainer.batch_size=256"),
     *("trainer.steps=1000", "trainer.evaluations=2", "trainer.checkpoint_seconds=20", "optimizer.learning_rate=3e-3"),
     *("evaluation.neighbours=false", "evaluation.refit=null", "evaluation.interpolated=false"),
 ]
+OF = {  # what is trained on: settings, and the measure that is shown of it
+    "label": (["data=files", "arms=[mrl_e]"], "linear_top1"),
+    "pairs": (["data=pairs", "encoder=bag", "arms=[mrl]", "loss.name=info_nce"], "ndcg@10"),
+}
 
 
-def write(path: Path, rows: int, seed: int, ids: bool = False) -> Path:
-    """`rows` lines of JSON: text and label, or with `ids` a corpus."""
+def write(path: Path, rows: int, seed: int, kind: str = "label") -> Path:
+    """`rows` lines of JSON: text and `label`, `pairs`, or text and `_id` of a corpus."""
     if path.exists():
         return path
     rng = np.random.default_rng(0)
@@ -45,24 +50,33 @@ def write(path: Path, rows: int, seed: int, ids: bool = False) -> Path:
     partial = path.with_suffix(".partial")
     with partial.open("w") as file:
         for start in range(0, rows, 100_000):
-            pairs = rng.integers(0, PHRASES, (min(100_000, rows - start), 2)).tolist()
-            key, names = ("_id", range(start, rows)) if ids else ("label", [f"topic {a % TOPICS}" for a, _ in pairs])
-            file.writelines(
-                f'{{"text": "{phrases[a]} {phrases[b]}", "{key}": "{name}"}}\n'
-                for (a, b), name in zip(pairs, names, strict=False)
-            )
+            drawn = rng.integers(0, PHRASES, (min(100_000, rows - start), 3 if kind == "pairs" else 2)).tolist()
+            for row, (a, b, *others) in enumerate(drawn, start):
+                text = f"{phrases[a]} {phrases[b]}"
+                match kind:
+                    case "pairs":
+                        line = f'"anchor": "{text}", "positive": "{phrases[a]} {phrases[others[0]]}"'
+                    case "_id":
+                        line = f'"text": "{text}", "_id": "{row}"'
+                    case _:
+                        line = f'"text": "{text}", "label": "topic {a % TOPICS}"'
+                file.write(f"{{{line}}}\n")
     partial.rename(path)
     return path
 
 
-def train(folder: Path, rows: int, run: str, streamed: bool) -> dict[str, float]:
+def train(folder: Path, rows: int, run: str, streamed: bool, kind: str = "label") -> dict[str, float]:
     """One training in a process of its own: what it took, and what it came to."""
-    path = write(folder / f"{rows}.jsonl", rows, 1)
-    small = {name: write(folder / f"{name}.jsonl", 10_000, seed) for name, seed in (("validation", 2), ("test", 3))}
+    settings, metric = OF[kind]
+    path = write(folder / f"{kind}-{rows}.jsonl", rows, 1, kind)
+    small = {
+        name: write(folder / f"{kind}-{name}.jsonl", 10_000, seed, kind)
+        for name, seed in (("validation", 2), ("test", 3))
+    }
     files = [f"data.train={path}", *(f"data.{name}={place}" for name, place in small.items())]
     place = [f"data.cache_dir={folder / 'cache'}", f"results_dir={folder / 'results'}", f"run={run}"]
     place += [f"data.streaming={str(streamed).lower()}"]
-    command = [sys.executable, "-m", "mrl_jax.train", *SETTINGS, *files, *place]
+    command = [sys.executable, "-m", "mrl_jax.train", *settings, *SETTINGS, *files, *place]
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -76,7 +90,7 @@ def train(folder: Path, rows: int, run: str, streamed: bool) -> dict[str, float]
     log = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["examples_per_second"] for line in log if line["split"] == "train"]
     found = [line.split(",") for line in (directory / "evaluation.csv").read_text().splitlines()]
-    accuracy = next(float(row[-1]) for row in found if row[3:6] == ["128", "test", "linear_top1"])
+    measured = next(float(row[-1]) for row in found if row[3:6] == ["128", "test", metric])
     return {
         "rows": rows,
         "source_gb": round(path.stat().st_size / 1e9, 3),
@@ -84,7 +98,7 @@ def train(folder: Path, rows: int, run: str, streamed: bool) -> dict[str, float]
         "preparation_cpu_seconds": round(prepared[1], 1),
         "peak_rss_gb": peak,
         "examples_per_second": float(np.median(speeds[len(speeds) // 10 :])),
-        "test_accuracy": accuracy,
+        "test_accuracy" if kind == "label" else f"test_{metric}": measured,
     }
 
 
@@ -99,7 +113,7 @@ def ended(process: subprocess.Popen[str], said: str) -> float:
 
 def build(folder: Path, rows: int, run: Path, place: Path) -> dict[str, float]:
     """One index built in a process of its own."""
-    corpus = write(folder / f"corpus-{rows}.jsonl", rows, 4, ids=True)
+    corpus = write(folder / f"corpus-{rows}.jsonl", rows, 4, "_id")
     command = [sys.executable, "-m", "mrl_jax.search", "build", str(run), str(corpus), "--index", str(place)]
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -117,7 +131,7 @@ def build(folder: Path, rows: int, run: Path, place: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=("train", "index"))
+    parser.add_argument("what", nargs="+", choices=("train", "pairs", "index"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--both", type=int, default=1_000_000, help="rows that are trained on in memory as well")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/streaming"))
@@ -133,18 +147,23 @@ def main() -> None:
         options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     content |= {"cores": os.cpu_count(), "settings": SETTINGS}
-    if "train" in options.what:
+    for kind, what in (("label", "rows"), ("pairs", "pairs")):
+        if ("train" if kind == "label" else kind) not in options.what:
+            continue
         for rows in options.rows:
-            note(f"{rows:,} rows streamed", train(options.folder, rows, f"{stamp}-{rows}", streamed=True))
-        memory = train(options.folder, options.both, f"{stamp}-memory", streamed=False)
-        again = train(options.folder, options.both, f"{stamp}-again", streamed=True)
-        note(f"{options.both:,} rows in memory", memory)
-        note(f"{options.both:,} rows streamed, prepared before", again)
+            note(f"{rows:,} {what} streamed", train(options.folder, rows, f"{stamp}-{kind}-{rows}", True, kind))
+        memory = train(options.folder, options.both, f"{stamp}-{kind}-memory", False, kind)
+        again = train(options.folder, options.both, f"{stamp}-{kind}-again", True, kind)
+        note(f"{options.both:,} {what} in memory", memory)
+        note(f"{options.both:,} {what} streamed, prepared before", again)
         ratios = {
             "examples/s streamed ÷ in memory": again["examples_per_second"] / memory["examples_per_second"],
             "peak RSS streamed ÷ in memory": again["peak_rss_gb"] / memory["peak_rss_gb"],
         }
-        note("ratios", {name: round(ratio, 3) for name, ratio in ratios.items()})
+        note(
+            "ratios" if kind == "label" else "ratios of pairs",
+            {name: round(ratio, 3) for name, ratio in ratios.items()},
+        )
     if "index" in options.what:
         train(options.folder, 100_000, f"{stamp}-model", streamed=False)
         run = options.folder / "results" / "streaming" / f"{stamp}-model"
