@@ -119,7 +119,7 @@ class PairExamples:
 
     def reading(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> "Reading":
         """As of `Examples`."""
-        return Reading(prefetch(rows, make), start)
+        return self.table.reading(rows, make, start, stop)
 
     def take(self, rows: np.ndarray, length: int | None = None) -> dict[str, np.ndarray]:
         """The pairs at `rows` as a batch with `label`, their scores."""

@@ -126,7 +126,8 @@ class Words:
     @classmethod
     def load(cls, directory: Path, config: BagConfig) -> "Words":
         try:
-            idf = np.asarray(_read_json(directory / "idf.json"), np.float32)
+            with np.errstate(over="ignore"):  # what is too large for float32 is refused below
+                idf = np.asarray(_read_json(directory / "idf.json"), np.float32)
         except (TypeError, ValueError, OverflowError):
             idf = np.zeros(0, np.float32)
         tokenizer = tokens.read(directory / "tokenizer.json", len(idf) if idf.ndim == 1 and len(idf) else None)

@@ -41,7 +41,16 @@ RECORD = 8192  # bytes of a record, about: more to read for each text, or more o
 
 def check(config: Config, dataset: Dataset | PairDataset) -> None:
     """Raise `UserError` where streamed data would be evaluated on more embeddings than `EMBEDDINGS` bytes hold."""
-    if not isinstance(dataset, Dataset) or not isinstance(dataset.train.inputs, StreamedTexts):
+    if isinstance(dataset, PairDataset):
+        texts = dataset.validation.table
+        if isinstance(texts, StreamedTexts) and 4 * config.width * len(texts) > EMBEDDINGS:
+            raise UserError(
+                f"embeddings of the {len(texts):,} texts of the {len(dataset.validation):,} validation pairs take "
+                f"{4 * config.width * len(texts):,} bytes, more than {EMBEDDINGS:,}; "
+                "use a smaller data.validation_fraction or width"
+            )
+        return
+    if not isinstance(dataset.train.inputs, StreamedTexts):
         return
     settings, compressed = config.evaluation, arms.posthoc(config.arms)
     needed = 4 * config.width * (len(dataset.validation) + len(dataset.test))
@@ -65,7 +74,7 @@ def check(config: Config, dataset: Dataset | PairDataset) -> None:
 def fit(config: Config, dataset: Dataset | PairDataset) -> inputs.Reader:
     """As `inputs.fit`; a reader that was learnt from streamed texts is kept, and not learnt again."""
     inputs.check(config.encoder, dataset)
-    texts = dataset.train.inputs if isinstance(dataset, Dataset) else None
+    texts = dataset.train.inputs if isinstance(dataset, Dataset) else dataset.train.table
     if not isinstance(texts, StreamedTexts) or getattr(config.encoder, "weights", None) is not None:
         return inputs.fit(config.encoder, dataset)
     keys = {key: getattr(config.encoder, key, None) for key in LEARNT_FROM}
@@ -76,19 +85,32 @@ def fit(config: Config, dataset: Dataset | PairDataset) -> inputs.Reader:
 
 
 def examples(
-    texts: StreamedTexts, labels: np.ndarray, reader: inputs.Reader, cache_dir: str | None, name: str
+    texts: StreamedTexts,
+    labels: np.ndarray,
+    reader: inputs.Reader,
+    cache_dir: str | None,
+    name: str,
+    columns: np.ndarray | None = None,
 ) -> "StreamedExamples":
-    """The texts as `StreamedExamples`, tokenised now unless an earlier run did."""
+    """The texts as `StreamedExamples`, tokenised now unless an earlier run did.
+
+    With `columns` the texts are the table of pairs, whose `labels` (scores) and columns its fingerprint begins with.
+    """
     with tempfile.TemporaryDirectory() as folder:
         reader.save(Path(folder))
         files = [path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())]
     reads = hashlib.sha256(json.dumps([files, getattr(reader, "max_words", None)]).encode()).hexdigest()
-    place = streamed.folder(cache_dir, "examples", texts.key, streamed.checksum(labels), reads, tokenizers.__version__)
-    streamed.kept(place, partial(_write, texts=texts, labels=labels, reader=reader, name=name))
+    begun = hashlib.sha256(np.ascontiguousarray(labels))
+    if columns is not None:
+        begun.update(f"columns {columns.shape} {columns.dtype}".encode())
+        begun.update(np.ascontiguousarray(columns))
+        labels = np.zeros(len(texts), np.int32)
+    place = streamed.folder(cache_dir, "examples", texts.key, begun.hexdigest(), reads, tokenizers.__version__)
+    streamed.kept(place, partial(_write, texts=texts, begun=begun, reader=reader, name=name))
     return StreamedExamples(place, labels)
 
 
-def _write(folder: Path, texts: StreamedTexts, labels: np.ndarray, reader: inputs.Reader, name: str) -> None:
+def _write(folder: Path, texts: StreamedTexts, begun: "hashlib._Hash", reader: inputs.Reader, name: str) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     lengths, cut, start, texts_a_record = np.empty(len(texts), np.int32), 0, 0, 0
@@ -102,7 +124,7 @@ def _write(folder: Path, texts: StreamedTexts, labels: np.ndarray, reader: input
         while chunk := list(itertools.islice(iterator, CHUNK)):
             if start + len(chunk) > len(texts):
                 raise changed
-            part = Examples(reader(chunk), labels[start : start + len(chunk)])
+            part = Examples(reader(chunk), np.zeros(len(chunk), np.int32))
             cut += getattr(reader, "cut", 0)
             assert part.lengths is not None
             token = np.dtype([(key, array.dtype) for key, array in sorted(part.inputs.items())])
@@ -129,7 +151,7 @@ def _write(folder: Path, texts: StreamedTexts, labels: np.ndarray, reader: input
         "bytes": (folder / RECORDS).stat().st_size,
         "lengths": streamed.checksum(lengths),
         "cut": cut,
-        "fingerprint": _fingerprint(folder / RECORDS, token, texts_a_record, lengths, labels),
+        "fingerprint": _fingerprint(folder / RECORDS, token, texts_a_record, lengths, begun),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
@@ -139,12 +161,12 @@ def _texts_a_record(size: float) -> int:
     return min(1 << max(0, min(7, int(RECORD / max(size, 1)).bit_length() - 1)), CHUNK)
 
 
-def _fingerprint(path: Path, token: np.dtype, texts_a_record: int, lengths: np.ndarray, labels: np.ndarray) -> str:
-    """SHA-256 of the labels and of all inputs, padded as they would be in memory: see `train._fingerprint`."""
+def _fingerprint(path: Path, token: np.dtype, texts_a_record: int, lengths: np.ndarray, begun: "hashlib._Hash") -> str:
+    """SHA-256, `begun` with the labels, of all inputs, padded as they would be in memory: see `train._fingerprint`."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     longest = max(1, int(lengths.max(initial=0)))
-    digest = hashlib.sha256(np.ascontiguousarray(labels))
+    digest = begun.copy()
     for key, dtype in _columns(token):
         digest.update(f"{key} {(len(lengths), longest)} {dtype}".encode())
         reader = ArrayRecordReader(str(path), "readahead_buffer_size:1M,max_parallelism:1")
@@ -242,8 +264,10 @@ class Column:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        return self.examples.take(np.arange(len(self))[rows], self.examples.longest)[self.key]
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        if isinstance(rows, slice):
+            rows = np.arange(len(self))[rows]
+        return self.examples.take(rows, self.examples.longest)[self.key]
 
 
 class _InOrder:

@@ -229,8 +229,9 @@ def _some(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def _fingerprint(split: Examples | PairExamples | RankingExamples) -> str:
     """SHA-256 over all arrays of a split; of inputs that are read lazily only the first is looked at."""
-    if isinstance(split, StreamedExamples):  # of the same arrays, made when they were written
-        return split.fingerprint
+    streamed = split.table if isinstance(split, PairExamples) else split
+    if isinstance(streamed, StreamedExamples):  # of the same arrays, made when they were written
+        return streamed.fingerprint
     first, arrays = split.arrays()
     digest = hashlib.sha256(np.ascontiguousarray(first))
     for name, array in sorted(arrays.items()):
@@ -252,8 +253,9 @@ def _splits(config: Config, dataset: Dataset | PairDataset, reader: inputs.Reade
 
     splits = _as_arrays(config, dataset, reader, arrays)
     for split in splits.values():
-        if isinstance(split, StreamedExamples):
-            cut, texts = cut + split.cut, texts + len(split)
+        streamed = split.table if isinstance(split, PairExamples) else split
+        if isinstance(streamed, StreamedExamples):
+            cut, texts = cut + streamed.cut, texts + len(streamed)
     if cut:
         longest = getattr(encoders.standalone(config.encoder, reader.vocabulary)[0], "max_length", None)
         runs.say(f"{cut:,} of {texts:,} texts are longer than encoder.max_length={longest} and are cut")
@@ -279,16 +281,20 @@ def _as_arrays(
     scores = dataset.train.scores
     low, high = (0.0, 1.0) if scores is None else (float(scores.min()), float(scores.max()))
 
-    def pairs(part: data.Pairs, **options: int) -> PairExamples:
+    def pairs(name: str, part: data.Pairs, **options: int) -> PairExamples:
         # To 0…1, as cosine regression needs them; nothing else depends on their unit.
         to_unit = None if part.scores is None else (part.scores - low) / max(high - low, 1e-12)
-        return PairExamples(read(part.table), part.columns, to_unit, **options)
+        if not isinstance(part.table, StreamedTexts):
+            return PairExamples(read(part.table), part.columns, to_unit, **options)
+        labels = np.zeros(len(part), np.float32) if to_unit is None else to_unit.astype(np.float32)
+        table = streaming.examples(part.table, labels, reader, config.data.cache_dir, name, part.columns)
+        return PairExamples(table, part.columns, to_unit, **options)
 
     test = dataset.test
     return {
-        "train": pairs(dataset.train, chunks=config.trainer.accumulate, multiple=jax.device_count()),
-        "validation": pairs(dataset.validation, multiple=jax.device_count()),
-        "test": pairs(test)
+        "train": pairs("train", dataset.train, chunks=config.trainer.accumulate, multiple=jax.device_count()),
+        "validation": pairs("validation", dataset.validation, multiple=jax.device_count()),
+        "test": pairs("test", test)
         if isinstance(test, data.Pairs)
         else RankingExamples(read(test.queries), read(test.documents), test.judgments),
     }

@@ -156,7 +156,7 @@ def test_a_run_whose_tokenizer_cuts_elsewhere_than_the_model_is_refused(truncati
         inputs.load(TransformerConfig(max_length=8), tmp_path, "text")
 
 
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400", "1" + "0" * 400, "[1]", '"x"', "null"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400", "1e39", "1" + "0" * 400, "[1]", '"x"', "null"])
 def test_a_weight_of_a_word_that_is_no_number_is_refused(value: str, tmp_path: Path) -> None:
     words().make(tmp_path)
     numbers = json.loads((tmp_path / "idf.json").read_text())

@@ -301,7 +301,7 @@ def test_the_size_of_the_training_file_decides(tmp_path: Path, monkeypatch: pyte
     path = lines(tmp_path / "a.jsonl", ["x", "y"] * 10)
     asked = DataConfig("files", train=path, test=path, cache_dir=str(tmp_path / "cache"))
     assert isinstance(load(asked).train.inputs, list)
-    monkeypatch.setattr("mrl_jax.data.files.STREAMED_FROM", Path(path).stat().st_size)
+    monkeypatch.setattr("mrl_jax.data.records.STREAMED_FROM", Path(path).stat().st_size)
     assert isinstance(load(asked).train.inputs, StreamedTexts)
 
 
@@ -334,8 +334,8 @@ def test_texts_that_change_between_two_passes_are_noticed(tmp_path: Path, count:
 
 
 def test_other_sources_do_not_stream() -> None:
-    with pytest.raises(UserError, match=r"data\.streaming is not used by data=pairs; it belongs to files and tfds"):
-        load(DataConfig("pairs", streaming=True))
+    with pytest.raises(UserError, match=r"data\.streaming is not used by data=beir; it belongs to files, tfds and"):
+        load(DataConfig("beir", streaming=True))
 
 
 def test_too_many_embeddings_are_refused_before_any_work(tiny, tmp_path, monkeypatch, capsys) -> None:

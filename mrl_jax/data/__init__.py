@@ -40,7 +40,7 @@ KEYS = {  # of `DataConfig`, those that only some sources use
     "path": ("beir",),
     "name": ("tfds",),
     "image_size": ("tfds",),
-    "streaming": ("files", "tfds"),
+    "streaming": ("files", "tfds", "pairs"),
     "train": ("files", "features", "pairs", "beir"),
     "test": ("files", "features", "pairs"),
     "validation": ("files", "features", "pairs"),

@@ -109,7 +109,7 @@ class Pairs:
     With them there are two columns, and a score says how alike they are.
     """
 
-    table: Sequence[str] | np.ndarray  # t texts, or features float32 [t, d]
+    table: Sequence[str] | np.ndarray | StreamedTexts  # t texts, or features float32 [t, d]
     columns: np.ndarray  # int32 [n, c], c ≥ 2, rows of `table`
     scores: np.ndarray | None = None  # float32 [n]; larger is more alike, in whatever unit the source has
 
@@ -163,7 +163,7 @@ class DataConfig:
     validation_fraction: float = 0.1  # of train's classes or anchors; not used where the source has a validation part
     image_size: int | None = None  # tfds images: side in pixels; stored size if absent
     cache_dir: str | None = None  # default: $MRL_JAX_CACHE or ~/.cache/mrl_jax
-    streaming: bool | None = None  # files, tfds: read from disk while training; null: from `STREAMED_FROM` bytes on
+    streaming: bool | None = None  # files, tfds, pairs: texts stay on disk; null: from `STREAMED_FROM` bytes on
     limit: int | None = None  # at most so many examples, pairs or queries a split (for smoke runs)
 
 

@@ -26,13 +26,13 @@ def read(config: DataConfig) -> PairDataset:
     train = load_part("data.train", config.train)
     test = load_part("data.test", config.test)
     if config.validation is None:
-        validation = Pairs(train.table[:0], np.zeros((0, 2), np.int32))
+        validation = Pairs(np.asarray(train.table)[:0], np.zeros((0, 2), np.int32))
     else:
         validation = load_part("data.validation", config.validation)
-    width = np.shape(train.table)[1]
-    for part, path in ((test, config.test), (validation, config.validation)):
-        if np.shape(part.table)[1] != width:
-            raise UserError(f"{path} has vectors of width {np.shape(part.table)[1]}, {config.train} of {width}")
+    width, *others = (np.asarray(part.table).shape[1] for part in (train, test, validation))
+    for other, path in zip(others, (config.test, config.validation), strict=True):
+        if other != width:
+            raise UserError(f"{path} has vectors of width {other}, {config.train} of {width}")
     name = Path(config.train or "").stem
     searched = ranking(test) if test.scores is None else test
     return held_apart(PairDataset(name, "features", train, validation, searched))

@@ -6,7 +6,6 @@ Labels may be strings or whole numbers; both become class names (strings). The c
 Files larger than memory stay on disk (`data.streaming`); of those only the labels are held.
 """
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_jax.data import streamed
-from mrl_jax.data.base import STREAMED_FROM, DataConfig, Dataset, Split, StreamedTexts, class_names
-from mrl_jax.data.records import SUFFIXES, Record, existing, need_unicode, records, shown, text_field
+from mrl_jax.data.base import DataConfig, Dataset, Split, StreamedTexts, class_names
+from mrl_jax.data.records import SUFFIXES, Record, existing, is_streamed, need_unicode, records, shown, text_field
 from mrl_jax.errors import UserError, path_of
 
 
@@ -71,26 +70,6 @@ def needed(key: str, name: str | None) -> str:
     if name is None:
         raise UserError(f"data=files needs {key}, a file ending in {', '.join(SUFFIXES)}")
     return name
-
-
-def is_streamed(config: DataConfig) -> bool:
-    """Whether the texts stay on disk: as `data.streaming` says, else by the size of `data.train`."""
-    if config.streaming is not None or config.train is None:
-        return bool(config.streaming)
-    path = path_of("data.train", config.train)
-    return path.is_file() and size(path) >= STREAMED_FROM
-
-
-def size(path: Path) -> int:
-    """Bytes of a file, as they are once decompressed."""
-    if path.suffix.lower() == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        with contextlib.suppress(pa.ArrowException, OSError):  # reading says what is wrong
-            found = pq.read_metadata(path)
-            return sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
-    return path.stat().st_size
 
 
 def _streamed(config: DataConfig) -> Dataset:

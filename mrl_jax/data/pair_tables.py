@@ -4,18 +4,26 @@ import hashlib
 import sys
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
+from typing import overload
 
 import numpy as np
 
-from mrl_jax.data.base import SPLIT_SEED, DataConfig, PairDataset, Pairs, Ranking
+from mrl_jax.data.base import SPLIT_SEED, DataConfig, PairDataset, Pairs, Ranking, StreamedTexts
 from mrl_jax.errors import UserError
 
-Table = Sequence[str] | np.ndarray  # t texts, or features float32 [t, d]
+Held = Sequence[str] | np.ndarray  # t texts, or features float32 [t, d]
+Table = Held | StreamedTexts
 DOCUMENTS_PER_QUERY = 10  # of a ranking cut to `data.limit` queries
 
 
+@overload
+def take(table: Held, rows: np.ndarray) -> Held: ...
+@overload
+def take(table: StreamedTexts, rows: np.ndarray) -> StreamedTexts: ...
 def take(table: Table, rows: np.ndarray) -> Table:
-    """The table at these row numbers, in their order."""
+    """The table at these row numbers, in their order; those of streamed texts ascend."""
+    if isinstance(table, StreamedTexts):
+        return table.subset(rows)
     return table[rows] if isinstance(table, np.ndarray) else [table[row] for row in rows]
 
 
@@ -26,14 +34,14 @@ def keys(table: Table) -> Iterable[Hashable]:
     return (hashlib.blake2b((row + 0.0).tobytes(), digest_size=16).digest() for row in table)  # + 0.0: −0 becomes 0
 
 
-def distinct(table: Table) -> tuple[Table, np.ndarray]:
+def distinct(table: Held) -> tuple[Held, np.ndarray]:
     """The table with every distinct row once, in order of first occurrence, and for each row where it went, int32."""
     index: dict[Hashable, int] = {}
     rows = np.fromiter((index.setdefault(key, len(index)) for key in keys(table)), np.int32, len(table))
     return take(table, np.unique(rows, return_index=True)[1]), rows
 
 
-def paired(columns: Sequence[Table], scores: np.ndarray | None = None) -> Pairs:
+def paired(columns: Sequence[Held], scores: np.ndarray | None = None) -> Pairs:
     """Pairs from at least two columns of n texts (or vectors) each: anchors, positives, negatives, …"""
     if isinstance(columns[0], np.ndarray):
         table, rows = distinct(np.concatenate(columns))
@@ -42,10 +50,15 @@ def paired(columns: Sequence[Table], scores: np.ndarray | None = None) -> Pairs:
     return Pairs(table, np.ascontiguousarray(rows.reshape(len(columns), -1).T), scores)
 
 
+@overload
+def compact(table: Held, rows: np.ndarray) -> tuple[Held, np.ndarray]: ...
+@overload
+def compact(table: StreamedTexts, rows: np.ndarray) -> tuple[StreamedTexts, np.ndarray]: ...
 def compact(table: Table, rows: np.ndarray) -> tuple[Table, np.ndarray]:
     """The table without what `rows` (int, any shape) does not name, in its order, and the rows' new numbers, int32."""
-    used, numbers = np.unique(rows, return_inverse=True)
-    return take(table, used), numbers.reshape(rows.shape).astype(np.int32)
+    named = np.zeros(len(table), bool)
+    named[rows] = True
+    return take(table, np.flatnonzero(named)), (np.cumsum(named, dtype=np.int32) - 1)[rows]
 
 
 def select(pairs: Pairs, rows: np.ndarray) -> Pairs:
@@ -57,6 +70,7 @@ def select(pairs: Pairs, rows: np.ndarray) -> Pairs:
 def ranking(pairs: Pairs) -> Ranking:
     """The search task of unscored pairs: to find each distinct anchor's positives, each of gain 1, among all distinct
     positives and negatives. Ids are row numbers."""
+    assert not isinstance(pairs.table, StreamedTexts)
     queries, of_query = compact(pairs.table, pairs.columns[:, 0])
     documents, of_document = compact(pairs.table, pairs.columns[:, 1:])
     couples = np.unique(np.stack([of_query, of_document[:, 0]], axis=1), axis=0)
@@ -64,7 +78,7 @@ def ranking(pairs: Pairs) -> Ranking:
     return Ranking(queries, documents, judgments, numbered(queries), numbered(documents))
 
 
-def numbered(table: Table) -> list[str]:
+def numbered(table: Held) -> list[str]:
     """Row numbers as ids."""
     return [str(row) for row in range(len(table))]
 

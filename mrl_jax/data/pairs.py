@@ -4,18 +4,21 @@
     {"sentence1": "A plane is taking off.", "sentence2": "An air plane is taking off.", "score": 5.0}
 
 Hard negatives are optional, of any number; columns of other names are not read. The files may be of different kinds:
-pairs without scores in `data.test` are a search among all its positives and negatives.
+pairs without scores in `data.test` are a search among all its positives and negatives. A training file larger than
+memory stays on disk (`data.streaming`); of its pairs only row numbers and scores are held.
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, PairDataset, Pairs
+from mrl_jax.data import streamed
+from mrl_jax.data.base import DataConfig, PairDataset, Pairs, StreamedTexts
 from mrl_jax.data.pair_tables import held_apart, paired, ranking
-from mrl_jax.data.records import SUFFIXES, Record, records, shown, text_field
+from mrl_jax.data.records import SUFFIXES, Record, existing, is_streamed, records, shown, text_field
 from mrl_jax.errors import UserError, path_of
 
 ROLES = (  # names of which a file may have one
@@ -48,7 +51,7 @@ def read(config: DataConfig) -> PairDataset:
 
     Raises `UserError` naming the file and the line of the first thing that is wrong.
     """
-    train = read_file("pairs", "data.train", config.train)
+    train = (scanned if is_streamed(config) else read_file)("pairs", "data.train", config.train, config.cache_dir)
     test = read_file("pairs", "data.test", config.test)
     validation = read_file("pairs", "data.validation", config.validation) if config.validation else no_pairs()
     dataset = PairDataset(
@@ -66,13 +69,45 @@ def no_pairs() -> Pairs:
     return Pairs([], np.zeros((0, 2), np.int32))
 
 
-def read_file(source: str, key: str, name: str | None) -> Pairs:
+def read_file(source: str, key: str, name: str | None, cache_dir: str | None = None) -> Pairs:
     """All pairs of a file, checked."""
+    texts, scores = [], []
+    for row, score in rows(source, key, name):
+        texts.append(row)
+        if score is not None:
+            scores.append(score)
+    if not texts:
+        raise UserError(f"{key}={name} is empty")
+    return paired(list(zip(*texts, strict=True)), np.array(scores, np.float32) if scores else None)
+
+
+def scanned(source: str, key: str, name: str | None, cache_dir: str | None) -> Pairs:
+    """As `read_file`, with the texts left in the file: the same table of distinct texts, in the same order."""
+    path = existing(key, needed(source, key, name), SUFFIXES)
+    digest = streamed.sha256(path)
+    found = streamed.distinct(streamed.folder(cache_dir, "pairs", digest), lambda: rows(source, key, name))
+    if not len(found.columns):
+        raise UserError(f"{key}={name} is empty")
+    count, columns = found.columns.shape
+
+    def texts() -> Iterator[str]:
+        return (row[column] for column in range(columns) for row, _ in rows(source, key, name))
+
+    return Pairs(StreamedTexts(texts, count * columns, digest, found.first), found.columns, found.scores)
+
+
+def needed(source: str, key: str, name: str | None) -> str:
+    """The file that a key must name."""
     if name is None:
         raise UserError(f"data={source} needs {key}, a file ending in {', '.join(SUFFIXES)}")
+    return name
+
+
+def rows(source: str, key: str, name: str | None) -> Iterator[tuple[list[str], float | None]]:
+    """The texts and, if there is one, the score of every pair of a file, checked."""
+    name = needed(source, key, name)
     path = path_of(key, name)
     layouts: dict[tuple[str, ...], Layout] = {}  # of each combination of keys; only JSONL has more than one
-    rows, scores = [], []
     for place, record in records(key, name, chosen):
         names = tuple(record)
         if names not in layouts:
@@ -82,12 +117,8 @@ def read_file(source: str, key: str, name: str | None) -> Pairs:
         if kind != expected:
             here, before = ", ".join(kind.columns), ", ".join(expected.columns)
             raise UserError(f"{path}, {place}: the row has {here}; those before have {before}")
-        rows.append([checked_text(path, place, record, column) for column in kind.texts])
-        if kind.scored:
-            scores.append(checked_score(path, place, record))
-    if not rows:
-        raise UserError(f"{key}={name} is empty")
-    return paired(list(zip(*rows, strict=True)), np.array(scores, np.float32) if scores else None)
+        texts = [checked_text(path, place, record, column) for column in kind.texts]
+        yield texts, checked_score(path, place, record) if kind.scored else None
 
 
 def chosen(path: Path, names: list[str]) -> list[str]:

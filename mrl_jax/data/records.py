@@ -3,6 +3,7 @@
 Each row comes with its place ("line 7" or, in Parquet, "row 7"; from 1), so that an error can name it.
 """
 
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from mrl_jax.data.base import STREAMED_FROM, DataConfig
 from mrl_jax.errors import UserError, path_of
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -44,6 +46,26 @@ def existing(key: str, name: str, suffixes: tuple[str, ...]) -> Path:
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{key}={name}: unknown file type {path.suffix or '(none)'}; allowed: {', '.join(suffixes)}")
     return path
+
+
+def is_streamed(config: DataConfig) -> bool:
+    """Whether its texts stay on disk: as `data.streaming` says, else by the size of `data.train`."""
+    if config.streaming is not None or config.train is None:
+        return bool(config.streaming)
+    path = path_of("data.train", config.train)
+    return path.is_file() and size(path) >= STREAMED_FROM
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, as they are once decompressed."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with contextlib.suppress(pa.ArrowException, OSError):  # reading says what is wrong
+            found = pq.read_metadata(path)
+            return sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
+    return path.stat().st_size
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -17,6 +17,7 @@ from mrl_jax.data.artefacts import cache_folder, sha256_of
 from mrl_jax.errors import UserError
 
 FORMAT = 1  # of what is kept
+CHUNK = 1 << 16  # keys that are compared at a time
 
 
 def folder(cache_dir: str | None, what: str, *said: str) -> Path:
@@ -87,6 +88,60 @@ def labels(place: Path, rows: Callable[[], Iterable[tuple[str, str]]]) -> Labels
         return Labels(names, places, load(place / "rows.npy", expected))
     except (OSError, ValueError, EOFError) as error:
         raise damaged(place, error) from error
+
+
+class Distinct(NamedTuple):
+    """The texts of a file of pairs, counted column after column: n anchors, n positives, …"""
+
+    first: np.ndarray  # int32 [t], ascending: where each distinct text stands first
+    columns: np.ndarray  # int32 [n, c]: which of the distinct ones each is
+    scores: np.ndarray | None  # float32 [n]
+
+
+def distinct(place: Path, rows: Callable[[], Iterable[tuple[list[str], float | None]]]) -> Distinct:
+    """What distinguishes the texts of `rows`, (texts, score) each, read once and then kept; by 128 bits of a hash."""
+
+    def make(partial: Path) -> None:
+        hashes: list[bytearray] = []
+        scores = array("f")
+        for texts, score in rows():
+            hashes = hashes or [bytearray() for _ in texts]
+            for column, text in zip(hashes, texts, strict=True):
+                column += hashlib.blake2b(text.encode(), digest_size=16).digest()
+            if score is not None:
+                scores.append(score)
+        width, keys = len(hashes) or 2, np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, 2)
+        hashes.clear()  # 16 bytes a text, as the keys
+        first, numbers = _numbered(keys)
+        columns = np.ascontiguousarray(numbers.reshape(width, -1).T)
+        found = {"first": first, "columns": columns} | ({"scores": np.array(scores, np.float32)} if scores else {})
+        for name, content in found.items():
+            np.save(partial / f"{name}.npy", content)
+        sums = {name: checksum(content) for name, content in found.items()}
+        (partial / "sums.json").write_text(json.dumps(sums), encoding="utf-8")
+
+    kept(place, make)
+    try:
+        sums = json.loads((place / "sums.json").read_text(encoding="utf-8"))
+        found = {name: load(place / f"{name}.npy", expected) for name, expected in sums.items()}
+        return Distinct(found["first"], found["columns"], found.get("scores"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        raise damaged(place, error) from error
+
+
+def _numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For keys [n, 2]: the rows where a new one stands, and for each row which of those it is, int32."""
+    order = np.lexsort(keys.T)  # stable: of equal keys the first comes first
+    starts = np.ones(len(keys), bool)
+    for part in range(1, len(keys), CHUNK):
+        near = keys[order[part - 1 : part + CHUNK]]
+        starts[part : part + CHUNK] = (near[1:] != near[:-1]).any(axis=1)
+    is_first = np.zeros(len(keys), bool)
+    is_first[order[starts]] = True
+    number = np.cumsum(is_first, dtype=np.int32) - 1
+    numbers = np.empty(len(keys), np.int32)
+    numbers[order] = np.repeat(number[order[starts]], np.diff(np.append(np.flatnonzero(starts), len(keys))))
+    return np.flatnonzero(is_first).astype(np.int32), numbers
 
 
 def checksum(array: np.ndarray) -> str:
