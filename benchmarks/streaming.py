@@ -146,7 +146,7 @@ def main() -> None:
         content[name] = found
         options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
-    content |= {"cores": os.cpu_count(), "settings": SETTINGS}
+    content |= {"cores": os.cpu_count(), "settings": SETTINGS, "settings of": {kind: of[0] for kind, of in OF.items()}}
     for kind, what in (("label", "rows"), ("pairs", "pairs")):
         if ("train" if kind == "label" else kind) not in options.what:
             continue

@@ -72,6 +72,26 @@ def test_a_mistake_in_any_value_stops_the_sweep_at_once(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_job_on_slurm_may_run_out_of_time(tiny: list[str]) -> None:
+    """The launcher queues a preempted job again by itself, but one that ran out of time only if it is told to."""
+    words = [*tiny, "hydra/launcher=submitit_slurm"]
+    assert f"hydra.launcher.max_num_timeout={sweeps.TIMEOUTS}" in sweeps.prepare(words).overrides
+    given = sweeps.prepare([*words, "hydra.launcher.max_num_timeout=3"]).overrides
+    assert not any(word.startswith("hydra.launcher.max_num_timeout") for word in given)
+    assert not any("max_num_timeout" in word for word in sweeps.prepare(tiny).overrides)
+
+
+def test_where_nothing_is_swept_the_run_is_named_after_the_sweep(tiny: list[str], tmp_path: Path) -> None:
+    """So that a job that is queued again, the same call once more, finds what it has begun."""
+    words = [*tiny, f"results_dir={tmp_path}", "trainer.steps=10", f"hydra.sweep.dir={tmp_path / 'mine'}"]
+    assert sweep(words).returncode == 0
+    (table,) = (tmp_path / "tiny").glob("mine/evaluation.csv")
+    written = table.stat().st_mtime_ns
+    assert sweep(words).returncode == 0
+    assert table.stat().st_mtime_ns == written
+    assert len([path for path in (tmp_path / "tiny").iterdir() if not path.is_symlink()]) == 1
+
+
 def test_a_launcher_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sweeps.LAUNCHERS, "joblib", "no_such_package.at_all")
     with pytest.raises(UserError, match=r"hydra/launcher=joblib is not installed: pip install 'mrl_jax\[sweeps\]'"):
