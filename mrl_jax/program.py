@@ -343,7 +343,8 @@ class Program:
         return jnp.stack(right), jnp.stack(lost)
 
     def _score_pairs(self, params: Any, z_SxD: jax.Array, scores_B: jax.Array, valid_B: jax.Array) -> Any:
-        anchors, positives, *_ = jnp.split(z_SxD, self.columns)
+        # A validation file may have other hard negatives than the training file, or none.
+        anchors, positives, *_ = jnp.split(z_SxD, len(z_SxD) // len(valid_B))
         if self.loss.name == "info_nce":
             right = []
             for m in self.dims:

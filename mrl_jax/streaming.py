@@ -8,8 +8,9 @@ Every text is tokenised once, in one pass, into an ArrayRecord file:
     manifest.json           what a token consists of, how many texts a record has, and the fingerprint of all
 
 Labels, lengths and the order of an epoch are held in memory, 4 bytes each an example; the rest is read when a step
-needs it, through grain, by threads ahead of training. A process reads the rows of its own devices only. The files lie
-in CACHE/streamed under a hash of the texts and of what tokenised them, so that later runs and resumed ones find them.
+needs it, through grain, by threads ahead of training. A process reads the rows of its own devices only; of pairs, whose
+texts are packed across a batch, the whole batch. The files lie in CACHE/streamed under a hash of the texts and of what
+tokenised them, so that later runs and resumed ones find them.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ from mrl_jax.errors import UserError
 
 CHUNK = 4096  # texts that are tokenised together, a multiple of the most texts a record
 EMBEDDINGS = 2 << 30  # bytes of embeddings that the evaluation of streamed data may hold at once
+COUPLES = 10**11  # of a query and a document that are compared to validate streamed pairs; some minutes at 128 dims
 THREADS, AHEAD = 2, 4  # that make batches, and how many these are ahead of training
 LEARNT_FROM = ("min_documents", "max_words", "vocabulary", "max_length")  # keys of an encoder that shape its reader
 RECORDS = "examples.array_record"
@@ -40,15 +42,10 @@ RECORD = 8192  # bytes of a record, about: more to read for each text, or more o
 
 
 def check(config: Config, dataset: Dataset | PairDataset) -> None:
-    """Raise `UserError` where streamed data would be evaluated on more embeddings than `EMBEDDINGS` bytes hold."""
+    """Raise `UserError` where streamed data would be evaluated on more embeddings than `EMBEDDINGS` bytes hold, or
+    streamed pairs be ranked among more than `COUPLES` of them."""
     if isinstance(dataset, PairDataset):
-        texts = dataset.validation.table
-        if isinstance(texts, StreamedTexts) and 4 * config.width * len(texts) > EMBEDDINGS:
-            raise UserError(
-                f"embeddings of the {len(texts):,} texts of the {len(dataset.validation):,} validation pairs take "
-                f"{4 * config.width * len(texts):,} bytes, more than {EMBEDDINGS:,}; "
-                "use a smaller data.validation_fraction or width"
-            )
+        _check_pairs(config, dataset)
         return
     if not isinstance(dataset.train.inputs, StreamedTexts):
         return
@@ -68,6 +65,22 @@ def check(config: Config, dataset: Dataset | PairDataset) -> None:
             f"embeddings of the {len(dataset.train):,} training texts are needed to evaluate, and with the others they "
             f"take {needed:,} bytes, more than {EMBEDDINGS:,}; set evaluation.neighbours=false evaluation.refit=null"
             f"{fewer}"
+        )
+
+
+def _check_pairs(config: Config, dataset: PairDataset) -> None:
+    validation, texts = dataset.validation, dataset.validation.table
+    if not isinstance(texts, StreamedTexts):  # read from a file of its own
+        return
+    said = f"the {len(validation):,} validation pairs have {len(texts):,} different texts"
+    less = "use a smaller data.validation_fraction, or a small file as data.validation"
+    needed = 2 * 4 * config.width * len(texts)  # of the texts, and of them as queries and documents
+    if needed > EMBEDDINGS:
+        raise UserError(f"{said}, whose embeddings take {needed:,} bytes, more than {EMBEDDINGS:,}; {less}")
+    queries = len(np.unique(validation.columns[:, 0]))
+    if validation.scores is None and queries * (len(texts) - queries) > COUPLES:
+        raise UserError(
+            f"{said}; ranking all documents for {queries:,} queries is more than {COUPLES:.0e} comparisons; {less}"
         )
 
 

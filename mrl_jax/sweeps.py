@@ -38,7 +38,7 @@ LAUNCHERS = {
     "submitit_local": "hydra_plugins.hydra_submitit_launcher",
     "submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
 }
-TIMEOUTS = 1000  # how often a job on SLURM may run out of time and be queued again; by the launcher's default never
+TIMEOUTS = 100  # how often a job on SLURM may run out of time and be queued again; by the launcher's default never
 STOPPED: dict[int, int] = {
     signal.SIGINT: 130,
     signal.SIGTERM: 75,
@@ -80,7 +80,7 @@ def prepare(words: Sequence[str]) -> Sweep:
     overrides = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quoted, same))}]"]
     if not given:
         overrides.append(f"hydra.sweep.dir={_quoted(str(directory))}")
-    if launcher == "submitit_slurm" and not any(word.startswith("hydra.launcher.max_num_timeout=") for word in words):
+    if launcher == "submitit_slurm" and "hydra.launcher.max_num_timeout" not in {o.key_or_group for o in parsed}:
         overrides.append(f"hydra.launcher.max_num_timeout={TIMEOUTS}")
     if launcher != "basic":
         os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
@@ -118,7 +118,7 @@ def job(composed: Any, run: Callable[[Config], tuple[int, str]], is_complete: Ca
     hydra = HydraConfig.get()
     failed = Path(hydra.sweep.dir) / "failed" / f"{hydra.job.num}.json"
     # Where nothing is swept, by the sweep: a job that is queued again has to find its run.
-    name = run_name(hydra.job.override_dirname) or Path(hydra.sweep.dir).name
+    name = run_name(hydra.job.override_dirname) or Path(hydra.sweep.dir).resolve().name
     try:
         settings = configuration.parse(OmegaConf.to_container(composed, resolve=True))
         if settings.run is None:

@@ -306,6 +306,13 @@ def _check_data(config: Config, dataset: Dataset | PairDataset) -> None:
         if not len(getattr(dataset, name)):
             hint = "; raise data.validation_fraction or add examples" if name == "validation" else ""
             raise UserError(f"data={dataset.name}: the {name} split is empty{hint}")
+    if isinstance(dataset, PairDataset):
+        one, other = (
+            "pairs without scores" if part.scores is None else "pairs with scores"
+            for part in (dataset.train, dataset.validation)
+        )
+        if one != other:
+            raise UserError(f"data={dataset.name}: train has {one}, validation {other}; both have to be of one kind")
     loss = config.loss.name
     fitting: tuple[str, ...]
     if isinstance(dataset, Dataset):

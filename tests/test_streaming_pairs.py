@@ -1,6 +1,7 @@
 """Streamed pairs: the table, the parts and the runs of pairs in memory, to the bit; what is wrong is said alike."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,12 @@ def test_a_streamed_run_is_that_in_memory_bit_for_bit(
 def test_too_many_validation_texts_are_refused_before_any_work(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(streaming, "EMBEDDINGS", 4 * 32 * 10)
     assert train.main([*command("bag", tmp_path), "run=large", "data.streaming=true"]) == 2
-    assert "validation pairs take" in (said := capsys.readouterr().err)
-    assert "use a smaller data.validation_fraction or width" in said
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: the 15 validation pairs have .. different texts, whose embeddings take .*\n", said)
+    monkeypatch.undo()
+    monkeypatch.setattr(streaming, "COUPLES", 10)
+    assert train.main([*command("bag", tmp_path), "run=large", "data.streaming=true"]) == 2
+    assert (
+        "ranking all documents for 15 queries is more than 1e+01 comparisons; use a smaller" in capsys.readouterr().err
+    )
     assert not (tmp_path / "pairs").exists()

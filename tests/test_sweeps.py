@@ -76,8 +76,9 @@ def test_a_job_on_slurm_may_run_out_of_time(tiny: list[str]) -> None:
     """The launcher queues a preempted job again by itself, but one that ran out of time only if it is told to."""
     words = [*tiny, "hydra/launcher=submitit_slurm"]
     assert f"hydra.launcher.max_num_timeout={sweeps.TIMEOUTS}" in sweeps.prepare(words).overrides
-    given = sweeps.prepare([*words, "hydra.launcher.max_num_timeout=3"]).overrides
-    assert not any(word.startswith("hydra.launcher.max_num_timeout") for word in given)
+    for plus in ("", "+", "++"):
+        given = sweeps.prepare([*words, f"{plus}hydra.launcher.max_num_timeout=3"]).overrides
+        assert not any(word.startswith("hydra.launcher.max_num_timeout") for word in given)
     assert not any("max_num_timeout" in word for word in sweeps.prepare(tiny).overrides)
 
 

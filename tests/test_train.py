@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -431,6 +432,7 @@ MISTAKES = {
     "trainer.steps=1.5": "a whole number",
     "trainer.batch_size=0": "at least 1",
     "trainer.accumulate=3": "a divisor of trainer.batch_size=32",
+    "trainer.precision=hihgest": "did you mean highest",
     "encoder=bagg": "did you mean bag?",
     "encoder=convnet": "encoder=convnet cannot read text",
     "data=newsgrups": "did you mean newsgroups?",
@@ -462,6 +464,25 @@ MISTAKES = {
     "hydra.job.chdir=true": "not for a single run",
     "data.train=/nowhere/a.jsonl": "/nowhere/a.jsonl",
 }
+
+
+def test_compiled_programs_are_kept_off_the_cpu_only(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config.from_command_line([*tiny, f"data.cache_dir={tmp_path}"])
+    before = jax.config.values["jax_compilation_cache_dir"]
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        train._keep_compiled(asked)
+        assert jax.config.values["jax_compilation_cache_dir"] is None
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        train._keep_compiled(asked)
+        assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "compiled")
+        jax.config.update("jax_compilation_cache_dir", "elsewhere")
+        train._keep_compiled(asked)
+        assert jax.config.values["jax_compilation_cache_dir"] == "elsewhere"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.mark.parametrize("word", MISTAKES)

@@ -168,6 +168,23 @@ def test_what_does_not_go_together_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_validation_pairs_may_have_other_negatives_but_must_be_of_the_same_kind(
+    files: list[str], scored: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    hard = [pair(rng) | {"negative": pair(rng)["positive"]} for _ in range(60)]
+    train_file = write(tmp_path / "hard.jsonl", hard)
+    words = ["encoder=bag", "encoder.min_documents=1", "width=32", "nesting_dims=[8,32]", "loss.name=info_nce"]
+    words += ["trainer.steps=4", "trainer.batch_size=16", "trainer.evaluations=2", "arms=[mrl]"]
+    plain = write(tmp_path / "plain.jsonl", [pair(rng) for _ in range(20)])
+    run([*files, *words, f"data.train={train_file}", f"data.validation={plain}"], tmp_path, "fewer")
+    run([*files, *words, f"data.validation={train_file}"], tmp_path, "more")
+    other = next(word.partition("=")[2] for word in scored if word.startswith("data.train="))
+    command = [*files, *words, f"data.validation={other}", f"results_dir={tmp_path}", "name=other"]
+    assert train.main(command) == 2
+    assert "train has pairs without scores, validation pairs with scores; both have" in capsys.readouterr().err
+
+
 def test_texts_that_are_cut_are_counted_once(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

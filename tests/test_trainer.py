@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +24,23 @@ from mrl_jax.config import LossConfig, OptimizerConfig, TrainerConfig
 from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.encoders.mlp import MLPConfig
 from mrl_jax.errors import UserError
+from mrl_jax.evaluate import classification, neighbours, quantised, refit
 from mrl_jax.program import Model, Program, State
 from mrl_jax.runs import Log
 from mrl_jax.trainer import Fitted, Trainer, grouped
 
 DIMS, CLASSES = (2, 4, 8), 5
+
+
+def products(jaxpr: Any) -> Iterator[Any]:
+    """The precision of every product of a program, in functions that it calls as well."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation.params["precision"]
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
 
 
 def features(count: int, seed: int = 0) -> Examples:
@@ -109,6 +123,32 @@ def test_a_population_in_chunks_gives_the_same_models(tmp_path: Path) -> None:
     chunks = fit(program(), members, tmp_path / "chunks", "vmap", at_once=5)
     for label in whole:
         close(whole[label].model, chunks[label].model)
+
+
+@pytest.mark.parametrize("precision", ["highest", "default"])
+def test_float32_products_are_float32_unless_training_says_otherwise(precision: str) -> None:
+    """On accelerators JAX would round the operands; on the CPU nothing shows but the program."""
+    one = program(precision=precision)
+    state, arm = one.init(0), arms.expand(["mrl"], DIMS)[0]
+    batch = features(8).take(np.arange(8))
+    row, valid = arm.row(one.kinds), np.ones(8, bool)
+    inputs = {"features": batch["features"]}
+    trained = list(products(jax.make_jaxpr(one.step)(state, batch, row, jax.random.key(0)).jaxpr))
+    scored = list(products(jax.make_jaxpr(one.score)(state.model, batch, valid).jaxpr))
+    scored += products(jax.make_jaxpr(one.embed)(state.model, inputs).jaxpr)
+    z, labels = np.zeros((20, 8), np.float32), np.zeros(20, np.int32)
+    search = jax.make_jaxpr(neighbours._search, static_argnums=(2, 3))(z, z.T, DIMS, 3)
+    rescored = jax.make_jaxpr(quantised._rescored, static_argnums=3)(z, z, np.zeros((20, 5), np.int32), 3)
+    fitted = jax.make_jaxpr(refit._logistic)(np.zeros((CLASSES, 9), np.float32), 0.1, z.T, labels)
+    said = jax.make_jaxpr(classification._logits)(z, z[:CLASSES].T, np.zeros(CLASSES, np.float32))
+    for found in (search, rescored, fitted, said):
+        inside = list(products(found.jaxpr))
+        assert inside
+        scored += inside
+    exact = (jax.lax.Precision.HIGHEST,) * 2
+    assert len(trained) > 8
+    assert set(scored) == {exact}
+    assert set(trained) == {exact if precision == "highest" else (jax.lax.Precision.DEFAULT,) * 2}
 
 
 def test_what_fits_in_memory_is_trained_together(monkeypatch: pytest.MonkeyPatch) -> None:

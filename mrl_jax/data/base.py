@@ -49,7 +49,9 @@ class StreamedTexts:
     def __iter__(self) -> Iterator[str]:
         if self.rows is None:
             return self.read()
-        wanted = np.zeros(self.total, np.uint8)
+        if not len(self.rows):
+            return iter(())
+        wanted = np.zeros(self.rows[-1] + 1, np.uint8)  # nothing is read beyond the last one
         wanted[self.rows] = 1
         return itertools.compress(self.read(), wanted.tobytes())
 

@@ -3,8 +3,8 @@
     {"anchor": "who wrote Emma?", "positive": "Jane Austen wrote Emma.", "negative": "Emma Thompson is an actor."}
     {"sentence1": "A plane is taking off.", "sentence2": "An air plane is taking off.", "score": 5.0}
 
-Hard negatives are optional, of any number; columns of other names are not read. The files may be of different kinds:
-pairs without scores in `data.test` are a search among all its positives and negatives. A training file larger than
+Hard negatives are optional, of any number; columns of other names are not read. `data.test` may be of another kind than
+`data.train`: pairs without scores there are a search among all its positives and negatives. A training file larger than
 memory stays on disk (`data.streaming`); of its pairs only row numbers and scores are held.
 """
 
@@ -51,7 +51,10 @@ def read(config: DataConfig) -> PairDataset:
 
     Raises `UserError` naming the file and the line of the first thing that is wrong.
     """
-    train = (scanned if is_streamed(config) else read_file)("pairs", "data.train", config.train, config.cache_dir)
+    if is_streamed(config):
+        train = scanned("pairs", "data.train", config.train, config.cache_dir)
+    else:
+        train = read_file("pairs", "data.train", config.train)
     test = read_file("pairs", "data.test", config.test)
     validation = read_file("pairs", "data.validation", config.validation) if config.validation else no_pairs()
     dataset = PairDataset(
@@ -69,7 +72,7 @@ def no_pairs() -> Pairs:
     return Pairs([], np.zeros((0, 2), np.int32))
 
 
-def read_file(source: str, key: str, name: str | None, cache_dir: str | None = None) -> Pairs:
+def read_file(source: str, key: str, name: str | None) -> Pairs:
     """All pairs of a file, checked."""
     texts, scores = [], []
     for row, score in rows(source, key, name):
