@@ -160,7 +160,7 @@ def test_too_many_validation_texts_are_refused_before_any_work(tmp_path, monkeyp
     monkeypatch.setattr(streaming, "EMBEDDINGS", 4 * 32 * 10)
     assert train.main([*command("bag", tmp_path), "run=large", "data.streaming=true"]) == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(r"error: the 15 validation pairs have .. different texts, whose embeddings take .*\n", said)
+    assert re.search(r"\nerror: the 15 validation pairs have .. different texts, whose embeddings take .* bytes", said)
     monkeypatch.undo()
     monkeypatch.setattr(streaming, "COUPLES", 10)
     assert train.main([*command("bag", tmp_path), "run=large", "data.streaming=true"]) == 2
