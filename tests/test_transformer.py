@@ -291,7 +291,7 @@ def test_fused_attention_is_the_same_function(dtype: str, tolerance: float, pack
         def loss(model: Transformer) -> jax.Array:
             return jnp.sum(model(jax.tree.map(jnp.asarray, inputs))[:, ::2])
 
-        slopes = jax.tree.leaves(nnx.to_pure_dict(nnx.state(nnx.grad(loss)(model))))
+        slopes = jax.tree.leaves(nnx.to_pure_dict(nnx.state(nnx.jit(nnx.grad(loss))(model))))
         outcomes.append([np.asarray(model(jax.tree.map(jnp.asarray, inputs))), *map(np.asarray, slopes)])
     for plain, fused in zip(*outcomes, strict=True):
         assert np.linalg.norm(plain - fused) <= tolerance * max(0.1, float(np.linalg.norm(plain)))
