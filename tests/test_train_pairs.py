@@ -231,7 +231,8 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(columns: int, loss: Loss
         made = program(encoder, {"ids": (12,), "mask": (12,)}, 40, accumulate=parts, columns=columns, loss=loss)
         examples = PairExamples(table, pairs, None, chunks=parts)
         (arm,) = arms.expand(["mrl"], made.dims)
-        state, _ = made.step(made.init(0), examples.take(np.arange(16)), arm.row(made.kinds), jax.random.key(0))
+        step = jax.jit(made.step)
+        state, _ = step(made.init(0), examples.take(np.arange(16)), arm.row(made.kinds), jax.random.key(0))
         found.append(state.model.params)
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6 * float(np.abs(one).max()) + 1e-6, rtol=1e-4)
