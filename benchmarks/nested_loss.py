@@ -97,10 +97,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--worker", choices=SETTINGS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    settings = {name: one._replace(batch=one.batch * arguments.times) for name, one in SETTINGS.items()}
     if arguments.worker:
         pin(arguments.threads)
-        setting = SETTINGS[arguments.worker]
-        print(json.dumps(measure(setting._replace(batch=setting.batch * arguments.times), arguments.rounds)))
+        print(json.dumps(measure(settings[arguments.worker], arguments.rounds)))
         return
     # Settings take turns as well, so that a busy minute does not fall on one of them alone.
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SETTINGS}
@@ -109,8 +109,7 @@ def main() -> None:
             words = ("--threads", arguments.threads, "--rounds", arguments.rounds, "--times", arguments.times)
             runs[name].append(measured(name, *words))
     report: dict[str, Any] = {}
-    for name, small in SETTINGS.items():
-        setting = small._replace(batch=small.batch * arguments.times)
+    for name, setting in settings.items():
         dims = runs[name][0]["dims"]
         floor = sum(dims) / setting.width
         goals = {"mrl_e": GOALS[name], "mrl": 1.05 * floor}

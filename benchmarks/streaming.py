@@ -29,14 +29,14 @@ SETTINGS = [
     *("trainer.steps=1000", "trainer.evaluations=2", "trainer.checkpoint_seconds=20", "optimizer.learning_rate=3e-3"),
     *("evaluation.neighbours=false", "evaluation.refit=null", "evaluation.interpolated=false"),
 ]
-OF = {  # what is trained on: settings, and the measure that is shown of it
-    "label": (["data=files", "arms=[mrl_e]"], "linear_top1"),
-    "pairs": (["data=pairs", "encoder=bag", "arms=[mrl]", "loss.name=info_nce"], "ndcg@10"),
+OF = {  # what is trained on: settings, the measure that is shown of it, and what a row is called
+    "train": (["data=files", "arms=[mrl_e]"], "linear_top1", "rows"),
+    "pairs": (["data=pairs", "encoder=bag", "arms=[mrl]", "loss.name=info_nce"], "ndcg@10", "pairs"),
 }
 
 
-def write(path: Path, rows: int, seed: int, kind: str = "label") -> Path:
-    """`rows` lines of JSON: text and `label`, `pairs`, or text and `_id` of a corpus."""
+def write(path: Path, rows: int, seed: int, kind: str) -> Path:
+    """`rows` lines of JSON: labelled texts to `train` on, `pairs`, or the documents of an `index`."""
     if path.exists():
         return path
     rng = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def write(path: Path, rows: int, seed: int, kind: str = "label") -> Path:
                 match kind:
                     case "pairs":
                         line = f'"anchor": "{text}", "positive": "{phrases[a]} {phrases[others[0]]}"'
-                    case "_id":
+                    case "index":
                         line = f'"text": "{text}", "_id": "{row}"'
                     case _:
                         line = f'"text": "{text}", "label": "topic {a % TOPICS}"'
@@ -65,9 +65,9 @@ def write(path: Path, rows: int, seed: int, kind: str = "label") -> Path:
     return path
 
 
-def train(folder: Path, rows: int, run: str, streamed: bool, kind: str = "label") -> dict[str, float]:
+def train(folder: Path, rows: int, run: str, streamed: bool, kind: str = "train") -> dict[str, float]:
     """One training in a process of its own: what it took, and what it came to."""
-    settings, metric = OF[kind]
+    settings, metric, _ = OF[kind]
     path = write(folder / f"{kind}-{rows}.jsonl", rows, 1, kind)
     small = {
         name: write(folder / f"{kind}-{name}.jsonl", 10_000, seed, kind)
@@ -98,7 +98,7 @@ def train(folder: Path, rows: int, run: str, streamed: bool, kind: str = "label"
         "preparation_cpu_seconds": round(prepared[1], 1),
         "peak_rss_gb": peak,
         "examples_per_second": float(np.median(speeds[len(speeds) // 10 :])),
-        "test_accuracy" if kind == "label" else f"test_{metric}": measured,
+        f"test_{metric}": measured,
     }
 
 
@@ -113,7 +113,7 @@ def ended(process: subprocess.Popen[str], said: str) -> float:
 
 def build(folder: Path, rows: int, run: Path, place: Path) -> dict[str, float]:
     """One index built in a process of its own."""
-    corpus = write(folder / f"corpus-{rows}.jsonl", rows, 4, "_id")
+    corpus = write(folder / f"corpus-{rows}.jsonl", rows, 4, "index")
     command = [sys.executable, "-m", "mrl_jax.search", "build", str(run), str(corpus), "--index", str(place)]
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -147,8 +147,8 @@ def main() -> None:
         options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     content |= {"cores": os.cpu_count(), "settings": SETTINGS, "settings of": {kind: of[0] for kind, of in OF.items()}}
-    for kind, what in (("label", "rows"), ("pairs", "pairs")):
-        if ("train" if kind == "label" else kind) not in options.what:
+    for kind, (_, _, what) in OF.items():
+        if kind not in options.what:
             continue
         for rows in options.rows:
             note(f"{rows:,} {what} streamed", train(options.folder, rows, f"{stamp}-{kind}-{rows}", True, kind))
@@ -161,7 +161,7 @@ def main() -> None:
             "peak RSS streamed ÷ in memory": again["peak_rss_gb"] / memory["peak_rss_gb"],
         }
         note(
-            "ratios" if kind == "label" else "ratios of pairs",
+            f"ratios of {what}",
             {name: round(ratio, 3) for name, ratio in ratios.items()},
         )
     if "index" in options.what:

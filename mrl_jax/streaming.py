@@ -18,7 +18,7 @@ import itertools
 import json
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,14 +113,19 @@ def examples(
         reader.save(Path(folder))
         files = [path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())]
     reads = hashlib.sha256(json.dumps([files, getattr(reader, "max_words", None)]).encode()).hexdigest()
-    begun = hashlib.sha256(np.ascontiguousarray(labels))
-    if columns is not None:
-        begun.update(f"columns {columns.shape} {columns.dtype}".encode())
-        begun.update(np.ascontiguousarray(columns))
-        labels = np.zeros(len(texts), np.int32)
+    begun = digest_of(labels, {} if columns is None else {"columns": columns})
     place = streamed.folder(cache_dir, "examples", texts.key, begun.hexdigest(), reads, tokenizers.__version__)
     streamed.kept(place, partial(_write, texts=texts, begun=begun, reader=reader, name=name))
-    return StreamedExamples(place, labels)
+    return StreamedExamples(place, labels if columns is None else np.zeros(len(texts), np.int32))
+
+
+def digest_of(labels: np.ndarray, arrays: Mapping[str, np.ndarray]) -> "hashlib._Hash":
+    """SHA-256 of the arrays that a split consists of: what its fingerprint is, or begins with."""
+    digest = hashlib.sha256(np.ascontiguousarray(labels))
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest
 
 
 def _write(folder: Path, texts: StreamedTexts, begun: "hashlib._Hash", reader: inputs.Reader, name: str) -> None:
@@ -175,7 +180,7 @@ def _texts_a_record(size: float) -> int:
 
 
 def _fingerprint(path: Path, token: np.dtype, texts_a_record: int, lengths: np.ndarray, begun: "hashlib._Hash") -> str:
-    """SHA-256, `begun` with the labels, of all inputs, padded as they would be in memory: see `train._fingerprint`."""
+    """SHA-256, `begun` with the labels, of all inputs, padded as they would be in memory: as `digest_of` has it."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     longest = max(1, int(lengths.max(initial=0)))

@@ -3,8 +3,8 @@
     python -m mrl_jax.train --multirun +experiment=reuters_r8 optimizer.learning_rate=3e-3,1e-2
 
 Each job is a run of its own, `results/<experiment>/optimizer.learning_rate=0.003`, so the same command, started again,
-skips what is done and resumes what is not. A job that fails leaves a note in `results/.sweeps/<date>/failed/`, whatever
-process or machine it ran on, and stops no other.
+skips what is done and resumes what is not; where nothing is swept the run is named after the sweep's folder. A job that
+fails leaves a note in `results/.sweeps/<date>/failed/`, whatever process or machine it ran on, and stops no other.
 """
 
 import hashlib

@@ -11,7 +11,6 @@ by Ctrl-C, 75 by SIGTERM (a preempted job) or because another process of the run
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -54,6 +53,12 @@ from mrl_jax.program import Program
 from mrl_jax.runs import Row
 from mrl_jax.streaming import StreamedExamples
 from mrl_jax.trainer import Interrupted, Trainer, grouped, load_model, save_model, steps
+
+LEARN_FROM = {  # what a split consists of → losses that learn from it
+    "classes": ("cross_entropy",),
+    "pairs without scores": ("info_nce",),
+    "pairs with scores": ("cosent", "cosine"),
+}
 
 
 def train(config: Config) -> Path:
@@ -229,16 +234,17 @@ def _some(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def _fingerprint(split: Examples | PairExamples | RankingExamples) -> str:
     """SHA-256 over all arrays of a split; of inputs that are read lazily only the first is looked at."""
-    streamed = split.table if isinstance(split, PairExamples) else split
-    if isinstance(streamed, StreamedExamples):  # of the same arrays, made when they were written
-        return streamed.fingerprint
+    if (table := _streamed(split)) is not None:  # of the same arrays, made when they were written
+        return table.fingerprint
     first, arrays = split.arrays()
-    digest = hashlib.sha256(np.ascontiguousarray(first))
-    for name, array in sorted(arrays.items()):
-        content = array if isinstance(array, np.ndarray) else _some({name: array})[name]
-        digest.update(f"{name} {content.shape} {content.dtype}".encode())
-        digest.update(np.ascontiguousarray(content))
-    return digest.hexdigest()
+    lazy = {name: array for name, array in arrays.items() if not isinstance(array, np.ndarray)}
+    return streaming.digest_of(first, arrays | _some(lazy)).hexdigest()
+
+
+def _streamed(split: Examples | PairExamples | RankingExamples) -> StreamedExamples | None:
+    """The examples of a split, or of its pairs, that are read from disk."""
+    table = split.table if isinstance(split, PairExamples) else split
+    return table if isinstance(table, StreamedExamples) else None
 
 
 def _splits(config: Config, dataset: Dataset | PairDataset, reader: inputs.Reader) -> scoring.Splits:
@@ -253,9 +259,8 @@ def _splits(config: Config, dataset: Dataset | PairDataset, reader: inputs.Reade
 
     splits = _as_arrays(config, dataset, reader, arrays)
     for split in splits.values():
-        streamed = split.table if isinstance(split, PairExamples) else split
-        if isinstance(streamed, StreamedExamples):
-            cut, texts = cut + streamed.cut, texts + len(streamed)
+        if (table := _streamed(split)) is not None:
+            cut, texts = cut + table.cut, texts + len(table)
     if cut:
         longest = getattr(encoders.standalone(config.encoder, reader.vocabulary)[0], "max_length", None)
         runs.say(f"{cut:,} of {texts:,} texts are longer than encoder.max_length={longest} and are cut")
@@ -300,27 +305,23 @@ def _as_arrays(
     }
 
 
+def _held(part: data.Split | data.Pairs) -> str:
+    """What a split consists of, a key of `LEARN_FROM`."""
+    if isinstance(part, data.Split):
+        return "classes"
+    return "pairs without scores" if part.scores is None else "pairs with scores"
+
+
 def _check_data(config: Config, dataset: Dataset | PairDataset) -> None:
     """Raise `UserError` where a split is empty, or the data is not what the loss learns from."""
     for name in ("train", "validation", "test"):
         if not len(getattr(dataset, name)):
             hint = "; raise data.validation_fraction or add examples" if name == "validation" else ""
             raise UserError(f"data={dataset.name}: the {name} split is empty{hint}")
-    if isinstance(dataset, PairDataset):
-        one, other = (
-            "pairs without scores" if part.scores is None else "pairs with scores"
-            for part in (dataset.train, dataset.validation)
-        )
-        if one != other:
-            raise UserError(f"data={dataset.name}: train has {one}, validation {other}; both have to be of one kind")
-    loss = config.loss.name
-    fitting: tuple[str, ...]
-    if isinstance(dataset, Dataset):
-        held, fitting = "classes", ("cross_entropy",)
-    elif dataset.train.scores is None:
-        held, fitting = "pairs without scores", ("info_nce",)
-    else:
-        held, fitting = "pairs with scores", ("cosent", "cosine")
+    loss, held = config.loss.name, _held(dataset.train)
+    if (other := _held(dataset.validation)) != held:
+        raise UserError(f"data={dataset.name}: train has {held}, validation {other}; both have to be of one kind")
+    fitting = LEARN_FROM[held]
     if loss not in fitting:
         raise UserError(f"loss.name={loss} does not fit data={dataset.name}, {held}; use {' or '.join(fitting)}")
     if isinstance(dataset, Dataset):

@@ -66,11 +66,10 @@ def test_a_streamed_run_is_that_in_memory_bit_for_bit(command: list[str], in_mem
     assert digests(Path(command[-1].partition("=")[2]) / "tiny" / "streamed") == in_memory
 
 
-def test_a_resumed_streamed_run_is_so_too(
-    command: list[str], in_memory: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed in the middle, after a checkpoint; in the first try also with a position that is another step's."""
-    run = Path(command[-1].partition("=")[2]) / "tiny" / "killed"
+def killed_after_two_checkpoints(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[int, dict[str, int]]]:
+    """Start a run that ends there; the step of each checkpoint and where its reading stood."""
     saved, save = [], checkpoint.save
 
     def save_and_die(directory: Path, step: int, tree: object, meta: dict, **options: int) -> Path:
@@ -80,10 +79,19 @@ def test_a_resumed_streamed_run_is_so_too(
             raise KeyboardInterrupt
         return found
 
-    arguments = [*command, "run=killed", "data.streaming=true", "trainer.checkpoint_seconds=0"]
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "save", save_and_die)
         assert train.main(arguments) == 130
+    return saved
+
+
+def test_a_resumed_streamed_run_is_so_too(
+    command: list[str], in_memory: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle, after a checkpoint; in the first try also with a position that is another step's."""
+    run = Path(command[-1].partition("=")[2]) / "tiny" / "killed"
+    arguments = [*command, "run=killed", "data.streaming=true", "trainer.checkpoint_seconds=0"]
+    saved = killed_after_two_checkpoints(arguments, monkeypatch)
     assert [reading for _, reading in saved] == [{"next_index": step} for step, _ in saved]
     assert 0 < saved[-1][0] < 30
     states = next(run.glob("checkpoints/*/state"))

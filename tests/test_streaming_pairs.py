@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_data_pairs import BROKEN, HARD, SCORED, TEST, UNSCORED, write
-from test_streaming import digests
+from test_streaming import digests, killed_after_two_checkpoints
 from test_train_pairs import TRANSFORMER, WORDS, pair
 
-from mrl_jax import checkpoint, streaming, train
+from mrl_jax import streaming, train
 from mrl_jax.data import DataConfig, PairDataset, Pairs, StreamedTexts, load, streamed
 from mrl_jax.data.pair_tables import paired
 from mrl_jax.errors import UserError
@@ -139,19 +139,8 @@ def test_a_streamed_run_is_that_in_memory_bit_for_bit(
     assert train.main([*words, "run=streamed", "data.streaming=true"]) == 0
     expected = digests(tmp_path / "pairs" / "memory")
     assert digests(tmp_path / "pairs" / "streamed") == expected
-    saves, save = [], checkpoint.save
-
-    def save_and_die(directory: Path, step: int, tree: object, meta: dict, **options: int) -> Path:
-        found = save(directory, step, tree, meta, **options)
-        saves.append(step)
-        if len(saves) == 2:
-            raise KeyboardInterrupt
-        return found
-
     killed = [*words, "run=killed", "data.streaming=true", "trainer.checkpoint_seconds=0"]
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save", save_and_die)
-        assert train.main(killed) == 130
+    killed_after_two_checkpoints(killed, monkeypatch)
     assert train.main([*killed, "resume=true"]) == 0
     assert digests(tmp_path / "pairs" / "killed") == expected
 
