@@ -178,7 +178,11 @@ def _deviations(values_KxSxn: np.ndarray, replicates: int, seed: int) -> np.ndar
     for start in range(0, replicates, rows):
         part = deviations[start : start + rows]
         bits = rng.integers(0, 256, size=(len(part), -(-n // 8)), dtype=np.uint8)
-        part += np.unpackbits(bits, axis=1, count=n).astype(np.float32) @ doubled
+        # A BLAS may load lanes it does not use; what they set off ("invalid value") says nothing of finite factors.
+        with np.errstate(invalid="ignore"):
+            part += np.unpackbits(bits, axis=1, count=n).astype(np.float32) @ doubled
+    if not np.isfinite(deviations).all():  # nan would count as a small deviation, and every p come out significant
+        raise FloatingPointError("the bootstrap's products are not finite though all outcomes are")
     return deviations
 
 
