@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -222,9 +223,30 @@ def test_a_process_that_works_by_itself_notices_that_another_is_gone(victim: int
 
 
 def test_a_process_that_ends_first_is_not_missed() -> None:
-    for process in idle(12):  # one of them ends well before the heartbeat timeout of JAX, and waits for the other
+    both = idle(12)
+    if sys.platform == "linux":
+        assert [os.sched_getscheduler(process.pid) for process in both] == [os.SCHED_BATCH] * 2
+    for process in both:  # one of them ends well before the heartbeat timeout of JAX, and waits for the other
         _, said = process.communicate(timeout=60)
         assert (process.returncode, said) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="scheduling policies are Linux'")
+@pytest.mark.parametrize(("given", "then"), [("SCHED_OTHER", "SCHED_BATCH"), ("SCHED_IDLE", "SCHED_IDLE")])
+def test_later_threads_do_not_preempt_and_a_policy_that_was_chosen_stays(given: str, then: str) -> None:
+    found: list[int] = []
+
+    def connecting() -> None:
+        os.sched_setscheduler(0, getattr(os, given), os.sched_param(0))
+        distributed._schedule_as_batch()
+        later = threading.Thread(target=lambda: found.append(os.sched_getscheduler(0)))
+        later.start()
+        later.join()
+
+    thread = threading.Thread(target=connecting)  # the policy is one of this thread, not of the tests
+    thread.start()
+    thread.join()
+    assert found == [getattr(os, then)]
 
 
 COLLECTIVES = """
