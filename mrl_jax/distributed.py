@@ -84,9 +84,9 @@ def start(config: DistributedConfig) -> None:
 def _schedule_as_batch() -> None:
     """Let no thread that starts from now on preempt another one by waking up (Linux).
 
-    Gloo's thread is woken by what arrives while the thread that sums still holds the lock of the connection. On its core
-    it then polls for that lock through a whole time slice, 3 ms, in which the holder cannot go on: a sum of 64 numbers
-    took 4.7 ms instead of 0.6, and a ResNet with its 35 sums a step a quarter of the speed (`docs/scale.md`).
+    Gloo's thread is woken by what arrives while the thread that sums still holds the lock of the connection. On that
+    core it then polls for the lock through a whole time slice, 3 ms, in which the holder cannot go on. So a ResNet with
+    its 35 small sums a step ran at a quarter of its speed (`docs/scale.md`).
     """
     if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER:
         with suppress(OSError):  # a sandbox may forbid it: slower, not wrong
