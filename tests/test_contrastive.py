@@ -325,8 +325,9 @@ def agrees(q, d, dims, weights, temperature, symmetric, streamed, learned, valid
     np.testing.assert_allclose(each, losses, rtol=2e-5, atol=1e-6 / temperature)
     np.testing.assert_allclose(total, weights @ losses, rtol=2e-5, atol=1e-5 / temperature)
     np.testing.assert_allclose(got[2], losses, rtol=2e-5, atol=1e-6 / temperature)
-    # A probability is off by what its logit is, float32 steps of 1/τ, and a gradient by that, times 1/τ, times 1/‖z‖.
-    tolerance = 1e-6 / temperature + 1e-8 / temperature**2
+    # A probability is off by what its logit and the normaliser are, half a float32 step of 1/τ each, and a gradient by
+    # that, times 1/τ, times 1/‖z‖.
+    tolerance = 1e-6 / temperature + 2**-23 / temperature**2
     for ours, theirs, scale in zip(got[:2], wanted, scales, strict=True):
         assert (np.abs(ours - theirs) <= tolerance * scale).all()
     if learned:
