@@ -4,16 +4,21 @@ import dataclasses
 import json
 import sqlite3
 import struct
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from hostile import COMMANDS, READERS, labelled, made_plan, rows, weights, words, write_table
 from made_runs import config as made_config
 from made_runs import make_run
+from pyarrow import parquet
 
 from mrl_jax import checkpoint, compare, config, data, inputs, pretrained, search, study, tokens
+from mrl_jax.data import records
 from mrl_jax.data.base import class_names
 from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.errors import LONGEST, UserError
@@ -46,6 +51,31 @@ def test_a_column_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label,other,other\na,b,c,d\n")  # of those that are not read there may be
     with pytest.raises(UserError, match="does not occur"):
         labelled(".csv").read(tmp_path)
+
+
+def test_a_parquet_page_that_points_beyond_its_dictionary_is_named(tmp_path: Path) -> None:
+    """Whatever bit is flipped: rows, or a sentence. Arrow checks where an index points only when asked."""
+    path, texts = tmp_path / "train.parquet", ["orbit", "hockey", "orbit", "kernel"] * 3
+
+    def chosen(path: Path, names: Sequence[str]) -> list[str]:
+        if "text" not in names:
+            raise UserError(f"{path} has no column text")
+        return ["text"]
+
+    parquet.write_table(pyarrow.table({"text": texts}), path, compression="none")
+    good, ends = path.read_bytes(), Counter[str]()
+    for at in range(len(good)):
+        damaged = bytearray(good)
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        try:
+            list(records.parquet_records(path, chosen))
+        except UserError as error:
+            ends["of an index" if "out of bounds" in str(error) else "of something else"] += 1
+        else:
+            ends["rows"] += 1
+    assert ends["rows"] > 0
+    assert ends["of an index"] > 0
 
 
 @pytest.mark.parametrize("point", [0x22000065, 0xFFFFFFFF, 0x110000, 0xD800, 0xDFFF])

@@ -130,6 +130,7 @@ def parquet_records(path: Path, choose: Choose) -> Iterator[tuple[str, Record]]:
             for batch in file.iter_batches(ROWS, columns=chosen, use_threads=False):
                 unpacked += batch.nbytes + 16 * len(batch)
                 check_expansion(path, size, unpacked)
+                batch.validate(full=True)  # a damaged page may point beyond its dictionary
                 columns = [shared(column) for column in batch.columns]
                 for values in zip(*columns, strict=True):
                     number += 1
