@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -162,12 +163,18 @@ def _checkpointer() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Orbax from logging the traceback of an error that it also raises, and that we put into words."""
-    logger = logging.getLogger("absl")
+    """Keep Orbax from logging the traceback of an error that it also raises, and that we put into words.
+
+    The writes of TensorStore that are under way then report to an event loop that is closed, each by a traceback of its
+    own, sooner or later: so after an error these stay quiet.
+    """
+    logger, unraisable = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda said: None if str(said.exc_value) == "Event loop is closed" else unraisable(said)
     try:
         yield
+        sys.unraisablehook = unraisable
     finally:
         logger.setLevel(level)
 

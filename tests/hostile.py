@@ -97,6 +97,39 @@ def paired(suffix: str) -> Reader:
     return Reader(make, read)
 
 
+def streamed(kind: str, suffix: str) -> Reader:
+    """Files of texts or of pairs, read into memory and streamed: the same examples, or the same sentence."""
+    from mrl_jax import data
+    from mrl_jax.errors import UserError
+
+    def make(folder: Path) -> list[str]:
+        if kind == "files":
+            return labelled(suffix).make(folder)
+        return [
+            write_table(folder / f"{part}{suffix}", couples(8, seed)) for seed, part in enumerate(("train", "test"))
+        ]
+
+    def read(folder: Path) -> object:
+        train, test = (str(folder / f"{part}{suffix}") for part in ("train", "test"))
+
+        def load(streaming: bool) -> tuple[object, UserError | None]:
+            try:
+                split = data.load(data.DataConfig(kind, train=train, test=test, streaming=streaming)).train
+            except UserError as error:  # how deep JSON may be nested depends on the stack: its own words are left out
+                return str(error).split(" (")[0], error
+            if isinstance(split, data.Pairs):
+                return (list(split.table), split.columns.tolist()), None
+            return (list(split.inputs), split.labels.tolist()), None
+
+        (memory, error), (disk, _) = load(False), load(True)
+        assert memory == disk, f"in memory {memory}, streamed {disk}"
+        if error:
+            raise error
+        return memory
+
+    return Reader(make, read)
+
+
 def vectors() -> Reader:
     from mrl_jax import data
     from mrl_jax.errors import UserError
@@ -468,6 +501,8 @@ def idx() -> Reader:
 READERS: dict[str, Callable[[], Reader]] = {
     **{f"files{suffix}": lambda suffix=suffix: labelled(suffix) for suffix in (".jsonl", ".csv", ".tsv", ".parquet")},
     **{f"pairs{suffix}": lambda suffix=suffix: paired(suffix) for suffix in (".jsonl", ".csv", ".parquet")},
+    **{f"streamed{suffix}": lambda suffix=suffix: streamed("files", suffix) for suffix in (".jsonl", ".parquet")},
+    "streamed pairs.jsonl": lambda: streamed("pairs", ".jsonl"),
     "vectors": vectors,
     "beir": beir,
     "corpus": corpus,
