@@ -37,13 +37,10 @@ def save(directory: Path, step: int, tree: Any, meta: dict[str, Any], keep: int 
     """
     directory = directory.absolute()
     final = directory / f"step-{step:08d}"
-    partial = directory / f".{final.name}.partial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for leftover in directory.glob(".step-*.partial*"):
-            shutil.rmtree(leftover)
-        partial.mkdir()
-        _write_arrays(partial / "arrays", tree)
+        _remove_partial(directory)
+        partial = _with_arrays(final, tree)
         files = {str(p.relative_to(partial)): sha256_of(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         manifest = partial / "manifest.json"
         content = {"step": step, "meta": meta, "arrays": _shapes(tree), "files": files}
@@ -53,8 +50,9 @@ def save(directory: Path, step: int, tree: Any, meta: dict[str, Any], keep: int 
         _remove(final)
         os.replace(partial, final)
         _sync(directory)
+        _remove_partial(directory)
     except Exception as error:  # Orbax wraps a full disk in errors of several types
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove_partial(directory)
         raise cannot_write(final, error) from error
     for old in steps(directory)[:-keep]:
         with suppress(OSError):
@@ -62,18 +60,30 @@ def save(directory: Path, step: int, tree: Any, meta: dict[str, Any], keep: int 
     return final
 
 
-def _write_arrays(folder: Path, tree: Any) -> None:
-    """Orbax takes its timeouts from the clock of the day, so one that is set forward meanwhile ends them: try again."""
+def _with_arrays(final: Path, tree: Any) -> Path:
+    """A partial folder of the checkpoint `final`, with its arrays.
+
+    Orbax takes its timeouts from the clock of the day, so one that is set forward meanwhile ends them: try again, in
+    another folder, as writes that are under way may still put files into the first.
+    """
     for attempt in range(1, ATTEMPTS + 1):
+        partial = final.with_name(f".{final.name}.{attempt}.partial")
+        partial.mkdir()
         try:
             with _quiet(), _checkpointer() as checkpointer:
-                checkpointer.save(folder, tree)
+                checkpointer.save(partial / "arrays", tree)
                 checkpointer.wait_until_finished()
-            return
+            break
         except TimeoutError:
             if attempt == ATTEMPTS:
                 raise
-            shutil.rmtree(folder, ignore_errors=True)
+    return partial
+
+
+def _remove_partial(directory: Path) -> None:
+    """What saves that did not end well have left; a folder that is still written to goes with the next save."""
+    for leftover in directory.glob(".step-*.partial*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _remove(checkpoint: Path) -> None:
@@ -165,18 +175,25 @@ def _checkpointer() -> Any:
 def _quiet() -> Iterator[None]:
     """Keep Orbax from logging the traceback of an error that it also raises, and that we put into words.
 
-    The writes of TensorStore that are under way then report to an event loop that is closed, each by a traceback of its
+    Writes that are under way then fail as well, or report to an event loop that is closed, each with a traceback of its
     own, sooner or later: so after an error these stay quiet.
     """
-    logger, unraisable = logging.getLogger("absl"), sys.unraisablehook
+    logger, tasks, unraisable = logging.getLogger("absl"), logging.getLogger("asyncio"), sys.unraisablehook
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    tasks.addFilter(_is_not_late)
     sys.unraisablehook = lambda said: None if str(said.exc_value) == "Event loop is closed" else unraisable(said)
     try:
         yield
+        tasks.removeFilter(_is_not_late)
         sys.unraisablehook = unraisable
     finally:
         logger.setLevel(level)
+
+
+def _is_not_late(record: logging.LogRecord) -> bool:
+    said = record.getMessage()
+    return not ("exception was never retrieved" in said and "orbax" in said)
 
 
 def _sum(content: dict[str, Any]) -> str:

@@ -172,7 +172,8 @@ def _compare_data(directory: Path, described: dict[str, Any]) -> None:
 def _remove_states(states: Path) -> None:
     """Training states are only ever needed to finish their group."""
     if distributed.is_writer():
-        shutil.rmtree(states, ignore_errors=True)
+        for _ in range(2):  # a disk that refuses once would leave them for good
+            shutil.rmtree(states, ignore_errors=True)
         with contextlib.suppress(OSError):
             states.parent.rmdir()  # of a population: its members have folders of their own
 

@@ -242,10 +242,16 @@ def test_a_checkpoint_whose_removal_was_cut_short_is_none(tmp_path: Path, monkey
 
 
 def test_a_clock_that_is_set_forward_does_not_end_a_checkpoint(tmp_path: Path, monkeypatch) -> None:
+    """Nor do the writes that were under way get into what is written instead."""
     real, late = ocp.StandardCheckpointer.save, iter([TimeoutError("timed out after -2564.79 seconds")])
+    folders: list[Path] = []
 
-    def save(self: Any, *args: Any, **options: Any) -> Any:
-        real(self, *args, **options)
+    def save(self: Any, folder: Path, *args: Any, **options: Any) -> Any:
+        folders.append(folder)
+        if len(folders) > 1:
+            folders[0].mkdir(parents=True, exist_ok=True)
+            (folders[0] / "late").touch()
+        real(self, folder, *args, **options)
         for error in late:
             self.wait_until_finished()
             raise error
@@ -253,6 +259,8 @@ def test_a_clock_that_is_set_forward_does_not_end_a_checkpoint(tmp_path: Path, m
     monkeypatch.setattr(ocp.StandardCheckpointer, "save", save)
     checkpoint.save(tmp_path, 1, {"w": jnp.arange(5.0)}, {})
     np.testing.assert_array_equal(checkpoint.load(tmp_path, 1, {"w": jnp.zeros(5)})[0]["w"], np.arange(5.0))
+    assert len(folders) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 # ---- an index --------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ FIELD_LIMIT = 1 << 30  # characters of one CSV field; the module's own limit of 
 ROWS = 4096  # of a Parquet file, read at a time
 EXPANDED = 1 << 30  # bytes that a file may unpack to whatever its own size is …
 RATIO = 100  # … and what it may unpack to beyond that, times its own size: text has less than 20
+UNREADABLE = (OSError, ValueError, MemoryError)  # what PyArrow raises for damaged Parquet besides its own exceptions
 
 Record = dict[str, Any]
 Choose = Callable[[Path, list[str]], list[str]]  # of a header: the columns to read; raises `UserError` for a wrong one
@@ -62,7 +63,7 @@ def size(path: Path) -> int:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with contextlib.suppress(pa.ArrowException, OSError):  # reading says what is wrong
+        with contextlib.suppress(*UNREADABLE, pa.ArrowException):  # reading says what is wrong
             found = pq.read_metadata(path)
             return sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
     return path.stat().st_size
@@ -135,7 +136,7 @@ def parquet_records(path: Path, choose: Choose) -> Iterator[tuple[str, Record]]:
                 for values in zip(*columns, strict=True):
                     number += 1
                     yield f"row {number}", dict(zip(batch.schema.names, values, strict=True))
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+    except (pa.ArrowException, *UNREADABLE) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is not a readable Parquet file ({reason})") from error
 
