@@ -179,7 +179,7 @@ def explain(error: Exception, overrides: list[str]) -> str:
     for word in overrides:
         try:
             parsed.append(OverridesParser.create().parse_override(word))
-        except HydraException as syntax:
+        except (HydraException, ValueError) as syntax:  # of a number that Python finds too long, a ValueError
             return (
                 f"cannot read {word}: {str(syntax).splitlines()[0]}; every word is key=value, and a value with spaces, "
                 "brackets or letters beyond ASCII stands in quotes within quotes: \"data.train='my file.csv'\""

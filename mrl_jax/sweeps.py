@@ -62,7 +62,7 @@ def prepare(words: Sequence[str]) -> Sweep:
             else [word]
             for o, word in zip(parsed, words, strict=True)
         ]
-    except HydraException as error:
+    except (HydraException, ValueError) as error:
         raise UserError(configuration.explain(error, list(words))) from None
     launcher = _launcher(words)
     job = [options for options in values if not options[0].lstrip("+").startswith("hydra")]
