@@ -50,10 +50,10 @@ def save(directory: Path, step: int, tree: Any, meta: dict[str, Any], keep: int 
         _remove(final)
         os.replace(partial, final)
         _sync(directory)
-        _remove_partial(directory)
     except Exception as error:  # Orbax wraps a full disk in errors of several types
-        _remove_partial(directory)
         raise cannot_write(final, error) from error
+    finally:
+        _remove_partial(directory)
     for old in steps(directory)[:-keep]:
         with suppress(OSError):
             _remove(directory / f"step-{old:08d}")
@@ -180,20 +180,20 @@ def _quiet() -> Iterator[None]:
     """
     logger, tasks, unraisable = logging.getLogger("absl"), logging.getLogger("asyncio"), sys.unraisablehook
     level = logger.level
+
+    def is_not_late(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return not ("exception was never retrieved" in said and "orbax" in said)
+
     logger.setLevel(logging.CRITICAL)
-    tasks.addFilter(_is_not_late)
+    tasks.addFilter(is_not_late)
     sys.unraisablehook = lambda said: None if str(said.exc_value) == "Event loop is closed" else unraisable(said)
     try:
         yield
-        tasks.removeFilter(_is_not_late)
+        tasks.removeFilter(is_not_late)
         sys.unraisablehook = unraisable
     finally:
         logger.setLevel(level)
-
-
-def _is_not_late(record: logging.LogRecord) -> bool:
-    said = record.getMessage()
-    return not ("exception was never retrieved" in said and "orbax" in said)
 
 
 def _sum(content: dict[str, Any]) -> str:
