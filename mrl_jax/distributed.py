@@ -11,11 +11,12 @@ With one process every function here is the identity.
 """
 
 import json
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -184,6 +185,30 @@ def by_rows(function: Callable[[np.ndarray], np.ndarray], array: np.ndarray) -> 
         return function(array)
     mine = np.arange(len(array))[rank() :: count()]
     return joined(function(array[mine]), mine, len(array))
+
+
+def by_items(
+    function: Callable[[int], np.ndarray], items: Sequence[int], shape: Callable[[int], tuple[int, ...]]
+) -> list[np.ndarray]:
+    """`function(item)`, float32 of `shape(item)`, of each of `items`: every one is computed by one process.
+
+    The largest are given out first, each to the process that has the fewest elements to compute so far.
+    """
+    if count() == 1 or not items:
+        return [function(item) for item in items]
+    sizes = [math.prod(shape(item)) for item in items]
+    owners, loads = np.zeros(len(items), int), [0] * count()
+    for at in sorted(range(len(items)), key=lambda at: -sizes[at]):
+        owners[at] = loads.index(min(loads))
+        loads[owners[at]] += sizes[at]
+    parts = [
+        function(item).ravel() if owner == rank() else np.zeros(size, np.float32)
+        for item, owner, size in zip(items, owners, sizes, strict=True)
+    ]
+    # As all are sources, this is a sum, and all but one of its terms are zero.
+    whole = multihost_utils.broadcast_one_to_all(np.concatenate(parts), is_source=True)
+    split = np.split(np.asarray(whole), np.cumsum(sizes)[:-1])
+    return [part.reshape(shape(item)) for part, item in zip(split, items, strict=True)]
 
 
 def same(what: str, value: Any) -> None:

@@ -114,6 +114,7 @@ def test_logistic_reaches_the_minimum_that_scikit_learn_finds(monkeypatch, count
 def test_logistic_takes_the_penalty_that_is_best_on_validation_and_the_largest_of_equals(monkeypatch):
     chosen = logistic(*TRAIN, *VALIDATION, DIMS, CLASSES)
     monkeypatch.setattr(refit, "_best", lambda candidates, *_: list(candidates))
+    monkeypatch.setattr(refit, "_each", lambda fit, dims, _: {m: fit(m) for m in dims})
     tried = logistic(*TRAIN, *VALIDATION, DIMS, CLASSES)
     for m in DIMS:
         assert len(tried[m]) == len(LOGISTIC)

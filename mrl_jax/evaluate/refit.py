@@ -4,7 +4,7 @@ What an embedding is worth to whoever trains a classifier on it: post-hoc arms n
 for a comparison of embeddings alone.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
 
+from mrl_jax import distributed
 from mrl_jax.errors import UserError
 from mrl_jax.evaluate.classification import rows_at_once
 
@@ -62,12 +63,13 @@ def ridge(
     shares = np.bincount(labels, minlength=classes) / len(labels)
     # Variance below the rounding of float32 is none: penalties stay off zero when all embeddings are alike.
     least = len(z) * float(np.finfo(np.float32).eps ** 2 * np.mean(mean**2) + np.finfo(np.float32).tiny)
-    fitted = {}
-    for m in dims:
+
+    def fit(m: int) -> Classifier:
         kernels = _ridge_path(gram[:m, :m], cross[:m], least)
         candidates = (_classifier(kernel, shares, mean[:m]) for kernel in kernels)
-        fitted[m] = _best(candidates, validation[:, :m], validation_labels)
-    return fitted
+        return _best(candidates, validation[:, :m], validation_labels)
+
+    return _each(fit, dims, classes)
 
 
 def _moments(z: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -109,14 +111,21 @@ def logistic(
     """
     mean, variance = z.mean(axis=0, dtype=np.float64), z.var(axis=0, dtype=np.float64)
     labels_n = jnp.asarray(labels)
-    fitted = {}
-    for m in dims:
+
+    def fit(m: int) -> Classifier:
         scale = float(np.sqrt(variance[:m].mean())) or 1.0
         x_mxn = jnp.asarray(((z[:, :m] - mean[:m]) / scale).T, jnp.float32)
         path = _logistic_path(x_mxn, labels_n, classes)
         candidates = (_classifier(weights[:, :m].T / scale, weights[:, m], mean[:m]) for weights in path)
-        fitted[m] = _best(candidates, validation[:, :m], validation_labels)
-    return fitted
+        return _best(candidates, validation[:, :m], validation_labels)
+
+    return _each(fit, dims, classes)
+
+
+def _each(fit: Callable[[int], Classifier], dims: Sequence[int], classes: int) -> dict[int, Classifier]:
+    """`fit(m)` for each of `dims`, of which each process of a run does a share."""
+    stacked = distributed.by_items(lambda m: np.vstack(fit(m)), dims, lambda m: (m + 1, classes))
+    return {m: (weights[:-1], weights[-1]) for m, weights in zip(dims, stacked, strict=True)}
 
 
 def _logistic_path(x_mxn: jax.Array, labels_n: jax.Array, classes: int) -> Iterator[np.ndarray]:
