@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Tests, and the commands that they start, compile each program once: read by JAX when it is imported.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
@@ -14,7 +14,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 # A busy machine is no failure. Where CI is set, every run draws the same examples; elsewhere new ones are searched.
-settings.register_profile("mrl_jax", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile(
+    "mrl_jax", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
 settings.load_profile("mrl_jax")
 
 TOPICS = ("orbit", "hockey", "kernel", "garden")
