@@ -107,7 +107,8 @@ def logistic(
     """Multinomial logistic regression with an L2 penalty on the kernel, by L-BFGS, warm-started down the penalties.
 
     Arguments and result as for `ridge`. Minimises `mean cross-entropy + penalty / 2 · Σ kernel²` until a step gains
-    less than a millionth; one scale for all coordinates leaves the geometry of the embedding as it is.
+    less than a millionth, so rounding (another number of cores) moves a prediction in a thousand; one scale for all
+    coordinates leaves the geometry of the embedding as it is.
     """
     mean, variance = z.mean(axis=0, dtype=np.float64), z.var(axis=0, dtype=np.float64)
     labels_n = jnp.asarray(labels)
