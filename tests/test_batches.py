@@ -135,7 +135,7 @@ def test_prefetching_works_ahead_of_the_consumer_but_not_without_bound():
     made = []
     items = batches.prefetch(iter(range(100)), made.append, ahead=2)
     next(items)
-    for _ in range(3000):
+    for _ in range(200):
         if len(made) == 3:
             break
         time.sleep(0.01)

@@ -215,7 +215,7 @@ except UserError as error:
     print(error)
 time.sleep(0.5)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert "no space left for" in done.stdout
     assert "step-00000030" in done.stdout
     assert len(done.stdout.splitlines()) == 1

@@ -200,7 +200,7 @@ def test_two_processes_that_prepare_at_once_share_the_result(tmp_path: Path) -> 
     processes = [context.Process(target=_prepare, args=(str(tmp_path), start, out)) for _ in range(2)]
     for process in processes:
         process.start()
-    found = [out.get(timeout=600) for _ in processes]
+    found = [out.get(timeout=120) for _ in processes]
     for process in processes:
         process.join()
     assert found[0] == found[1]

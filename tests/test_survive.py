@@ -48,7 +48,7 @@ def test_short_campaigns_lose_nothing(tmp_path: Path) -> None:
     """Builds of an index killed, on failing disks and twice at once; runs are killed in test_train.py."""
     words = ["kills", "disk", "twice", "--only", "index, exact", "--number", "14", "--each", "1", "--arms", "[mrl]"]
     command = [sys.executable, str(ROOT / "benchmarks" / "survive.py"), *words, "--documents", "2000"]
-    done = subprocess.run([*command, "--json", str(tmp_path / "x.json")], capture_output=True, text=True, timeout=900)
+    done = subprocess.run([*command, "--json", str(tmp_path / "x.json")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "x.json").read_text())
     assert figures["kills"]["kills"] == 2

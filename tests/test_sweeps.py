@@ -104,7 +104,7 @@ def test_a_launcher_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> No
 
 def sweep(words: list[str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mrl_jax.train", "--multirun", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def changed(results: Path) -> dict[Path, int]:

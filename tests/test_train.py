@@ -282,7 +282,7 @@ def test_ctrl_c_saves_and_resumes_to_the_same_bits(tiny: list[str], tmp_path: Pa
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "resume=true" in errors
     assert "Traceback" not in errors
