@@ -524,7 +524,7 @@ def damaged_states(bench: Bench, options: argparse.Namespace) -> Figures:
     rng = random.Random(options.seed)
     outcomes: Counter[str] = Counter()
     lost: list[str] = []
-    for i in range(options.each // 4):
+    for i in range(options.each):
         clear(job)
         ended = Child(job.first, job.place, kill_at(expected.changes // 3)).wait()
         while ended.killed and len(checkpoint.steps(job.run / "checkpoints" / ended.label / "state")) < 2:
