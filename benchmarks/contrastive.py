@@ -51,7 +51,7 @@ def ours(case: Case) -> tuple[Callable[[], Any], Callable[[Any], list[np.ndarray
     import jax
     import jax.numpy as jnp
 
-    from mrl_jax import contrastive
+    from mrl_jax.losses import contrastive
 
     dims = ALL_DIMS[case.count]
     weights = jnp.ones(len(dims))

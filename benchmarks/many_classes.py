@@ -32,7 +32,8 @@ def measure(kind: str, form: str, rounds: int) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from mrl_jax import heads, nesting
+    from mrl_jax import nesting
+    from mrl_jax.losses import heads
 
     dims = nesting.log_spaced(WIDTH, SMALLEST)
     keys = jax.random.split(jax.random.key(0), 3)

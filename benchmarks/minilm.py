@@ -37,21 +37,23 @@ def dataset() -> Any:
 def ours_train(dtype: str, steps: int) -> float:
     import jax
 
-    from mrl_jax import arms, batches, inputs
-    from mrl_jax.batches import Examples, PairExamples
+    from mrl_jax import arms
     from mrl_jax.config import LossConfig, OptimizerConfig
     from mrl_jax.encoders import TransformerConfig, standalone
-    from mrl_jax.program import Program
+    from mrl_jax.text import tokenizers
+    from mrl_jax.training import batches
+    from mrl_jax.training.batches import Examples, PairExamples
+    from mrl_jax.training.step import TrainStep
 
     pairs = dataset().train
     rows = np.random.default_rng(0).choice(len(pairs), PAIRS * (WARM * 4 + steps), replace=False)
     used, columns = np.unique(pairs.columns[rows], return_inverse=True)
     config = TransformerConfig(weights="minilm", dtype=dtype)
-    reader = inputs.Subwords.fit([], config)
+    reader = tokenizers.Subwords.fit([], config)
     texts = [pairs.table[i] for i in used]
     examples = PairExamples(Examples(reader(texts), np.zeros(len(texts))), columns.reshape(-1, 2), None)
     encoder, vocabulary = standalone(config, reader.vocabulary)
-    program = Program(
+    program = TrainStep(
         encoder=encoder,
         inputs={"ids": (1,), "mask": (1,)},
         vocabulary=vocabulary,
@@ -119,9 +121,9 @@ def theirs_train(dtype: str, steps: int) -> float:
 def their_model() -> Any:
     from sentence_transformers import SentenceTransformer, models
 
-    from mrl_jax import pretrained
+    from mrl_jax.encoders import huggingface
 
-    transformer = models.Transformer(str(pretrained.resolve("minilm")), max_seq_length=256)
+    transformer = models.Transformer(str(huggingface.resolve("minilm")), max_seq_length=256)
     return SentenceTransformer(modules=[transformer, models.Pooling(384, pooling_mode="mean")], device="cpu")
 
 
@@ -132,15 +134,15 @@ def glosses() -> list[str]:
 
 
 def ours_encode(dtype: str, steps: int) -> float:
-    from mrl_jax import inputs
     from mrl_jax.config import LossConfig, OptimizerConfig
     from mrl_jax.encoders import TransformerConfig
-    from mrl_jax.model import Model
-    from mrl_jax.program import Program
+    from mrl_jax.model import EmbeddingModel
+    from mrl_jax.text import tokenizers
+    from mrl_jax.training.step import TrainStep
 
     config = TransformerConfig(weights="minilm", dtype=dtype)
-    reader = inputs.Subwords.fit([], config)
-    program = Program(
+    reader = tokenizers.Subwords.fit([], config)
+    program = TrainStep(
         encoder=config,
         inputs={"ids": (1,), "mask": (1,)},
         vocabulary=reader.vocabulary,
@@ -153,7 +155,7 @@ def ours_encode(dtype: str, steps: int) -> float:
         loss=LossConfig(name="info_nce"),
         steps=1,
     )
-    model, texts = Model(program, program.init(0).model, reader, DIMS, "separate"), glosses()
+    model, texts = EmbeddingModel(program, program.init(0).model, reader, DIMS, "separate"), glosses()
     model.encode(texts, dim=64)
     started = time.perf_counter()
     model.encode(texts, dim=64)

@@ -40,8 +40,8 @@ def measure(setting: Setting, rounds: int) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from mrl_jax import heads, nesting
-    from mrl_jax.losses import nested_cross_entropy
+    from mrl_jax import nesting
+    from mrl_jax.losses import heads, nested_cross_entropy
 
     batch, width, classes, smallest = setting
     dims = nesting.log_spaced(width, smallest)

@@ -105,7 +105,7 @@ def methods(x: np.ndarray, dims: tuple[int, ...], threads: int, prefix: int) -> 
     import faiss
     import jax.numpy as jnp
 
-    from mrl_jax import funnel
+    from mrl_jax.search import funnel
 
     faiss.omp_set_num_threads(threads)
     width, count = x.shape[1], len(x)
@@ -183,7 +183,7 @@ def methods(x: np.ndarray, dims: tuple[int, ...], threads: int, prefix: int) -> 
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    from mrl_jax.plan import ndcg, recall
+    from mrl_jax.search.plan import ndcg, recall
 
     if options.real:
         x, q, dims = whole(options.run, options.arm, options.texts)
@@ -232,8 +232,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def on_disk(options: argparse.Namespace) -> dict[str, Any]:
     """Build an index folder, search it in a fresh process, and say how much memory that took."""
-    from mrl_jax.index import Description, Document, exact
-    from mrl_jax.plan import recall
+    from mrl_jax.search.index import Description, Document, exact
+    from mrl_jax.search.plan import recall
 
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         base, dims = real(options.run, options.arm, options.windows, options.texts)
@@ -264,7 +264,7 @@ def on_disk(options: argparse.Namespace) -> dict[str, Any]:
 
 def searched(folder: Path, way: str) -> None:
     """The fresh process: open and search; prints JSON."""
-    from mrl_jax.index import exact
+    from mrl_jax.search.index import exact
 
     q = np.load(folder / "queries.npy")
     started = time.perf_counter()

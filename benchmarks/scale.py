@@ -42,9 +42,10 @@ def curves(only: Sequence[str], times: int) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from mrl_jax import arms, config, contrastive
+    from mrl_jax import arms, config
     from mrl_jax.evaluate import neighbours
-    from mrl_jax.program import Program
+    from mrl_jax.losses import contrastive
+    from mrl_jax.training.step import TrainStep
 
     rng = np.random.default_rng(0)
     classes, features = 100, 512
@@ -55,7 +56,7 @@ def curves(only: Sequence[str], times: int) -> dict[str, Any]:
         words = ["data=features", "encoder=mlp", f"width={width}", f"nesting_dims={list(dims)}", f"arms=[{name}]"]
         settings = config.from_command_line([*words, "data.train=a.npz", "data.test=a.npz"])
         described = {"inputs": {"features": [features]}, "vocabulary": 0, "classes": ["c"] * classes}
-        program = Program.of(settings, described)
+        program = TrainStep.of(settings, described)
         arm = arms.expand((name,), settings.nesting_dims)[0]
         inputs = {
             "features": jnp.asarray(rng.standard_normal((batch * times, features)), jnp.float32),

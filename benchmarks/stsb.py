@@ -24,16 +24,17 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.losses import CoSENTLoss, MatryoshkaLoss
 
 from mrl_jax import config as configuration
-from mrl_jax import data, pretrained, runs
+from mrl_jax import data, runs
 from mrl_jax.data import Pairs
-from mrl_jax.trainer import steps
+from mrl_jax.encoders import huggingface
+from mrl_jax.training.loop import steps
 
 
 def as_sentence_transformer(weights: str, max_length: int) -> SentenceTransformer:
     """The pretrained folder with the pooling that it is published with."""
     from sentence_transformers import models
 
-    transformer = models.Transformer(str(pretrained.resolve(weights)), max_seq_length=max_length)
+    transformer = models.Transformer(str(huggingface.resolve(weights)), max_seq_length=max_length)
     return SentenceTransformer(modules=[transformer, models.Pooling(384, pooling_mode="mean")], device="cpu")
 
 

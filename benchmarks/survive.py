@@ -51,8 +51,9 @@ from children import (  # noqa: E402
 )
 
 import mrl_jax  # noqa: E402
-from mrl_jax import checkpoint, data, report, runs, search, train  # noqa: E402
+from mrl_jax import data, report, runs, search, train  # noqa: E402
 from mrl_jax.errors import UserError  # noqa: E402
+from mrl_jax.runs import checkpoint  # noqa: E402
 
 TOPICS = ("orbit", "hockey", "kernel", "garden")
 LOG_EVERY = 5  # steps, and so a checkpoint: the runs make one at every line of the log
@@ -113,7 +114,7 @@ def look_at_run(directory: Path) -> Any:
     models = {}
     for folder in sorted(directory.glob("checkpoints/*/model")):
         arm, _, seed = folder.parent.name.rpartition("-seed")
-        (step,) = checkpoint.steps(folder)
+        (step,) = checkpoint.saved_steps(folder)
         meta = json.loads((folder / f"step-{step:08d}" / "manifest.json").read_text())["meta"]
         models[folder.parent.name] = [mrl_jax.load(directory, arm, int(seed)).fingerprint, step, meta]
     members = sorted(path.name for path in (directory / "checkpoints").glob("*/*"))
@@ -343,7 +344,7 @@ def steps_repeated(run: Path, ended: Ended) -> list[int]:
     done = {f"{row.arm}-seed{row.seed}" for row in runs.read_rows(run / "evaluation.csv")}
     if ended.label.partition("-and-")[0] in done:
         return [0]
-    return [max(0, ended.step - max(checkpoint.steps(folder / "state"), default=0))]  # 0: killed while it resumed
+    return [max(0, ended.step - max(checkpoint.saved_steps(folder / "state"), default=0))]  # 0: killed while it resumed
 
 
 # ---- disks -----------------------------------------------------------------------------------------------------------
@@ -527,12 +528,12 @@ def damaged_states(bench: Bench, options: argparse.Namespace) -> Figures:
     for i in range(options.each):
         clear(job)
         ended = Child(job.first, job.place, kill_at(expected.changes // 3)).wait()
-        while ended.killed and len(checkpoint.steps(job.run / "checkpoints" / ended.label / "state")) < 2:
+        while ended.killed and len(checkpoint.saved_steps(job.run / "checkpoints" / ended.label / "state")) < 2:
             ended = Child(job.again, job.place, kill_at(expected.changes // 4)).wait()
         if not ended.killed:
             continue
         states = job.run / "checkpoints" / ended.label / "state"
-        newest = states / f"step-{checkpoint.steps(states)[-1]:08d}"
+        newest = states / f"step-{checkpoint.saved_steps(states)[-1]:08d}"
         path = rng.choice([path for path in sorted(newest.rglob("*")) if path.is_file() and path.stat().st_size])
         path.write_bytes((cut, flipped)[i % 2](path.read_bytes(), rng))
         again = Child(job.again, job.place).wait()
@@ -554,7 +555,7 @@ def damaged_data(bench: Bench, options: argparse.Namespace) -> Figures:
         return hashlib.sha256(json.dumps(content).encode() + read.train.labels.tobytes()).hexdigest()
 
     in_child(of_data, bench.folder / "damage")
-    folder = mrl_jax.data.artefacts.default_cache() / "prepared"
+    folder = mrl_jax.data.readers.artefacts.default_cache() / "prepared"
     # A copy, so that nobody's cache is harmed.
     cache = bench.folder / "cache"
     shutil.copytree(folder / "reuters", cache / "prepared" / "reuters")

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 from mrl_jax import losses, nesting
 
 if TYPE_CHECKING:
-    from mrl_jax.model import Model, load
+    from mrl_jax.model import EmbeddingModel, load
 
-__all__ = ["Model", "load", "losses", "nesting"]
+__all__ = ["EmbeddingModel", "load", "losses", "nesting"]
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: the losses alone need neither the configuration nor the checkpoint library.
-    if name in ("Model", "load"):
+    if name in ("EmbeddingModel", "load"):
         from mrl_jax import model
 
         return getattr(model, name)

@@ -31,7 +31,7 @@ FOR_CLASSES = (*TRAINED, *POSTHOC)  # what `all` stands for
 FOR_PAIRS = tuple(name for name in NAMES if name != "mrl_e")
 
 
-class Row(NamedTuple):
+class LossWeights(NamedTuple):
     """What makes a member an arm, as arguments of the compiled step."""
 
     weights: Any  # float32 [kinds, K]
@@ -55,10 +55,10 @@ class Arm:
         """The nesting dims at which this arm has a trained classifier."""
         return tuple(m for m, weight in zip(dims, self.weights, strict=True) if weight > 0)
 
-    def row(self, kinds: Sequence[str]) -> Row:
+    def row(self, kinds: Sequence[str]) -> LossWeights:
         """The arm's loss weights in a program that holds the head kinds `kinds`."""
         weights = [np.asarray(self.weights, np.float32) * (kind == self.head) for kind in kinds]
-        return Row(np.stack(weights), np.asarray(self.name == "mrl_sampled"))
+        return LossWeights(np.stack(weights), np.asarray(self.name == "mrl_sampled"))
 
 
 @dataclass(frozen=True)

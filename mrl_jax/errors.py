@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from pathlib import Path
 
 LONGEST = 1000  # signs of a message; a file may put a book where a name was expected
 
@@ -26,16 +25,6 @@ def one_of(key: str, value: object, allowed: Iterable[str]) -> str:
     if value in names:
         return str(value)
     raise UserError(f"{key}={value} is unknown{nearest(str(value), names)}; allowed: {', '.join(names)}")
-
-
-def path_of(key: str, name: str) -> Path:
-    """The path that `name` means, `~` expanded; `UserError` where no file can have it, there or not."""
-    try:
-        path = Path(name).expanduser()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, of an unknown user, closed to this one
-        raise UserError(f"{key}={name}: there is no such file ({error})") from None
-    return path
 
 
 def nearest(value: str, names: Iterable[str]) -> str:

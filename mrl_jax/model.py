@@ -12,22 +12,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from mrl_jax import arms, batches, checkpoint, heads, inputs, nesting, runs
+from mrl_jax import arms, console, nesting, runs
 from mrl_jax import config as configuration
-from mrl_jax.batches import Examples
 from mrl_jax.errors import UserError, one_of
-from mrl_jax.program import Model as Weights
-from mrl_jax.program import Program
-from mrl_jax.trainer import tokens_at_once
+from mrl_jax.losses import heads
+from mrl_jax.runs import checkpoint
+from mrl_jax.text import tokenizers
+from mrl_jax.training import batches
+from mrl_jax.training.batches import Examples
+from mrl_jax.training.loop import tokens_at_once
+from mrl_jax.training.step import TrainStep, Weights
 
 CHUNK = 16_384  # texts that are read, sorted and embedded together
 
 
-class Model:
+class EmbeddingModel:
     """A trained member of a run. `dims` are the prefix lengths that it was trained at, `head` the kind of its head."""
 
     def __init__(
-        self, program: Program, weights: Weights, reader: inputs.Reader, dims: tuple[int, ...], head: str
+        self, program: TrainStep, weights: Weights, reader: tokenizers.Reader, dims: tuple[int, ...], head: str
     ) -> None:
         self.program, self.weights, self.reader, self.dims, self.head = program, weights, reader, dims, head
         self._embed = jax.jit(program.embed)
@@ -100,7 +103,7 @@ class Model:
         total = len(raw) if isinstance(raw, Sized) else None
         shown = show_progress if show_progress is not None else total is None or total > CHUNK
         cut = 0
-        with runs.progress(total, "encode", "example", leave=False, shown=shown) as bar:
+        with console.progress(total, "encode", "example", leave=False, shown=shown) as bar:
             for chunk in _chunks(raw):
                 z = self._embedded(chunk, batch_size, dim, normalised=True)
                 cut += getattr(self.reader, "cut", 0)
@@ -155,7 +158,7 @@ def _chunks(raw: Iterable[str] | np.ndarray) -> Iterator[Any]:
         yield chunk
 
 
-def load(run: str | Path, arm: str | None = None, seed: int = 0) -> Model:
+def load(run: str | Path, arm: str | None = None, seed: int = 0) -> EmbeddingModel:
     """The best model of one member of a run.
 
     Args:
@@ -175,11 +178,11 @@ def load(run: str | Path, arm: str | None = None, seed: int = 0) -> Model:
         raise UserError(f"seed={seed} is not in {directory}; allowed: 0…{config.seeds - 1}")
     label = arms.Member(chosen, seed).label
     folder = directory / "checkpoints" / label / "model"
-    found = checkpoint.steps(folder)
+    found = checkpoint.saved_steps(folder)
     if not found:
         raise UserError(f"{label} has no finished model in {directory}; continue that run with resume=true")
     encoder = configuration.build(type(config.encoder), dataset["encoder"], "encoder")
-    program = Program.of(dataclasses.replace(config, encoder=encoder), dataset)
+    program = TrainStep.of(dataclasses.replace(config, encoder=encoder), dataset)
     weights, _ = checkpoint.load(folder, found[-1], jax.eval_shape(program.init, 0).model)
-    reader = inputs.load(encoder, directory, dataset["kind"])
-    return Model(program, weights, reader, chosen.trained(config.nesting_dims), chosen.head)
+    reader = tokenizers.load(encoder, directory, dataset["kind"])
+    return EmbeddingModel(program, weights, reader, chosen.trained(config.nesting_dims), chosen.head)

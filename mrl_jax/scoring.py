@@ -11,27 +11,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax import arms, compress, distributed, evaluate, heads, runs
-from mrl_jax.batches import Examples, PairExamples, RankingExamples
+from mrl_jax import arms, evaluate, files, processes
 from mrl_jax.config import Config
-from mrl_jax.evaluate import Score, refit
+from mrl_jax.evaluate import Score, compress, refit
 from mrl_jax.evaluate.classification import Classifiers
-from mrl_jax.program import Model
-from mrl_jax.runs import Row
-from mrl_jax.trainer import Fitted, Trainer
+from mrl_jax.losses import heads
+from mrl_jax.runs import MetricRow
+from mrl_jax.training.batches import Examples, PairExamples, RankingExamples
+from mrl_jax.training.loop import FitResult, Trainer
+from mrl_jax.training.step import Weights
 
 FIT_ROWS = 20_000  # training texts whose embeddings a compression of pairs is fitted on
 
 Splits = Mapping[str, Examples | PairExamples | RankingExamples]
 
 
-def of_member(config: Config, trainer: Trainer, fitted: Fitted, splits: Splits, directory: Path) -> list[Row]:
+def of_member(config: Config, trainer: Trainer, fitted: FitResult, splits: Splits, directory: Path) -> list[MetricRow]:
     """The rows of a trained member, and of the arms that compress it."""
     score = _of_pairs if config.contrastive else _of_classes
     return score(config, trainer, fitted, splits, directory)
 
 
-def _of_classes(config: Config, trainer: Trainer, fitted: Fitted, splits: Splits, directory: Path) -> list[Row]:
+def _of_classes(
+    config: Config, trainer: Trainer, fitted: FitResult, splits: Splits, directory: Path
+) -> list[MetricRow]:
     member, arm, dims, settings = fitted.member, fitted.member.arm, config.nesting_dims, config.evaluation
     compressions = arms.posthoc(config.arms)
     classifier = refitted_by(config)
@@ -44,7 +47,7 @@ def _of_classes(config: Config, trainer: Trainer, fitted: Fitted, splits: Splits
         fixed = [m for m in at if m in dims or m in (settings.dims or ())]  # between the nesting dims it takes long
         return fit(z["train"], labels["train"], z["validation"], labels["validation"], fixed, trainer.program.classes)
 
-    def keep(name: str, scores: Iterable[tuple[str, Score]]) -> list[Row]:
+    def keep(name: str, scores: Iterable[tuple[str, Score]]) -> list[MetricRow]:
         label = member.label if name == arm.name else f"{name}-seed{member.seed}"
         return _keep(config, directory, name, label, member.seed, labels, scores)
 
@@ -95,7 +98,7 @@ class Judged(NamedTuple):
         return len(self.first)
 
 
-def _of_pairs(config: Config, trainer: Trainer, fitted: Fitted, splits: Splits, directory: Path) -> list[Row]:
+def _of_pairs(config: Config, trainer: Trainer, fitted: FitResult, splits: Splits, directory: Path) -> list[MetricRow]:
     member, arm = fitted.member, fitted.member.arm
     judged = _judged(config, trainer, fitted.model, splits)
     wanted = evaluate.dims_of(arm, config.nesting_dims, config.evaluation)
@@ -109,7 +112,7 @@ def _of_pairs(config: Config, trainer: Trainer, fitted: Fitted, splits: Splits, 
     return rows
 
 
-def of_untuned(config: Config, trainer: Trainer, splits: Splits, seed: int, directory: Path) -> list[Row]:
+def of_untuned(config: Config, trainer: Trainer, splits: Splits, seed: int, directory: Path) -> list[MetricRow]:
     """The rows of the arms that stand for the encoder before training, with the initial parameters of `seed`."""
     model = trainer.program.init(seed).model
     how = {"untuned": "truncated", "untuned_pca": "pca"}
@@ -121,7 +124,7 @@ def of_untuned(config: Config, trainer: Trainer, splits: Splits, seed: int, dire
 
 def _compressed(
     config: Config, directory: Path, how: Mapping[str, str], z: np.ndarray, judged: Mapping[str, Judged], seed: int
-) -> list[Row]:
+) -> list[MetricRow]:
     """The rows of the arms `how`, name → compression, which is fitted on `z`."""
     rows, dims = [], evaluate.dims_of(None, config.nesting_dims, config.evaluation)
     for name, kind in how.items():
@@ -131,7 +134,7 @@ def _compressed(
     return rows
 
 
-def _judged(config: Config, trainer: Trainer, model: Model, splits: Splits) -> dict[str, Judged]:
+def _judged(config: Config, trainer: Trainer, model: Weights, splits: Splits) -> dict[str, Judged]:
     """The embeddings of validation and test. Validation pairs without scores rank all their documents."""
     found = {}
     for name in ("validation", "test"):
@@ -152,7 +155,7 @@ def _judged(config: Config, trainer: Trainer, model: Model, splits: Splits) -> d
     return found
 
 
-def _sample(config: Config, trainer: Trainer, model: Model, splits: Splits, seed: int) -> np.ndarray:
+def _sample(config: Config, trainer: Trainer, model: Weights, splits: Splits, seed: int) -> np.ndarray:
     """Embeddings of training texts to fit a compression on."""
     train = splits["train"]
     assert isinstance(train, PairExamples)
@@ -170,7 +173,7 @@ def _keep_pairs(
     seed: int,
     judged: Mapping[str, Judged],
     dims: Sequence[int],
-) -> list[Row]:
+) -> list[MetricRow]:
     scores = ((split, score) for split, one in judged.items() for score in one.scores(dims))
     labels = {split: np.zeros(len(one), np.int32) for split, one in judged.items()}
     return _keep(config, directory, name, label, seed, labels, scores)
@@ -184,18 +187,18 @@ def _keep(
     seed: int,
     labels: Mapping[str, np.ndarray],
     scores: Iterable[tuple[str, Score]],
-) -> list[Row]:
+) -> list[MetricRow]:
     """Write the outcomes of an arm to predictions/`label`.npz and return its rows."""
-    rows: list[Row] = []
+    rows: list[MetricRow] = []
     outcomes = {f"{split}/label": labels[split] for split in ("validation", "test")}
     for split, s in scores:
-        rows.append(Row(config.name, name, seed, s.dim, split, s.metric, s.value))
+        rows.append(MetricRow(config.name, name, seed, s.dim, split, s.metric, s.value))
         if s.outcomes is not None:
             outcomes[f"{split}/{s.metric}/{s.dim}"] = s.outcomes
         if s.prediction is not None:
             outcomes[f"{split}/prediction/{s.dim}"] = s.prediction
-    if distributed.is_writer():
+    if processes.is_process0():
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **outcomes)
-        runs.write(directory / "predictions" / f"{label}.npz", buffer.getvalue())
+        files.write(directory / "predictions" / f"{label}.npz", buffer.getvalue())
     return rows

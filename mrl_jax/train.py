@@ -27,32 +27,22 @@ import jax
 import numpy as np
 from omegaconf import DictConfig
 
-from mrl_jax import (
-    arms,
-    checkpoint,
-    data,
-    distributed,
-    encoders,
-    inputs,
-    pretrained,
-    report,
-    runs,
-    scoring,
-    streaming,
-    sweeps,
-)
+from mrl_jax import arms, console, data, encoders, files, processes, report, runs, scoring
 from mrl_jax import config as configuration
 from mrl_jax.arms import Member
-from mrl_jax.batches import Examples, PairExamples, RankingExamples
 from mrl_jax.config import Config
 from mrl_jax.data import Dataset, PairDataset, StreamedTexts
-from mrl_jax.data.artefacts import cache_folder, sha256_of
+from mrl_jax.encoders import huggingface
 from mrl_jax.errors import UserError
 from mrl_jax.evaluate import adaptive, refit
-from mrl_jax.program import Program
-from mrl_jax.runs import Row
-from mrl_jax.streaming import StreamedExamples
-from mrl_jax.trainer import Interrupted, Trainer, grouped, load_model, save_model, steps
+from mrl_jax.files import cache_folder, sha256_of
+from mrl_jax.runs import MetricRow, checkpoint, sweeps
+from mrl_jax.text import tokenizers
+from mrl_jax.training import disk_examples
+from mrl_jax.training.batches import Examples, PairExamples, RankingExamples
+from mrl_jax.training.disk_examples import StreamedExamples
+from mrl_jax.training.loop import Interrupted, Trainer, grouped, load_model, save_model, total_steps
+from mrl_jax.training.step import TrainStep
 
 LEARN_FROM = {  # what a split consists of → losses that learn from it
     "classes": ("cross_entropy",),
@@ -75,41 +65,41 @@ def _keep_compiled(config: Config) -> None:
 
 
 def _train(config: Config, held: contextlib.ExitStack) -> Path:
-    distributed.start(config.distributed)
+    processes.start(config.distributed)
     _keep_compiled(config)
     directory = None
     # The writer's word: the others may not see the folder.
-    if distributed.on_writer(lambda: runs.exists(config) if config.resume == "auto" else config.resume):
-        directory = Path(distributed.on_writer(lambda: _reopened(config, held)))
+    if processes.on_process0(lambda: runs.exists(config) if config.resume == "auto" else config.resume):
+        directory = Path(processes.on_process0(lambda: _reopened(config, held)))
     else:
-        distributed.on_writer(lambda: runs.refuse_existing(config))
+        processes.on_process0(lambda: runs.refuse_existing(config))
     dataset = data.load(config.data)
     _check_data(config, dataset)
-    streaming.check(config, dataset)
-    reader = streaming.fit(config, dataset)
+    disk_examples.check(config, dataset)
+    reader = disk_examples.fit(config, dataset)
     splits = _splits(config, dataset, reader)
     train, validation = splits["train"], splits["validation"]
     assert not isinstance(train, RankingExamples)
     assert not isinstance(validation, RankingExamples)
     described = describe(config, dataset, reader, splits)
-    distributed.same("data set", json.loads(_json(described)))
-    program = Program.of(config, described, steps(config.trainer, len(train)))
+    processes.same("data set", json.loads(_json(described)))
+    program = TrainStep.of(config, described, total_steps(config.trainer, len(train)))
     trainer = Trainer(program, config.trainer)
     program.check()
     if directory is None:
-        directory = Path(distributed.on_writer(lambda: _claimed(config, held)))
+        directory = Path(processes.on_process0(lambda: _claimed(config, held)))
     else:
-        distributed.on_writer(lambda: _compare_data(directory, described))
-    if distributed.is_writer():
+        processes.on_process0(lambda: _compare_data(directory, described))
+    if processes.is_process0():
         reader.save(directory)
-        runs.write(directory / "dataset.json", _json(described))
+        files.write(directory / "dataset.json", _json(described))
         runs.seal(directory)
     members = _members(config)
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
-    processes = f" by {distributed.count()} processes" if distributed.count() > 1 else ""
-    runs.say(f"{directory}: {len(members)} to train{processes}, {program.steps:,} steps each; {counts}")
+    shared = f" by {processes.count()} processes" if processes.count() > 1 else ""
+    console.say(f"{directory}: {len(members)} to train{shared}, {program.steps:,} steps each; {counts}")
     evaluation = directory / "evaluation.csv"
-    rows = [Row(*row) for row in distributed.on_writer(lambda: runs.read_rows(evaluation))]
+    rows = [MetricRow(*row) for row in processes.on_process0(lambda: runs.read_rows(evaluation))]
     log = runs.Log(directory / "metrics.jsonl")
     for name in arms.untuned(config.arms):
         if not all(any(row.arm == name and row.seed == seed for row in rows) for seed in range(config.seeds)):
@@ -124,10 +114,10 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
         name = group[0].label if len(group) == 1 else f"{group[0].label}-and-{len(group) - 1}-more"
         states = directory / "checkpoints" / name / "state"
         finished = all(_is_done(rows, member, config) for member in group)
-        if finished and distributed.on_writer(lambda models=models: all(map(checkpoint.steps, models))):  # type: ignore[misc]
+        if finished and processes.on_process0(lambda models=models: all(map(checkpoint.saved_steps, models))):  # type: ignore[misc]
             _remove_states(states)  # of a process that was killed here
             continue
-        with runs.progress(program.steps, f"{done}/{len(members)} {name}", "step") as bar:
+        with console.progress(program.steps, f"{done}/{len(members)} {name}", "step") as bar:
             # Trained before, and stopped while it was evaluated?
             there = [load_model(model, member, program) for model, member in zip(models, group, strict=True)]
             fitted = [one for one in there if one is not None]
@@ -140,7 +130,7 @@ def _train(config: Config, held: contextlib.ExitStack) -> Path:
             rows += scoring.of_member(config, trainer, one, splits, directory)
             runs.write_rows(evaluation, rows)
         if bar.disable:  # off a terminal, a line each
-            runs.say(f"{done} of {len(members)}: {name} is done")
+            console.say(f"{done} of {len(members)}: {name} is done")
         _remove_states(states)
     return directory
 
@@ -171,26 +161,26 @@ def _compare_data(directory: Path, described: dict[str, Any]) -> None:
 
 def _remove_states(states: Path) -> None:
     """Training states are only ever needed to finish their group."""
-    if distributed.is_writer():
+    if processes.is_process0():
         for _ in range(2):  # a disk that refuses once would leave them for good
             shutil.rmtree(states, ignore_errors=True)
         with contextlib.suppress(OSError):
             states.parent.rmdir()  # of a population: its members have folders of their own
 
 
-def _untuned(config: Config, trainer: Trainer, splits: scoring.Splits, directory: Path) -> list[Row]:
+def _untuned(config: Config, trainer: Trainer, splits: scoring.Splits, directory: Path) -> list[MetricRow]:
     """The rows of the untuned arms; pretrained weights are the same for every seed, so they are measured once."""
     same = getattr(config.encoder, "weights", None) is not None
-    rows: list[Row] = []
+    rows: list[MetricRow] = []
     for seed in range(1 if same else config.seeds):
-        runs.say(f"evaluating the encoder before training, seed {seed}")
+        console.say(f"evaluating the encoder before training, seed {seed}")
         rows += scoring.of_untuned(config, trainer, splits, seed, directory)
     for seed in range(1, config.seeds) if same else ():
         rows += [row._replace(seed=seed) for row in rows if row.seed == 0]
         for name in arms.untuned(config.arms):
             outcomes = directory / "predictions" / f"{name}-seed0.npz"
-            if distributed.is_writer():
-                runs.write(outcomes.with_name(f"{name}-seed{seed}.npz"), outcomes.read_bytes())
+            if processes.is_process0():
+                files.write(outcomes.with_name(f"{name}-seed{seed}.npz"), outcomes.read_bytes())
     return rows
 
 
@@ -200,14 +190,14 @@ def _members(config: Config) -> list[Member]:
 
 
 def describe(
-    config: Config, dataset: Dataset | PairDataset, reader: inputs.Reader, splits: scoring.Splits
+    config: Config, dataset: Dataset | PairDataset, reader: tokenizers.Reader, splits: scoring.Splits
 ) -> dict[str, Any]:
     """dataset.json: what a model needs to be built again, and what shows that the data is still the same."""
     encoder, vocabulary = encoders.standalone(config.encoder, reader.vocabulary)
     train = splits["train"]
     pairs = {"columns": int(train.columns.shape[1])} if isinstance(train, PairExamples) else {}
     weights = getattr(config.encoder, "weights", None)
-    file = pretrained.resolve(weights) / "model.safetensors" if weights else None
+    file = huggingface.resolve(weights) / "model.safetensors" if weights else None
     started_from = {"weights": sha256_of(file)} if file is not None and file.is_file() else {}
     return {
         "name": dataset.name,
@@ -239,7 +229,7 @@ def _fingerprint(split: Examples | PairExamples | RankingExamples) -> str:
         return table.fingerprint
     first, arrays = split.arrays()
     lazy = {name: array for name, array in arrays.items() if not isinstance(array, np.ndarray)}
-    return streaming.digest_of(first, arrays | _some(lazy)).hexdigest()
+    return disk_examples.digest_of(first, arrays | _some(lazy)).hexdigest()
 
 
 def _streamed(split: Examples | PairExamples | RankingExamples) -> StreamedExamples | None:
@@ -248,7 +238,7 @@ def _streamed(split: Examples | PairExamples | RankingExamples) -> StreamedExamp
     return table if isinstance(table, StreamedExamples) else None
 
 
-def _splits(config: Config, dataset: Dataset | PairDataset, reader: inputs.Reader) -> scoring.Splits:
+def _splits(config: Config, dataset: Dataset | PairDataset, reader: tokenizers.Reader) -> scoring.Splits:
     """The three parts of a data set as arrays. Says how many texts were longer than the encoder reads."""
     cut = texts = 0
 
@@ -264,18 +254,18 @@ def _splits(config: Config, dataset: Dataset | PairDataset, reader: inputs.Reade
             cut, texts = cut + table.cut, texts + len(table)
     if cut:
         longest = getattr(encoders.standalone(config.encoder, reader.vocabulary)[0], "max_length", None)
-        runs.say(f"{cut:,} of {texts:,} texts are longer than encoder.max_length={longest} and are cut")
+        console.say(f"{cut:,} of {texts:,} texts are longer than encoder.max_length={longest} and are cut")
     return splits
 
 
 def _as_arrays(
-    config: Config, dataset: Dataset | PairDataset, reader: inputs.Reader, arrays: Callable[[Any], dict[str, Any]]
+    config: Config, dataset: Dataset | PairDataset, reader: tokenizers.Reader, arrays: Callable[[Any], dict[str, Any]]
 ) -> scoring.Splits:
     if isinstance(dataset, Dataset):
 
         def part(name: str, split: data.Split) -> Examples:
             if isinstance(split.inputs, StreamedTexts):
-                return streaming.examples(split.inputs, split.labels, reader, config.data.cache_dir, name)
+                return disk_examples.examples(split.inputs, split.labels, reader, config.data.cache_dir, name)
             return Examples(arrays(split.inputs), split.labels)
 
         parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
@@ -293,7 +283,7 @@ def _as_arrays(
         if not isinstance(part.table, StreamedTexts):
             return PairExamples(read(part.table), part.columns, to_unit, **options)
         labels = np.zeros(len(part), np.float32) if to_unit is None else to_unit.astype(np.float32)
-        table = streaming.examples(part.table, labels, reader, config.data.cache_dir, name, part.columns)
+        table = disk_examples.examples(part.table, labels, reader, config.data.cache_dir, name, part.columns)
         return PairExamples(table, part.columns, to_unit, **options)
 
     test = dataset.test
@@ -337,14 +327,14 @@ def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def _is_of(row: Row, member: Member, config: Config) -> bool:
+def _is_of(row: MetricRow, member: Member, config: Config) -> bool:
     """Whether a line of evaluation.csv came from finishing `member`: its own, or of an arm that compresses it."""
     arm = member.arm
     compressed = row.arm in arms.POSTHOC and arm.width == config.width
     return row.seed == member.seed and (compressed or (row.arm == arm.name and arm.width in (None, row.dim)))
 
 
-def _is_done(rows: Sequence[Row], member: Member, config: Config) -> bool:
+def _is_done(rows: Sequence[MetricRow], member: Member, config: Config) -> bool:
     """Whether evaluation.csv has everything that finishing `member` would give."""
     expected = {member.arm.name, *(arms.posthoc(config.arms) if member.arm.width == config.width else ())}
     return expected == {row.arm for row in rows if _is_of(row, member, config)}
@@ -352,7 +342,7 @@ def _is_done(rows: Sequence[Row], member: Member, config: Config) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    report.forgiving_output()
+    console.forgiving_output()
     with _terminable():
         return _main(sys.argv[1:] if arguments is None else arguments)
 
@@ -388,7 +378,7 @@ def _run(settings: Config) -> tuple[int, str]:
     again = "continue with the same command and resume=true"
     try:
         directory = train(settings)
-        if distributed.is_writer():
+        if processes.is_process0():
             print(report.table(directory))
             drawn = report.draw(directory)
             said = f"{time.monotonic() - started:.0f} s; plots: {', '.join(str(path) for path in drawn)}"
@@ -404,7 +394,7 @@ def _run(settings: Config) -> tuple[int, str]:
     except OSError as error:
         said = f"error: {error.filename or settings.results_dir}: {error.strerror or error}"
     except Exception as error:
-        gone = distributed.lost(error)
+        gone = processes.lost(error)
         if gone is None:
             raise
         status, said = sweeps.STOPPED[signal.SIGTERM], f"error: {gone}; {again} in all of them"
@@ -454,7 +444,7 @@ def _is_complete(directory: Path, config: Config) -> bool:
     ):
         return False
     return all(
-        _is_done(rows, member, config) and checkpoint.steps(directory / "checkpoints" / member.label / "model")
+        _is_done(rows, member, config) and checkpoint.saved_steps(directory / "checkpoints" / member.label / "model")
         for member in _members(config)
     )
 
@@ -465,4 +455,4 @@ if __name__ == "__main__":
     except Exception:  # a mistake of ours: other processes must not wait for this one to leave properly
         traceback.print_exc()
         status = 1
-    distributed.leave(status)
+    processes.leave(status)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from mrl_jax import runs
+from mrl_jax import files, runs
 from mrl_jax.arms import POSTHOC
 from mrl_jax.config import Config, LossConfig, TrainerConfig
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders.mlp import MLPConfig
-from mrl_jax.runs import Log, Row
+from mrl_jax.runs import Log, MetricRow
 
 DIMS = (4, 8, 16)
 ARMS = ("mrl", "mrl_e", "mrl_sampled", "ff", *POSTHOC)
@@ -72,14 +72,14 @@ def make_run(
     settings = config(results, **changes)
     directory = runs.claim(settings)
     environment = json.loads((directory / "environment.json").read_text())
-    runs.write(directory / "environment.json", json.dumps(environment | {"started": started}))
+    files.write(directory / "environment.json", json.dumps(environment | {"started": started}))
     splits = {"train": 4 * examples, "validation": examples // 2, "test": examples}
     dataset = {
         "name": "made", "kind": "features", "classes": list(classes), "inputs": {}, "encoder": {}, "vocabulary": None,
         "examples": splits, "fingerprint": {split: f"{fingerprint}-{split}" for split in splits},
     }  # fmt: skip
-    runs.write(directory / "dataset.json", json.dumps(dataset))
-    rows: list[Row] = []
+    files.write(directory / "dataset.json", json.dumps(dataset))
+    rows: list[MetricRow] = []
     wanted = [arm for arm in ARMS if arm in settings.arms or "all" in settings.arms]
     members = [
         (arm, seed, width)
@@ -98,13 +98,15 @@ def make_run(
         for key, values in outcomes.items():
             split, metric, *dim = key.split("/")
             if metric not in ("label", "prediction"):
-                rows.append(Row(settings.name, arm, seed, int(dim[0]), split, metric, float(values.mean())))
+                rows.append(MetricRow(settings.name, arm, seed, int(dim[0]), split, metric, float(values.mean())))
         if arm not in POSTHOC:
-            rows += [Row(settings.name, arm, seed, d, s, "ece", 0.05) for s in ("validation", "test") for d in dims]
+            rows += [
+                MetricRow(settings.name, arm, seed, d, s, "ece", 0.05) for s in ("validation", "test") for d in dims
+            ]
         if predictions:
             buffer = io.BytesIO()
             np.savez(buffer, allow_pickle=False, **outcomes)
-            runs.write(directory / "predictions" / f"{label}.npz", buffer.getvalue())
+            files.write(directory / "predictions" / f"{label}.npz", buffer.getvalue())
     if rows:
         runs.write_rows(directory / "evaluation.csv", rows)
     return directory

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import logsumexp, softmax
 
-from mrl_jax import contrastive, funnel, heads, many_classes, nesting, statistics, train
+from mrl_jax import nesting, train
 from mrl_jax.errors import UserError
 from mrl_jax.evaluate import adaptive, classification, neighbours, quantised, refit
-from mrl_jax.losses import nested_cross_entropy, uncertainty_weighted
+from mrl_jax.losses import contrastive, heads, nested_cross_entropy, tiled, uncertainty_weighted
+from mrl_jax.report import statistics
+from mrl_jax.search import funnel
 
 DIMS, CLASSES, BATCH = (3, 8), 37, 5
 WIDTHS = (2, 24)  # nesting dims of embeddings of pairs
@@ -29,12 +31,12 @@ def made(kind: str, seed: int = 0, scale: float = 1.0) -> tuple[heads.Head, jax.
     return head, jnp.float32(scale * rng.normal(size=(BATCH, DIMS[-1])))
 
 
-def tiled(kind: str, tile: int, smoothing: float = 0.0):
+def tiled_loss(kind: str, tile: int, smoothing: float = 0.0):
     """The nested loss over tiles of `tile` classes, as a function of head, embeddings and weights."""
 
     def loss(head, z, weights):
         logits = lambda head, z: heads.logits(head, kind, z, DIMS)  # noqa: E731
-        losses_KxB = many_classes.cross_entropies(logits, tile, smoothing, head, z, LABELS)
+        losses_KxB = tiled.cross_entropies(logits, tile, smoothing, head, z, LABELS)
         return jnp.dot(weights, jnp.mean(losses_KxB, axis=1))
 
     return loss
@@ -56,7 +58,7 @@ def test_tiles_of_classes_give_the_loss_and_gradients_of_all_classes_at_once(kin
     head, z = made(kind, scale=scale)
     weights = jnp.array([1.0, 2.5])
     wanted, slopes = jax.value_and_grad(direct(kind, smoothing), argnums=(0, 1, 2))(head, z, weights)
-    got, found = jax.jit(jax.value_and_grad(tiled(kind, tile, smoothing), argnums=(0, 1, 2)))(head, z, weights)
+    got, found = jax.jit(jax.value_and_grad(tiled_loss(kind, tile, smoothing), argnums=(0, 1, 2)))(head, z, weights)
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(slopes), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * max(1.0, float(np.abs(b).max())))
@@ -67,7 +69,7 @@ def test_tiles_under_vmap_are_the_members_one_by_one(kind):
     members = [made(kind, seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *members)
     weights = jnp.eye(2)
-    gradient = jax.grad(tiled(kind, 16, 0.1), argnums=(0, 1))
+    gradient = jax.grad(tiled_loss(kind, 16, 0.1), argnums=(0, 1))
     together = jax.jit(jax.vmap(gradient))(*stacked, weights)
     for i, (head, z) in enumerate(members):
         alone = jax.grad(direct(kind, 0.1), argnums=(0, 1))(head, z, weights[i])
@@ -81,7 +83,7 @@ def test_tiled_answers_are_the_largest_logits_the_lower_class_where_two_are_equa
     head = jax.tree.map(lambda x: x.at[..., 33].set(x[..., 4]), head)  # classes 4 and 33 tie everywhere
     z = jnp.concatenate([z, jnp.zeros((1, DIMS[-1]))])
     wanted = [np.argmax(x, axis=1) for x in heads.logits(head, kind, z, DIMS)]
-    got = many_classes.answers(lambda head, z: heads.logits(head, kind, z, DIMS), 16, head, z)
+    got = tiled.answers(lambda head, z: heads.logits(head, kind, z, DIMS), 16, head, z)
     np.testing.assert_array_equal(got, wanted)
 
 

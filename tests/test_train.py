@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 import mrl_jax
-from mrl_jax import arms, checkpoint, config, scoring, train, trainer
+from mrl_jax import arms, config, scoring, train
 from mrl_jax.errors import UserError
-from mrl_jax.program import Program
-from mrl_jax.runs import read_rows
+from mrl_jax.runs import checkpoint, read_rows
+from mrl_jax.training import loop
+from mrl_jax.training.step import TrainStep
 
 ROOT = Path(__file__).parent.parent
 
@@ -256,7 +257,7 @@ def test_sigterm_during_evaluation_costs_no_training(
         assert train.main(words) == 75
     assert "stopped by SIGTERM; continue with the same command and resume=true" in capsys.readouterr().err
     with monkeypatch.context() as patched:
-        patched.setattr(trainer.Trainer, "fit", lambda *_: pytest.fail("trained again"))
+        patched.setattr(loop.Trainer, "fit", lambda *_: pytest.fail("trained again"))
         assert train.main([*words, "resume=true"]) == 0
     assert train.main([*words[:-2], "run=b", words[-1]]) == 0
     assert comparable(tmp_path / "tiny" / "a") == comparable(tmp_path / "tiny" / "b")
@@ -315,7 +316,7 @@ def test_a_corrupted_checkpoint_is_named_and_nothing_is_lost(
     assert "No space left" in capsys.readouterr().err
     monkeypatch.setattr(checkpoint, "save", real)
     states = tmp_path / "tiny" / "a" / "checkpoints" / "mrl_e-seed0" / "state"
-    assert checkpoint.steps(states) == [10, 15]
+    assert checkpoint.saved_steps(states) == [10, 15]
     for step in (10, 15):
         files = (p for p in (states / f"step-{step:08d}" / "arrays").rglob("*") if p.is_file())
         victim = next(p for p in files if p.stat().st_size > 500)
@@ -326,7 +327,7 @@ def test_a_corrupted_checkpoint_is_named_and_nothing_is_lost(
     error = capsys.readouterr().err
     assert "damaged" in error
     assert "SHA-256" in error
-    assert checkpoint.steps(states) == [10, 15]
+    assert checkpoint.saved_steps(states) == [10, 15]
 
 
 def test_when_only_the_newest_checkpoint_is_damaged_the_one_before_is_used(
@@ -340,10 +341,10 @@ def test_when_only_the_newest_checkpoint_is_damaged_the_one_before_is_used(
     assert train.main([*arguments, "run=a"]) == 2
     monkeypatch.undo()
     states = tmp_path / "tiny" / "a" / "checkpoints" / "mrl_e-seed0" / "state"
-    newest = checkpoint.steps(states)[-1]
+    newest = checkpoint.saved_steps(states)[-1]
     (states / f"step-{newest:08d}" / "manifest.json").write_text("{")
     model = states.with_name("model")
-    (model / f"step-{checkpoint.steps(model)[-1]:08d}" / "manifest.json").write_text("{")
+    (model / f"step-{checkpoint.saved_steps(model)[-1]:08d}" / "manifest.json").write_text("{")
     capsys.readouterr()
     assert train.main([*arguments, "run=a", "resume=true"]) == 0
     said = capsys.readouterr().err
@@ -367,9 +368,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(
 def test_the_best_model_survives_a_loss_that_is_not_finite(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    real = Program.schedule.func
+    real = TrainStep.schedule.func
     monkeypatch.setattr(  # a rate that explodes after the first validation
-        Program, "schedule", property(lambda self: lambda step: jnp.where(step > 14, 1e30, real(self)(step)))
+        TrainStep, "schedule", property(lambda self: lambda step: jnp.where(step > 14, 1e30, real(self)(step)))
     )
     assert train.main([*tiny, f"results_dir={tmp_path}", "run=a", "arms=[mrl]"]) == 2
     assert "its best model, of step 10, is kept" in capsys.readouterr().err

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import mrl_jax
-from mrl_jax import arms, contrastive, data, runs, train
-from mrl_jax.batches import Examples, PairExamples
+from mrl_jax import arms, data, runs, train
 from mrl_jax.config import LossConfig, OptimizerConfig
 from mrl_jax.encoders import TransformerConfig
 from mrl_jax.encoders.mlp import MLPConfig
 from mrl_jax.evaluate import ranking
-from mrl_jax.program import Program
+from mrl_jax.losses import contrastive
+from mrl_jax.training.batches import Examples, PairExamples
+from mrl_jax.training.step import TrainStep
 
 WORDS = [f"{a}{b}" for a in "bcdfgklmnprst" for b in ("ado", "emi", "ilu", "oka", "upo")]
 TRANSFORMER = [
@@ -197,9 +198,9 @@ def test_texts_that_are_cut_are_counted_once(
     assert capsys.readouterr().err.count("1 texts were longer than 6 tokens and were cut") == 1
 
 
-def program(encoder, inputs: dict, vocabulary: int, **changes) -> Program:
+def program(encoder, inputs: dict, vocabulary: int, **changes) -> TrainStep:
     settings = {"loss": LossConfig(name="info_nce"), "columns": 2, "accumulate": 1} | changes
-    return Program(
+    return TrainStep(
         encoder=encoder,
         inputs=inputs,
         vocabulary=vocabulary,

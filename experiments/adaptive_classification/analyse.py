@@ -24,8 +24,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import mrl_jax
-from mrl_jax import cascade, config, data, runs, statistics
-from mrl_jax.evaluate import adaptive
+from mrl_jax import config, data, runs
+from mrl_jax.evaluate import adaptive, cascade
+from mrl_jax.report import statistics
 
 ARMS = ("mrl", "mrl_e")
 EPSILON, DELTA, KIND = 0.01, 0.1, "margin"

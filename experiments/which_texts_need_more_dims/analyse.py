@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from mrl_jax import config, data, runs, statistics, study
+from mrl_jax import config, data, runs
 from mrl_jax.data import Dataset
-from mrl_jax.study import Series, Study
+from mrl_jax.report import statistics, study
+from mrl_jax.report.study import Series, Study
 
 ARMS = ("mrl", "mrl_e", "ff")
 RARE = 300  # training examples

@@ -3,7 +3,7 @@
 Importing this package is cheap: TFDS (0.4 s) is imported by the sources that need it, TensorFlow by none.
 """
 
-from mrl_jax.data import pair_tables
+from mrl_jax.data import pair_ops
 from mrl_jax.data.base import (
     DataConfig,
     Dataset,
@@ -70,7 +70,7 @@ def load(config: DataConfig | str) -> Dataset | PairDataset:
     check_numbers(config)
     dataset = read(config)
     if isinstance(dataset, PairDataset):
-        return pair_tables.assemble(dataset, config)
+        return pair_ops.assemble(dataset, config)
     return assemble(dataset, config)
 
 
@@ -78,50 +78,50 @@ def read(config: DataConfig) -> Dataset | PairDataset:
     """The data set as its source delivers it."""
     match config.source, config.task:
         case "files", _:
-            from mrl_jax.data import files
+            from mrl_jax.data.sources import files
 
             return files.read(config)
         case "features", "pairs":
-            from mrl_jax.data import feature_pairs
+            from mrl_jax.data.sources import feature_pairs
 
             return feature_pairs.read(config)
         case "features", _:
-            from mrl_jax.data import features
+            from mrl_jax.data.sources import features
 
             return features.read(config)
         case "tfds", _:
-            from mrl_jax.data import catalogue
+            from mrl_jax.data.sources import tfds as catalogue
 
             return catalogue.read(config)
         case "fashion_mnist", _:
-            from mrl_jax.data import fashion_mnist
+            from mrl_jax.data.sources import fashion_mnist
 
             return fashion_mnist.read(config)
         case "wordnet", "pairs":
-            from mrl_jax.data import wordnet_pairs
+            from mrl_jax.data.sources import wordnet_pairs
 
             return wordnet_pairs.read(config)
         case "wordnet", _:
-            from mrl_jax.data import wordnet
+            from mrl_jax.data.sources import wordnet
 
             return wordnet.read(config)
         case "newsgroups", _:
-            from mrl_jax.data import newsgroups
+            from mrl_jax.data.sources import newsgroups
 
             return newsgroups.read(config)
         case "pairs", _:
-            from mrl_jax.data import pairs
+            from mrl_jax.data.sources import pairs
 
             return pairs.read(config)
         case "beir", _:
-            from mrl_jax.data import beir
+            from mrl_jax.data.sources import beir
 
             return beir.read(config)
         case "stsb", _:
-            from mrl_jax.data import stsb
+            from mrl_jax.data.sources import stsb
 
             return stsb.read(config)
         case _:
-            from mrl_jax.data import reuters
+            from mrl_jax.data.sources import reuters
 
             return reuters.read(config)

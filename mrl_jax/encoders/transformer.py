@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mrl_jax import pretrained
+from mrl_jax.encoders import huggingface
+from mrl_jax.encoders.huggingface import Architecture
 from mrl_jax.errors import UserError, one_of
-from mrl_jax.pretrained import Architecture
 
 SCRATCH = Architecture(vocabulary=0, layers=6, hidden=384, heads=12, intermediate=1536, positions=256)
 SIZES = ("layers", "hidden", "heads", "intermediate", "layer_norm_eps")
@@ -41,7 +41,7 @@ class TransformerConfig:
     positions: int | None = None  # rows of the table of positions; from scratch max_length
     vocabulary: int = 8192  # from scratch: subwords learnt from the training texts
     layer_norm_eps: float | None = None  # from scratch 1e-12
-    pooling: pretrained.Pooling | None = None  # from scratch mean
+    pooling: huggingface.Pooling | None = None  # from scratch mean
     projection: bool = False  # a last linear map hidden → width; without it width must equal hidden
     dropout: float = 0.1  # of the embeddings and of the output of attention and feed-forward, in [0, 1)
     attention_dropout: float = 0.1  # of the attention weights, in [0, 1)
@@ -58,9 +58,9 @@ def complete(config: TransformerConfig, vocabulary: int) -> tuple[TransformerCon
         given = {key: value for key in SIZES if (value := getattr(config, key)) is not None}
         length = SCRATCH.positions if config.max_length is None else config.max_length
         architecture = replace(SCRATCH, vocabulary=vocabulary, positions=config.positions or length, **given)
-        pooling: pretrained.Pooling = "mean"
+        pooling: huggingface.Pooling = "mean"
     else:
-        found = pretrained.describe(pretrained.resolve(config.weights))
+        found = huggingface.describe(huggingface.resolve(config.weights))
         architecture, pooling, length = found.architecture, found.pooling, found.max_length
         if vocabulary > architecture.vocabulary:
             raise UserError(
@@ -147,7 +147,7 @@ class Transformer(nnx.Module):
         self.blocks = nnx.List([Block(sizes, config, rngs) for _ in range(sizes.layers)])
         self.projection = Linear(sizes.hidden, width, config.dtype, rngs) if config.projection else None
         if config.weights is not None:
-            loaded = pretrained.load(pretrained.resolve(config.weights), sizes)
+            loaded = huggingface.load(huggingface.resolve(config.weights), sizes)
             flat: Any = {path: nnx.Param(jnp.asarray(array)) for path, array in loaded.items()}
             nnx.update(self, nnx.State.from_flat_path(flat))
 

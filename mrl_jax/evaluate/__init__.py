@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax import cascade, nesting
+from mrl_jax import nesting
 from mrl_jax.arms import Arm
 from mrl_jax.config import EvaluationConfig
-from mrl_jax.evaluate import adaptive, calibration, classification, neighbours, quantised, ranking
+from mrl_jax.evaluate import adaptive, calibration, cascade, classification, neighbours, quantised, ranking
 from mrl_jax.evaluate.classification import Classifiers
 
 NEIGHBOURS = 10  # k of map@k and precision@k

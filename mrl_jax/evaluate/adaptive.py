@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax import cascade
 from mrl_jax.errors import UserError
+from mrl_jax.evaluate import cascade
 
 MOST = 8 << 30  # bytes of logits
 FITTED = 0.25  # share of the validation split that temperatures and the path are fitted on

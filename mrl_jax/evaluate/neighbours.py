@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrl_jax import distributed
+from mrl_jax import processes
 from mrl_jax.nesting import blocks, scaled
 
 QUERIES = 256  # at a time
@@ -77,7 +77,7 @@ def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k
                 found[start : start + len(chunk), at] = np.asarray(indices)[: len(chunk)]
         return found
 
-    return iter(distributed.by_rows(search, queries).swapaxes(0, 1))
+    return iter(processes.by_rows(search, queries).swapaxes(0, 1))
 
 
 def outcomes(indices: np.ndarray, labels: np.ndarray, database_labels: np.ndarray, k: int) -> dict[str, np.ndarray]:

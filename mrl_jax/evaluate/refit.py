@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
 
-from mrl_jax import distributed
+from mrl_jax import processes
 from mrl_jax.errors import UserError
 from mrl_jax.evaluate.classification import rows_at_once
 
@@ -125,7 +125,7 @@ def logistic(
 
 def _each(fit: Callable[[int], Classifier], dims: Sequence[int], classes: int) -> dict[int, Classifier]:
     """`fit(m)` for each of `dims`, of which each process of a run does a share."""
-    stacked = distributed.by_items(lambda m: np.vstack(fit(m)), dims, lambda m: (m + 1, classes))
+    stacked = processes.by_items(lambda m: np.vstack(fit(m)), dims, lambda m: (m + 1, classes))
     return {m: (weights[:-1], weights[-1]) for m, weights in zip(dims, stacked, strict=True)}
 
 

@@ -2,7 +2,7 @@
 
     python tests/data/make_minilm_oracle.py FOLDER
 
-FOLDER holds the model: `mrl_jax.pretrained.resolve("minilm")` says where.
+FOLDER holds the model: `mrl_jax.encoders.huggingface.resolve("minilm")` says where.
 Needs sentence-transformers and torch, which the project itself does not; the committed file was made with
 sentence-transformers 6.2.0, transformers 5.23.0 and torch 2.13.0 (CPU, float32).
 """

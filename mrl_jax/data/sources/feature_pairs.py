@@ -1,0 +1,79 @@
+"""A user's own pairs of vectors: `.npz` files with the arrays `anchors` and `positives`, both [n, d].
+
+Optional are `scores` [n], or `negatives` [n, h, d], hard negatives of each anchor. A test file without scores is a
+search among its distinct positives and negatives.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from mrl_jax.data.base import DataConfig, PairDataset, Pairs
+from mrl_jax.data.pair_ops import held_apart, paired, ranking
+from mrl_jax.data.readers.records import existing
+from mrl_jax.data.sources.features import check_features, load_npz
+from mrl_jax.errors import UserError
+
+
+def read(config: DataConfig) -> PairDataset:
+    """Read train, test and, if given, validation; else validation is empty.
+
+    Raises `UserError` naming the file and what is wrong with its arrays.
+    """
+    for key in ("train_labels", "test_labels", "validation_labels"):
+        if getattr(config, key) is not None:
+            raise UserError(f"data.{key} is not used by data=features data.task=pairs: pairs have no labels")
+    train = load_part("data.train", config.train)
+    test = load_part("data.test", config.test)
+    if config.validation is None:
+        validation = Pairs(np.asarray(train.table)[:0], np.zeros((0, 2), np.int32))
+    else:
+        validation = load_part("data.validation", config.validation)
+    width, *others = (np.asarray(part.table).shape[1] for part in (train, test, validation))
+    for other, path in zip(others, (config.test, config.validation), strict=True):
+        if other != width:
+            raise UserError(f"{path} has vectors of width {other}, {config.train} of {width}")
+    name = Path(config.train or "").stem
+    searched = ranking(test) if test.scores is None else test
+    return held_apart(PairDataset(name, "features", train, validation, searched))
+
+
+def load_part(key: str, name: str | None) -> Pairs:
+    """Read and check the pairs of one file."""
+    if name is None:
+        raise UserError(f"data=features data.task=pairs needs {key}, a .npz file with anchors and positives")
+    path = existing(key, name, (".npz",))
+    arrays = load_npz(path, ("anchors", "positives"), ("negatives", "scores"))
+    anchors, positives = arrays["anchors"], arrays["positives"]
+    negatives, scores = arrays.get("negatives"), arrays.get("scores")
+    columns = [check_features(path, anchors, "anchors"), check_features(path, positives, "positives")]
+    if columns[1].shape != columns[0].shape:
+        raise UserError(f"{path}: positives have the shape {positives.shape}, expected {anchors.shape}, as anchors")
+    if negatives is not None:
+        if scores is not None:
+            raise UserError(f"{path} has negatives and scores; a file holds one of them")
+        columns += hard_negatives(path, negatives, anchors.shape)
+    return paired(columns, None if scores is None else check_scores(path, scores, len(anchors)))
+
+
+def hard_negatives(path: Path, negatives: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """The negatives [n, h, d] as h columns [n, d]."""
+    if negatives.ndim != 3 or negatives.shape[::2] != shape:
+        expected = f"[{shape[0]}, h, {shape[1]}]"
+        raise UserError(f"{path}: negatives have the shape {negatives.shape}, expected {expected}")
+    count = negatives.shape[1]
+    return [check_features(path, negatives[:, column], "negatives") for column in range(count)]
+
+
+def check_scores(path: Path, scores: np.ndarray, expected: int) -> np.ndarray:
+    """The scores as `expected` finite float32."""
+    if scores.dtype.kind not in "fiu":
+        raise UserError(f"{path}: scores have the type {scores.dtype}, expected numbers")
+    if scores.shape != (expected,):
+        raise UserError(f"{path}: scores have the shape {scores.shape}, expected ({expected},), one a pair")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is reported next
+        scores = scores.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        raise UserError(f"{path}: a score is NaN or infinite as float32, the first in row {bad[0]} (from 0)")
+    return scores

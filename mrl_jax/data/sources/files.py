@@ -1,0 +1,150 @@
+"""A user's own labelled texts: JSONL, CSV, TSV or Parquet files with the columns `text` and `label`.
+
+    {"text": "the goalie stopped 31 shots", "label": "hockey"}
+
+Labels may be strings or whole numbers; both become class names (strings). The classes are those of the train file.
+Files larger than memory stay on disk (`data.streaming`); of those only the labels are held.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mrl_jax.data import disk_cache
+from mrl_jax.data.base import DataConfig, Dataset, Split, StreamedTexts, class_names
+from mrl_jax.data.readers.records import (
+    SUFFIXES,
+    Record,
+    existing,
+    is_streamed,
+    need_unicode,
+    records,
+    shown,
+    text_field,
+)
+from mrl_jax.errors import UserError
+from mrl_jax.files import path_of
+
+
+class TextRow(NamedTuple):
+    """A checked example and where it stands."""
+
+    place: str  # "line 7" or, in Parquet, "row 7"; from 1
+    text: str
+    label: str
+
+
+def read(config: DataConfig) -> Dataset:
+    """Read `data.train`, `data.test` and, if given, `data.validation`; else the validation split is empty.
+
+    Raises `UserError` naming the file and the line of the first thing that is wrong.
+    """
+    if is_streamed(config):
+        return _streamed(config)
+    train = rows("data.train", config.train)
+    test = rows("data.test", config.test)
+    validation = rows("data.validation", config.validation) if config.validation else []
+    classes = class_names(row.label for row in train)
+
+    def part(examples: list[TextRow], path: str | None) -> Split:
+        index = {name: number for number, name in enumerate(classes)}
+        for row in examples:
+            if row.label not in index:
+                raise UserError(f"{path}, {row.place}: the label {row.label!r} does not occur in {config.train}")
+        return Split([row.text for row in examples], np.array([index[row.label] for row in examples], np.int32))
+
+    return Dataset(
+        name=Path(config.train or "").stem,
+        kind="text",
+        classes=classes,
+        train=part(train, config.train),
+        validation=part(validation, config.validation),
+        test=part(test, config.test),
+    )
+
+
+def rows(key: str, name: str | None) -> list[TextRow]:
+    """All examples of a file, checked."""
+    name = needed(key, name)
+    path = path_of(key, name)
+    examples = [checked(path, place, record) for place, record in records(key, name, need_columns)]
+    if not examples:
+        raise UserError(f"{key}={name} is empty")
+    return examples
+
+
+def needed(key: str, name: str | None) -> str:
+    """The file that a key must name."""
+    if name is None:
+        raise UserError(f"data=files needs {key}, a file ending in {', '.join(SUFFIXES)}")
+    return name
+
+
+def _streamed(config: DataConfig) -> Dataset:
+    """As `read`, but for the labels only; texts are read when they are asked for."""
+    named = {"train": config.train, "test": config.test, "validation": config.validation}
+    parts = {
+        part: _scanned(f"data.{part}", needed(f"data.{part}", name), config.cache_dir)
+        for part, name in named.items()
+        if part != "validation" or name
+    }
+    classes = class_names(parts["train"][1].names)
+    index = {name: number for number, name in enumerate(classes)}
+
+    def part(name: str) -> Split:
+        if name not in parts:
+            return Split([], np.zeros(0, np.int32))
+        texts, found = parts[name]
+        for label, place in zip(found.names, found.places, strict=True):
+            if label not in index:
+                raise UserError(f"{named[name]}, {place}: the label {label!r} does not occur in {config.train}")
+        return Split(texts, np.array([index[label] for label in found.names], np.int32)[found.rows])
+
+    return Dataset(
+        name=Path(config.train or "").stem,
+        kind="text",
+        classes=classes,
+        train=part("train"),
+        validation=part("validation"),
+        test=part("test"),
+    )
+
+
+def _scanned(key: str, name: str, cache_dir: str | None) -> tuple[StreamedTexts, disk_cache.Labels]:
+    """The texts of a file, and its labels, every row checked."""
+    path = existing(key, name, SUFFIXES)
+
+    def examples() -> Iterator[tuple[str, str]]:
+        for place, record in records(key, name, need_columns):
+            row = checked(path, place, record)
+            yield row.place, row.label
+
+    def texts() -> Iterator[str]:
+        return (record["text"] for _, record in records(key, name, need_columns))
+
+    digest = disk_cache.sha256(path)
+    found = disk_cache.labels(disk_cache.folder(cache_dir, "labels", digest), examples)
+    if not len(found.rows):
+        raise UserError(f"{key}={name} is empty")
+    return StreamedTexts(texts, len(found.rows), digest), found
+
+
+def checked(path: Path, place: str, record: Record) -> TextRow:
+    """The record as a `TextRow`, or a `UserError` that says what is missing or of the wrong type."""
+    text, label = text_field(path, place, record, "text"), record.get("label")
+    if label is None or label == "":
+        raise UserError(f"{path}, {place}: the row has no label")
+    if not isinstance(label, str | int) or isinstance(label, bool):
+        raise UserError(f"{path}, {place}: label must be a string or a whole number, got {shown(label)}")
+    need_unicode(path, place, "label", str(label))
+    return TextRow(place, text, str(label))
+
+
+def need_columns(path: Path, names: list[str]) -> list[str]:
+    """The columns `text` and `label`; raises `UserError` unless both are there."""
+    for column in ("text", "label"):
+        if column not in names:
+            raise UserError(f"{path} has no column {column}; its columns are {', '.join(names)}")
+    return ["text", "label"]

@@ -1,0 +1,127 @@
+"""The model card of an exported model: what it is, how to use it, its quality at each dim, how it was trained."""
+
+import dataclasses
+import json
+import shlex
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mrl_jax import arms, report, runs
+from mrl_jax import config as configuration
+from mrl_jax.errors import UserError
+from mrl_jax.model import EmbeddingModel
+from mrl_jax.report import study
+from mrl_jax.text.tokenizers import Plain
+
+LIBRARIES = {"sentence-transformers": "sentence-transformers", "onnx": "onnx", "stablehlo": "jax"}
+NOTES = {
+    "sentence-transformers": "`encode` cuts to `truncate_dim` first and scales then; there is no Normalize module, "
+    "which would come too early. `similarity` is the cosine.",
+    "onnx": "The output `embedding` is float32 and not of unit length: cut it first, scale it then. Batches may have "
+    "any size, texts any length that tokenizer.json gives.",
+    "stablehlo": "The output is float32 and not of unit length: cut it first, scale it then. Batches may have any "
+    "size, but at least one example and one token. Lowered for CPU, CUDA and TPU; later versions of JAX read it for "
+    "six months at least.",
+}
+
+
+def card(directory: Path, model: EmbeddingModel, arm: str | None, seed: int, to: str, usage: str) -> str:
+    """README.md: front matter, what the model is, how to use it, its quality at each dim and how it was trained."""
+    config = configuration.from_yaml(directory / "config.yaml")
+    dataset = runs.read_dataset(directory)
+    members = {a.label: a for a in arms.expand(config.arms, config.nesting_dims, config.loss.weights)}
+    member = members[arm or next(iter(members))]
+    text, dims = not isinstance(model.reader, Plain), ", ".join(map(str, model.dims))
+    start = getattr(config.encoder, "weights", None)
+    base = "sentence-transformers/all-MiniLM-L6-v2" if start == "minilm" else start
+    front: dict[str, Any] = {"library_name": LIBRARIES[to]}
+    tags = ["sentence-transformers", "sentence-similarity"] * (to == "sentence-transformers")
+    front["tags"] = [*tags, "feature-extraction", "matryoshka", "mrl_jax"]
+    front |= {"pipeline_tag": "sentence-similarity"} if text else {}
+    front |= {"base_model": base} if base and not Path(base).expanduser().exists() else {}
+    kinds = {"text": "texts", "image": "images", "features": "feature vectors"}
+    kind = kinds.get(dataset["kind"], dataset["kind"])
+    about = [
+        f"[Matryoshka embeddings](https://arxiv.org/abs/2205.13147) of {kind}: {model.program.width} coordinates, "
+        f"encoder {config.encoder.name}, trained with mrl_jax on {dataset.get('name', config.data.source)}"
+        f"{_sizes(dataset)} with a loss at {dims} dims.",
+    ]
+    if max(model.dims) < model.program.width:
+        about.append(f"No loss was taken beyond {max(model.dims)} dims: the coordinates after them mean nothing.")
+    elif len(model.dims) > 1:
+        about.append("A prefix of one of these lengths, scaled to unit length, is an embedding too.")
+    if base == "sentence-transformers/all-MiniLM-L6-v2":
+        about.append(f"It started from [{base}](https://huggingface.co/{base}), Apache-2.0.")
+    if getattr(model.program.encoder, "dtype", "float32") != "float32":
+        about.append("Trained with bfloat16 operands of matrix products, exported in float32: the last digits differ.")
+    parts = [
+        "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
+        f"# {config.name}: {study.LABELS.get(member.name, member.name)}{f' {member.width}' if member.width else ''}",
+        " ".join(about),
+        f"## Use\n\n```python\n{usage}```\n\n{NOTES[to]} Any of {dims} dims may take the place of {typical(model)}.",
+        "## Quality on the test split\n\n" + _quality(directory, member, seed, model.dims),
+        "## Training\n\n" + _training(directory, config),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sizes(dataset: dict[str, Any]) -> str:
+    counts = [f"{dataset['examples']['train']:,} training examples"] if dataset.get("examples") else []
+    counts += [f"{len(dataset['classes'])} classes"] if dataset["classes"] else []
+    return f" ({', '.join(counts)})" if counts else ""
+
+
+def _quality(directory: Path, member: arms.Arm, seed: int, dims: Sequence[int]) -> str:
+    """The metrics of the exported member; where its arm has several seeds, their mean in brackets."""
+    own: dict[tuple[int, str], float] = {}
+    every = defaultdict(list)
+    for row in runs.read_rows(directory / "evaluation.csv"):
+        compressed = row.metric.startswith(("int8_", "bit_"))
+        if row.arm == member.name and row.split == "test" and member.width in (None, row.dim) and not compressed:
+            every[row.dim, row.metric].append(row.value)
+            if row.seed == seed:
+                own[row.dim, row.metric] = row.value
+    if not own:
+        return "The run has no evaluation on a test split."
+    found = {metric for _, metric in own}
+    metrics = [m for m in report.METRICS if m in found] + sorted(found - set(report.METRICS))
+    lines = ["| dims | " + " | ".join(metrics) + " |", "|---:" * (len(metrics) + 1) + "|"]
+    for dim in sorted({dim for dim, _ in own}):
+        cells = []
+        for metric in metrics:
+            value, values = own.get((dim, metric)), every[dim, metric]
+            mean = f" ({np.mean(values):.4f})" if len(values) > 1 else ""
+            cells.append("–" if value is None else f"{value:.4f}{mean}")
+        lines.append(f"| {dim}{'' if dim in dims else ' †'} | " + " | ".join(cells) + " |")
+    notes = ["† no loss was taken at these dims."] if any(dim not in dims for dim, _ in own) else []
+    seeds = max(map(len, every.values()))
+    notes += [f"Seed {seed}, in brackets the mean over {seeds} seeds."] if seeds > 1 else []
+    return "\n".join(lines) + ("\n\n" + " ".join(notes) if notes else "")
+
+
+def _training(directory: Path, config: configuration.Config) -> str:
+    """The command, the versions and the whole configuration, without the places of the machine that it ran on."""
+    try:
+        environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
+        program, *words = environment["command"]
+        versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+        said = [f"Python {environment['python']}, {versions}; {', '.join(environment['devices'])}."]
+        changed = " with uncommitted changes" if environment.get("git_changes") else ""
+        said += [f"Commit {environment['git_commit']}{changed}."] if environment["git_commit"] else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{directory / 'environment.json'} cannot be read: {error!r}") from None
+    kept = [word for word in words if not word.startswith(("run=", "results_dir=", "resume="))]
+    command = f"```bash\npython -m mrl_jax.train {shlex.join(kept)}\n```\n\n" if program == "train.py" else ""
+    placeless = dataclasses.replace(config, run=None, results_dir="results", resume=False)
+    shown = f"<details><summary>Configuration</summary>\n\n```yaml\n{configuration.to_yaml(placeless)}```\n\n</details>"
+    return f"{command}{' '.join(said)}\n\n{shown}"
+
+
+def typical(model: EmbeddingModel) -> int:
+    """A dim for examples of use: the middle one of those that were trained."""
+    return model.dims[(len(model.dims) - 1) // 2]

@@ -1,0 +1,348 @@
+"""The run directory: the one place where results live, and the rules that keep them.
+
+    results/<experiment>/<run>/
+        config.yaml         the resolved configuration
+        environment.json    versions, device, core count, git commit
+        dataset.json        classes, sizes and a fingerprint of the data
+        tokenizer.json      how texts become numbers (text only; idf.json beside it for a bag of words)
+        SHA256SUMS          of the files above that a model is built from, as `sha256sum` writes it
+        metrics.jsonl       the training log, a line a member and interval
+        evaluation.csv      experiment,arm,seed,dim,split,metric,value
+        predictions/        per-example outcomes that paired statistics need
+        checkpoints/        training states while they are needed, then the best model of each member
+        plots/              drawn from metrics.jsonl and evaluation.csv
+
+A run's folder gets its name with its first files in it, so none is ever overwritten or half begun; files that are
+rewritten are replaced atomically.
+"""
+
+import contextlib
+import csv
+import errno
+import fcntl
+import io
+import json
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from mrl_jax import config as configuration
+from mrl_jax import processes
+from mrl_jax.errors import UserError, nearest
+from mrl_jax.files import cannot_write_error, path_of, sha256_of, write
+
+SEALED = ("config.yaml", "dataset.json", "tokenizer.json", "idf.json")
+PACKAGES = ("mrl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
+
+
+class MetricRow(NamedTuple):
+    """A line of evaluation.csv."""
+
+    experiment: str
+    arm: str
+    seed: int
+    dim: int
+    split: str
+    metric: str
+    value: float
+
+
+def refuse_existing(config: configuration.Config) -> None:
+    """Raise `UserError` when the run that `config` names exists: said before any work, and once more by `claim`."""
+    parent = _parent(config)
+    if config.run is not None and _taken(parent / config.run):
+        raise UserError(
+            f"run={config.run} exists in {parent} and is not overwritten; "
+            "choose another name, or continue it with resume=true"
+        )
+
+
+def exists(config: configuration.Config) -> bool:
+    """Whether the run that `config` names has been begun."""
+    return (_parent(config) / (config.run or "latest") / "config.yaml").exists()
+
+
+def _parent(config: configuration.Config) -> Path:
+    return path_of("results_dir", config.results_dir) / config.name
+
+
+def _taken(directory: Path) -> bool:
+    """Whether something is there that a run would overwrite: an empty folder is not."""
+    return os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir()))
+
+
+def claim(config: configuration.Config) -> Path:
+    """Create and return the folder of a new run; raises `UserError` when a run of that name exists.
+
+    The folder gets its name once its first files are in it: a process killed here leaves nothing that looks like a run.
+    """
+    refuse_existing(config)
+    parent = _parent(config)
+    name = config.run or time.strftime("%Y-%m-%d_%H-%M-%S")
+    unnamed = parent / f".{secrets.token_hex(8)}.partial"
+    try:
+        unnamed.mkdir(parents=True)
+    except OSError as error:
+        raise cannot_write_error(parent / name, error) from None
+    try:
+        write(unnamed / "config.yaml", configuration.to_yaml(config))
+        write(unnamed / "environment.json", json.dumps(environment(), indent=1) + "\n")
+    except UserError:
+        shutil.rmtree(unnamed, ignore_errors=True)
+        raise
+    for attempt in range(1, 1000):
+        directory = parent / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            if not _taken(directory):
+                unnamed.rename(directory)
+                _point_latest(parent, directory.name)
+                return directory
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):  # another process was faster
+                shutil.rmtree(unnamed, ignore_errors=True)
+                raise cannot_write_error(directory, error) from None
+        if config.run is not None:
+            break
+    shutil.rmtree(unnamed, ignore_errors=True)
+    refuse_existing(config)
+    raise UserError(f"cannot find a free name for a run in {parent}; give one with run=…")
+
+
+def reopen(config: configuration.Config) -> Path:
+    """The folder of the run to resume; raises `UserError` when there is none or its configuration differs."""
+    parent = _parent(config)
+    directory = parent / (config.run or "latest")
+    if config.run is None and not directory.exists():  # killed before the link was made
+        directory = parent / next(reversed(names_below(parent)), "latest")
+    if not (directory / "config.yaml").is_file():
+        names = names_below(parent)
+        found = f"runs there: {', '.join(names)}" if names else "there is no run there"
+        raise UserError(f"resume=true: no run {directory}{nearest(config.run or '', names)}; {found}")
+    changed = configuration.differences(configuration.from_yaml(directory / "config.yaml"), config)
+    if changed:
+        raise UserError(
+            f"resume=true: {directory} was started with another configuration: {'; '.join(changed[:5])}; "
+            "resume with the same keys, or start a new run"
+        )
+    _warn_of_another_environment(directory)
+    return directory.resolve()
+
+
+def _warn_of_another_environment(directory: Path) -> None:
+    """Bits are only promised for the same versions, devices and cores: say so when they have changed."""
+    try:
+        then = dict(json.loads((directory / "environment.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        then = {}
+    now = environment()
+    changed = [key for key in ("python", "versions", "devices", "cores") if then.get(key) != now[key]]
+    if changed:
+        print(
+            f"{directory} was started with other {', '.join(changed)} (environment.json): "
+            "the last decimals may differ from an undisturbed run",
+            file=sys.stderr,
+        )
+
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Keep a run to this process; raises `UserError` when another one has it. The kernel unlocks for a killed one."""
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{directory} is being trained by another process; wait for it, or stop it") from None
+        yield
+
+
+def names_below(parent: Path) -> list[str]:
+    """The runs in a folder, oldest name first."""
+    found = (path.parent for path in parent.glob("*/config.yaml") if not path.parent.is_symlink())
+    return sorted(path.name for path in found if not path.name.startswith("."))
+
+
+def find(path: str | Path) -> Path:
+    """The run directory at `path`, or the only or latest run below it; raises `UserError` when there is none."""
+    path = Path(path)
+    for candidate in (path, path / "latest"):
+        if (candidate / "config.yaml").is_file():
+            return candidate.resolve()
+    names = names_below(path)
+    if names:
+        return (path / names[-1]).resolve()
+    raise UserError(f"{path} is not a run: there is no config.yaml in it or in its folder 'latest'")
+
+
+def _point_latest(parent: Path, name: str) -> None:
+    link = parent / f".latest.{os.getpid()}"
+    try:
+        link.symlink_to(name)
+        os.replace(link, parent / "latest")
+    except OSError:  # a file system without links, or a folder called latest: only a convenience is lost
+        link.unlink(missing_ok=True)
+
+
+def seal(directory: Path) -> None:
+    """Write SHA256SUMS of the files that a model is built from; `read_dataset` compares them."""
+    sealed = [path for name in SEALED if (path := directory / name).is_file()]
+    write(directory / "SHA256SUMS", "".join(f"{sha256_of(path)}  {path.name}\n" for path in sealed))
+
+
+def _check_seal(directory: Path) -> None:
+    """Raise `UserError` where a file is not what SHA256SUMS says. Older runs have none."""
+    path = directory / "SHA256SUMS"
+    if not path.exists():
+        return
+    try:
+        lines = [line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        lines = []
+    known = {name: expected for expected, _, name in lines}
+    if not {"config.yaml", "dataset.json"} <= known.keys() <= set(SEALED):
+        raise UserError(f"{path} is damaged; restore it, or delete it to go without")
+    for name, expected in known.items():
+        file = directory / name
+        if file.is_file() and sha256_of(file) != expected:
+            again = "; delete it and use resume=true to write it again" if name in SEALED[2:] else ""
+            raise UserError(f"{file} is not what SHA256SUMS says: one of the two is damaged; restore it{again}")
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to reproduce a run: versions, device, cores, commit."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    devices = jax.local_devices()
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "devices": [device.device_kind for device in devices],
+        "processes": processes.count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+class Log:
+    """metrics.jsonl: appended line by line, and cut back to a checkpoint when a run resumes from it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Add lines and hand them to the operating system, so that a killed process keeps them."""
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        if not processes.is_process0():
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise cannot_write_error(self.path, error) from error
+
+    def rewind(self, labels: Iterable[str], step: int) -> None:
+        """Drop what the members `labels` logged after `step` (and a last line that was cut off by a kill)."""
+        if not processes.is_process0():
+            return
+        dropped = set(labels)
+        kept = [line for line in self.read() if line["member"] not in dropped or line["step"] <= step]
+        write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
+        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(line, dict) and {"member", "step", "split"} <= line.keys():
+                yield line
+
+
+def write_rows(path: Path, rows: Iterable[MetricRow]) -> None:
+    """evaluation.csv, in one atomic replacement. Values are written with 6 decimals, below any real difference."""
+    if not processes.is_process0():
+        return
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(MetricRow._fields)
+    writer.writerows((*row[:-1], f"{row.value:.6f}") for row in rows)
+    write(path, buffer.getvalue())
+
+
+def read_rows(path: Path) -> list[MetricRow]:
+    """The lines of an evaluation.csv; an absent file has none."""
+    if not path.exists():
+        return []
+    rows = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for r in csv.DictReader(file):
+                place = (r["experiment"], r["arm"], int(r["seed"]), int(r["dim"]), r["split"], r["metric"])
+                rows.append(MetricRow(*place, float(r["value"])))
+    except (KeyError, TypeError, ValueError, OSError, csv.Error) as error:
+        raise UserError(
+            f"{path} is damaged after line {len(rows) + 1} ({error}); delete it and use resume=true to write it again"
+        ) from None
+    return rows
+
+
+def read_dataset(directory: Path) -> dict[str, Any]:
+    """The content of a run's dataset.json. Raises `UserError` when it is missing, or a sealed file damaged."""
+    path = directory / "dataset.json"
+    _check_seal(directory)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    missing = {"kind", "classes", "inputs", "encoder", "vocabulary"} - set(content if isinstance(content, dict) else ())
+    if missing:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
+    for key, good in (
+        ("kind", content["kind"] in ("text", "image", "features")),
+        ("classes", _all_of(str, content["classes"])),
+        ("inputs", isinstance(content["inputs"], dict) and all(_all_of(int, x) for x in content["inputs"].values())),
+        ("encoder", isinstance(content["encoder"], dict)),
+        ("vocabulary", content["vocabulary"] is None or _all_of(int, [content["vocabulary"]])),
+        ("columns", _all_of(int, [content.get("columns", 1)])),
+    ):
+        if not good:
+            raise UserError(f"{path} is damaged: {key}={str(content.get(key))[:40]} is nothing that a run has")
+    return dict(content)
+
+
+def _all_of(kind: type, values: Any) -> bool:
+    """Whether `values` is a list of texts that can be written, or of whole numbers of a usual size."""
+    if not isinstance(values, list):
+        return False
+    if kind is int:
+        return all(type(value) is int and 0 <= value < 2**31 for value in values)
+    return all(isinstance(value, str) and value == value.encode(errors="ignore").decode() for value in values)

@@ -1,0 +1,7 @@
+"""python -m mrl_jax.search"""
+
+import sys
+
+from mrl_jax.search import main
+
+sys.exit(main())

@@ -1,0 +1,537 @@
+"""Train a population: members (an arm and a seed) through one compiled step, in turn (`loop`) or together (`vmap`).
+
+Members that share a seed see the same batches, dropout and initial parameters. In both ways of running, a *group* of
+members is trained to the end before the next: one member a group in `loop`, all of them in one for `vmap`.
+The moment with the best validation accuracy is kept; a killed run continues from its last checkpoint to the same bits.
+"""
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from mrl_jax import processes
+from mrl_jax.arms import LossWeights, Member
+from mrl_jax.config import TrainerConfig
+from mrl_jax.console import progress
+from mrl_jax.errors import UserError
+from mrl_jax.runs import Log, checkpoint
+from mrl_jax.training import batches
+from mrl_jax.training.batches import Examples, PairExamples
+from mrl_jax.training.step import Measures, State, TrainStep, Weights
+
+# Steps of all seeds from which on a program of its own repays its compilation: some 8 s against 7 ms a step, two cores.
+WORTH_COMPILING = 1500
+
+CACHED_TOKENS = 1024
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM (`signum`): the state has been saved, the run can be resumed."""
+
+    def __init__(self, said: str, signum: int) -> None:
+        super().__init__(said)
+        self.signum = signum
+
+
+class Best(NamedTuple):
+    """The best moment so far, by validation accuracy averaged over an arm's granularities."""
+
+    model: Weights
+    accuracy: Any  # [] or [members]
+    step: Any
+
+
+class FitResult(NamedTuple):
+    """A trained member: its best model, that moment's validation accuracy and step."""
+
+    member: Member
+    model: Weights
+    accuracy: float
+    step: int
+
+
+def save_model(folder: Path, fitted: FitResult, trained: bool = True) -> None:
+    """Write the best model of a member, and only that, to `folder`; with whether it was trained to the end."""
+    meta = {"member": fitted.member.label, "validation_accuracy": fitted.accuracy, "trained": trained}
+    model = processes.on_host(fitted.model)
+    processes.on_process0(lambda: bool(checkpoint.save(folder, fitted.step, model, meta, keep=1)))
+
+
+def load_model(folder: Path, member: Member, program: TrainStep) -> FitResult | None:
+    """The model of a member that was trained to the end; None where there is none, or none whole."""
+    like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.shapes)
+    found: dict[str, Any] = {}
+
+    def newest() -> dict[str, Any]:
+        steps = checkpoint.saved_steps(folder)
+        try:
+            found["model"], meta = checkpoint.load(folder, steps[-1], like)
+            kept = {"step": steps[-1], "accuracy": float(meta["validation_accuracy"])}
+            return kept if meta.get("trained") else {}
+        except IndexError:
+            return {}
+        except (UserError, KeyError, TypeError, ValueError) as damaged:
+            tqdm.write(f"{damaged}; {member.label} is trained again", file=sys.stderr)
+            return {}
+
+    there = processes.on_process0(newest)
+    if not there:
+        return None
+    model = processes.broadcast(found.get("model", like))
+    return FitResult(member, model, there["accuracy"], there["step"])
+
+
+def total_steps(config: TrainerConfig, examples: int) -> int:
+    """Optimiser steps of a run: `trainer.steps`, or `trainer.epochs` passes."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, round((config.epochs or 0) * examples / config.batch_size))
+
+
+def grouped(members: Sequence[Member], at_once: int) -> list[tuple[Member, ...]]:
+    """The members in groups of at most `at_once` that are trained together."""
+    return [tuple(members[i : i + at_once]) for i in range(0, len(members), at_once)]
+
+
+def tokens_at_once() -> int | None:
+    """Tokens that are embedded together: on a CPU as many as its cache takes, elsewhere as many as the batch has."""
+    return CACHED_TOKENS if jax.default_backend() == "cpu" else None
+
+
+class Layout(NamedTuple):
+    """How members and the examples of a batch lie on the devices of all processes, and the functions compiled for it.
+
+    Together, members are spread over the devices as far as their number divides evenly (axis `arms`), and the examples
+    of a batch over the rest (axis `data`). One alone has its examples spread over all.
+    """
+
+    members: int | None
+    state: NamedSharding  # of a state, its model, an arm's row: [members, …], or whole everywhere
+    batch: NamedSharding  # [members, B, …], or [B, …]
+    shared: NamedSharding  # [B, …]: the same examples for all members
+    step: Any
+    score: Any
+    keep: Any
+
+    @classmethod
+    def of(cls, program: TrainStep, members: int | None) -> "Layout":
+        devices = jax.device_count()
+        arms = math.gcd(members or 1, devices)
+        mesh = jax.make_mesh((arms, devices // arms), ("arms", "data"), axis_types=(AxisType.Auto,) * 2)
+
+        def over(*axes: str) -> NamedSharding:
+            return NamedSharding(mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]
+
+        step: Any = program.step
+        score: Any = program.score
+        state, batch = over(), over("data")
+        if members is not None:
+            step, score = jax.vmap(step), jax.vmap(score, in_axes=(0, None, None))
+            state, batch = over("arms"), over("arms", "data")
+        return cls(
+            members,
+            state,
+            batch,
+            over("data"),
+            step=jax.jit(step, donate_argnums=0, out_shardings=(state, state)),
+            score=jax.jit(score, out_shardings=(state, state)),
+            keep=jax.jit(_better, donate_argnums=1, out_shardings=state),
+        )
+
+    def on_devices(self, tree: Any, sharding: NamedSharding) -> Any:
+        """Arrays that every process has whole, each device with its part."""
+        return jax.tree.map(lambda x: _placed(x, sharding), tree)
+
+    def read(self, examples: Examples, rows: np.ndarray, length: int | None, sharding: NamedSharding) -> dict[str, Any]:
+        """The batch of `rows` [B] or [members, B]; every process reads only what its own devices hold of it."""
+        blocks: dict[tuple[Any, ...], dict[str, np.ndarray]] = {}
+        parts: dict[str, list[jax.Array]] = {}
+        for device, index in sharding.addressable_devices_indices_map(rows.shape).items():
+            wanted = rows[index]
+            place = tuple((cut.start, cut.stop) for cut in index or ())
+            if place not in blocks:
+                blocks[place] = (
+                    examples.take(wanted, length) if rows.ndim == 1 else examples.stacked(list(wanted), length)
+                )
+            for name, array in blocks[place].items():
+                parts.setdefault(name, []).append(jax.device_put(array, device))
+        shapes = {name: (*rows.shape, *arrays[0].shape[rows.ndim :]) for name, arrays in parts.items()}
+        return {
+            name: jax.make_array_from_single_device_arrays(shapes[name], sharding, arrays)
+            for name, arrays in parts.items()
+        }
+
+
+def _placed(x: Any, sharding: NamedSharding) -> Any:
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def _better(new: Best, best: Best) -> Best:
+    """The better of two moments, member by member."""
+    better = new.accuracy > best.accuracy
+
+    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)
+
+    kept: Best = jax.tree.map(keep, new, best)
+    return kept
+
+
+class Trainer:
+    """The compiled functions of a `TrainStep`, shared by all groups of a run, and their placement on the devices."""
+
+    def __init__(self, program: TrainStep, config: TrainerConfig) -> None:
+        self.program = program
+        self.config = config
+        devices = jax.device_count()
+        if config.batch_size % (devices * config.accumulate):
+            raise UserError(
+                f"trainer.batch_size={config.batch_size} cannot be split evenly over {devices} devices "
+                f"with trainer.accumulate={config.accumulate}; use a multiple of {devices * config.accumulate}"
+            )
+        self._narrow: dict[int, Trainer | None] = {}
+        self._embed = jax.jit(program.embed)
+        self._layouts: dict[int | None, Layout] = {}
+
+    def layout(self, members: int | None) -> "Layout":
+        """The compiled functions for `members` trained together, None for one that is trained alone."""
+        if members not in self._layouts:
+            self._layouts[members] = Layout.of(self.program, members)
+        return self._layouts[members]
+
+    def at_once(self, members: Sequence[Member], train: Examples | PairExamples) -> int:
+        """How many of the members to train together, by `trainer.population` and `trainer.arms_at_once`.
+
+        `auto` trains one a device on CPUs, where more would compete for the same cores and a larger working set only
+        costs cache, and elsewhere as many as fit in 80 % of the devices' memory, by XLA's account of a member's step.
+        """
+        population, devices = self.config.population, jax.device_count()
+        if population == "loop" or len(members) == 1:
+            return 1
+        if self.config.arms_at_once is not None:
+            return min(self.config.arms_at_once, len(members))
+        if population == "auto" and jax.default_backend() == "cpu":
+            return devices if devices <= len(members) else 1
+        stats = jax.local_devices()[0].memory_stats() or {}
+        if "bytes_limit" not in stats:
+            return len(members)
+        fitting = int(0.8 * stats["bytes_limit"] * devices / max(1, self._bytes_of_member(members[0], train)))
+        chunk = max(1, min(fitting, len(members)))
+        return int(processes.on_process0(lambda: chunk - chunk % devices if chunk > devices else chunk))
+
+    def _bytes_of_member(self, member: Member, train: Examples | PairExamples) -> int:
+        """Memory of one member's step on its longest batch, and of its best model so far."""
+        rows = np.zeros(self.config.batch_size, np.int32)
+        longest = None if train.lengths is None else train.padded(np.array([np.argmax(train.lengths)]))
+        row, key = member.arm.row(self.program.kinds), jax.random.key(0)
+        model = self.program.shapes
+        state = State(model, jax.eval_shape(self.program.optimizer.init, model.params), jnp.int32(0))
+        step = jax.jit(self.program.step, donate_argnums=0)
+        analysis = step.lower(state, train.take(rows, longest), row, key).compile().memory_analysis()
+        if analysis is None:  # not every backend keeps this account
+            return 0
+        used = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+        return int(used + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.model)))
+
+    def fit(
+        self,
+        group: Sequence[Member],
+        seeds: Sequence[int],
+        train: Examples | PairExamples,
+        validation: Examples | PairExamples,
+        directory: Path,
+        log: Log,
+        bar: tqdm,
+    ) -> list[FitResult]:
+        """Train the members of one group to the end and return the best model of each.
+
+        `seeds` are those of the whole population.
+
+        Training states are checkpointed below `directory` and continued from there when there are any.
+
+        Raises:
+            UserError: a loss or gradient is not finite (names step, arm, granularity); no intact checkpoint; disk full.
+            Interrupted: after a signal, with the state saved.
+        """
+        trainer, members = self, tuple(group)
+        if len(members) == 1 and (width := members[0].arm.width) is not None:
+            narrow = self._narrowed(width, len(seeds))
+            if narrow is not None:
+                alone = dataclasses.replace(members[0].arm, weights=(1.0,))
+                trainer, members = narrow, (dataclasses.replace(members[0], arm=alone),)
+        fitted = _Group(trainer, members, tuple(seeds), train, validation, directory, log, bar).fit()
+        return [one._replace(member=member) for one, member in zip(fitted, group, strict=True)]
+
+    def _narrowed(self, width: int, seeds: int) -> "Trainer | None":
+        """The trainer of fixed-size models of `width`, where they are cheaper to train in a program of their own."""
+        if width not in self._narrow:
+            worth = width < self.program.width and self.program.steps * seeds >= WORTH_COMPILING
+            program = self.program.narrowed(width) if worth else None
+            self._narrow[width] = None if program is None else Trainer(program, self.config)
+        return self._narrow[width]
+
+    def embed(self, model: Weights, examples: Examples, batch_size: int) -> np.ndarray:
+        """Embeddings float32 [n, D] of one member for every example, in their order.
+
+        Every process embeds its share of the batches, and all of them get all embeddings.
+        """
+        z, found = [np.empty((0, self.program.width), np.float32)], [np.empty(0, np.int64)]
+        model = jax.device_put(processes.on_host(model), jax.local_devices()[0])
+        share = (processes.rank(), processes.count())
+        with progress(len(examples), "embed", "example", leave=False) as bar:
+            for rows, batch, valid in batches.slices(examples, batch_size, tokens_at_once(), share):
+                del batch["label"]
+                z.append(np.asarray(self._embed(model, batch))[valid])
+                found.append(rows)
+                bar.update(len(rows) * share[1])
+        return processes.joined(np.concatenate(z), np.concatenate(found), len(examples))
+
+    def accuracy(
+        self, model: Weights, examples: Examples | PairExamples, batch_size: int, members: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Accuracy and mean loss [(members,) kinds, K] over a split."""
+        layout = self.layout(members)
+        right: Any = 0
+        lost: Any = 0
+        for _, batch, valid in batches.slices(examples, batch_size):
+            found = layout.score(model, *layout.on_devices([batch, valid], layout.shared))
+            hits, losses = processes.on_host(found)
+            right, lost = right + hits, lost + losses.astype(np.float64)
+        return right / len(examples), lost / len(examples)
+
+
+class _Group:
+    """The fit loop of one group of members."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        members: tuple[Member, ...],
+        seeds: tuple[int, ...],
+        train: Examples | PairExamples,
+        validation: Examples | PairExamples,
+        directory: Path,
+        log: Log,
+        bar: tqdm,
+    ) -> None:
+        self.trainer, self.members, self.seeds = trainer, members, seeds
+        self.train, self.validation = train, validation
+        self.directory, self.log, self.bar = directory, log, bar
+        self.together = len(members) > 1
+        self.config, self.program = trainer.config, trainer.program
+        self.layout = trainer.layout(len(members) if self.together else None)
+        arms = [m.arm.row(self.program.kinds) for m in members]
+        self.arms: LossWeights = jax.tree.map(lambda *parts: np.stack(parts), *arms)
+        self.rows = self.arms.weights  # [members, kinds, K]
+        self.total = self.program.steps
+        moments = np.linspace(0, self.total, self.config.evaluations + 1)[1:]
+        self.moments = {max(1, round(moment)) for moment in moments}
+
+    def fit(self) -> list[FitResult]:
+        state, best, start, window = self._start()
+        saved = since = time.monotonic()
+        layout, arm = self.layout, self.arms
+        # Not the key of the initial parameters: that is split in `TrainStep.init`.
+        keys = [jax.random.fold_in(jax.random.key(member.seed), 1) for member in self.members]
+        key = jax.random.key_data(jnp.stack(keys))
+        if not self.together:
+            arm, key = jax.tree.map(lambda x: x[0], (arm, key))
+        arm, key = layout.on_devices((arm, key), layout.state)
+        key = jax.random.wrap_key_data(key)
+        with processes.signals() as signalled:
+            for step, batch in enumerate(self._batches(start), start + 1):
+                state, measures = layout.step(state, batch, arm, key)
+                window.append(measures)
+                self.bar.update()
+                report = step % self.config.log_every == 0 or step in self.moments or step == self.total
+                stop = signalled()
+                if not report and not stop:
+                    continue
+                window = [processes.on_host(measured) for measured in window]
+                self._check_finite(step - len(window), window, best)
+                if report:
+                    self._report(step, window, time.monotonic() - since)
+                    since, window = time.monotonic(), []
+                if step in self.moments:
+                    best = self._validate(step, state, best)
+                elapsed = time.monotonic() - saved  # below 0: a clock that was set back
+                due = not 0 <= elapsed < self.config.checkpoint_seconds and step < self.total
+                if stop or processes.on_process0(lambda due=due: due):  # type: ignore[misc]
+                    self._save(step, state, best, window)
+                    saved = time.monotonic()
+                if stop:
+                    raise Interrupted(f"stopped at step {step} of {self.total} ({self._names()})", stop)
+        best = processes.on_host(best)
+        return [self._fitted(best, i) for i in range(len(self.members))]
+
+    def _start(self) -> tuple[State, Best, int, list[Measures]]:
+        """The initial state, or that of the newest intact checkpoint, with its step and what it had not logged yet."""
+        states = [processes.on_host(self.program.init(member.seed)) for member in self.members]
+        state = jax.tree.map(lambda *leaves: np.stack(leaves), *states) if self.together else states[0]
+        shape = (len(self.members),) if self.together else ()
+        best = Best(state.model, np.full(shape, -1.0, np.float32), np.zeros(shape, np.int32))
+        found: dict[str, Any] = {}
+
+        def newest() -> dict[str, Any]:
+            """The step of the newest intact checkpoint and its log window; the arrays are left in `found`."""
+            present = checkpoint.saved_steps(self.directory)
+            for at in reversed(present):
+                try:
+                    found["state"], meta = checkpoint.load(self.directory, at, (state, best))
+                except UserError as damaged:
+                    if at == present[0]:
+                        raise UserError(
+                            f"cannot resume: {damaged}; delete {self.directory} to train it again"
+                        ) from None
+                    tqdm.write(f"{damaged}; continuing from the one before", file=sys.stderr)
+                    continue
+                if (reads := meta.get("reading", {"next_index": at})) != {"next_index": at}:
+                    raise UserError(
+                        f"cannot resume: the checkpoint of step {at} in {self.directory} reads on from {reads}"
+                    )
+                return {"step": at, "window": meta["window"]}
+            return {"step": 0, "window": []}
+
+        start = processes.on_process0(newest)
+        if start["step"]:
+            state, best = processes.broadcast(found.get("state", (state, best)))
+        self.log.rewind([m.label for m in self.members], start["step"])
+        self.bar.n = self.bar.initial = start["step"]
+        self.bar.refresh()
+        window = [Measures(*(np.asarray(x, np.float32) for x in measured)) for measured in start["window"]]
+        # Two copies of the model: the step donates the state's buffers.
+        state, best = (self.layout.on_devices(tree, self.layout.state) for tree in (state, best))
+        return state, best, start["step"], window
+
+    def _batches(self, start: int) -> Iterator[Any]:
+        """Batches on the devices: [B, …] for one member, [members, B, …] for several.
+
+        Texts are padded to the longest of the step in any seed of the population, whichever of them are trained here:
+        the shape of a dropout mask must not depend on how the population is grouped.
+        """
+        size, layout = self.config.batch_size, self.layout
+        index = [self.seeds.index(member.seed) for member in self.members]
+        streams = [batches.stream(self.train, seed, size, start, self.total) for seed in self.seeds]
+
+        def take(parts: tuple[np.ndarray, ...]) -> Any:
+            length = self.train.padded(np.concatenate(parts))
+            rows = np.stack([parts[i] for i in index]) if self.together else parts[index[0]]
+            if isinstance(self.train, Examples):
+                return layout.read(self.train, rows, length, layout.batch)
+            # Texts of pairs are packed across the whole batch, so every process packs all of them and keeps its part.
+            packed = self.train.stacked(list(rows), length) if self.together else self.train.take(rows, length)
+            return layout.on_devices(packed, layout.batch)
+
+        self.reading = self.train.reading(zip(*streams, strict=True), take, start, self.total)
+        yield from self.reading
+
+    def _report(self, step: int, window: list[Measures], seconds: float) -> None:
+        """Log the means of the last steps."""
+        losses, norms = self._by_member(window)
+        speed = len(window) * self.config.batch_size * len(self.members) / max(seconds, 1e-9)
+        rate = float(self.program.schedule(step - 1))
+        mean = losses.mean(0)
+        self.log.append(
+            self._line(i, step, "train", mean[i])
+            | {
+                "gradient_norm": float(norms[:, i].mean()),
+                "learning_rate": rate,
+                "examples_per_second": round(speed, 1),
+            }
+            for i in range(len(self.members))
+        )
+        loss = np.mean([self._average(i, mean[i]) for i in range(len(self.members))])
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} examples/s", refresh=False)
+
+    def _by_member(self, window: list[Measures]) -> tuple[np.ndarray, np.ndarray]:
+        """Losses [steps, members, kinds, K] and gradient norms [steps, members]."""
+        losses, norms = np.stack([m.losses for m in window]), np.stack([m.gradient_norm for m in window])
+        return (losses, norms) if self.together else (losses[:, None], norms[:, None])
+
+    def _check_finite(self, before: int, window: list[Measures], best: Best) -> None:
+        """Stop the run at the first step whose losses or gradient are not finite."""
+        losses, norms = self._by_member(window)
+        weighted = np.where(self.rows > 0, losses, 0.0)  # a granularity that the arm does not train may say anything
+        for offset in range(len(losses)):
+            for i, member in enumerate(self.members):
+                bad = ~np.isfinite(weighted[offset, i]).all(axis=0)
+                if not bad.any() and np.isfinite(norms[offset, i]):
+                    continue
+                where = (
+                    f"the loss at granularity {self.program.dims[int(np.argmax(bad))]}" if bad.any() else "the gradient"
+                )
+                raise UserError(
+                    f"{where} of arm {member.arm.label}, seed {member.seed}, is not finite at step "
+                    f"{before + offset + 1}; {self._keep_best(i, best)}; "
+                    "try a smaller optimizer.learning_rate or optimizer.clip_norm=1"
+                )
+
+    def _keep_best(self, i: int, best: Best) -> str:
+        """Save the best model so far of member i where `load` finds it; says where."""
+        fitted = self._fitted(processes.on_host(best), i)
+        if fitted.step == 0:
+            return "nothing is kept: it had not been validated yet"
+        folder = self.directory.parent.parent / fitted.member.label / "model"
+        save_model(folder, fitted, trained=False)
+        return f"its best model, of step {fitted.step}, is kept in {folder}"
+
+    def _validate(self, step: int, state: State, best: Best) -> Best:
+        """Score the validation split and keep each member's model if it is its best so far."""
+        accuracy, loss = self.trainer.accuracy(
+            state.model, self.validation, self.config.batch_size, self.layout.members
+        )
+        if not self.together:
+            accuracy, loss = accuracy[None], loss[None]
+        self.log.append(
+            self._line(i, step, "validation", loss[i]) | {"accuracy": self._per_dim(i, accuracy[i])}
+            for i in range(len(self.members))
+        )
+        average = np.array([self._average(i, accuracy[i]) for i in range(len(self.members))], np.float32)
+        moment: Any = average, np.full(len(average), step, np.int32)
+        if not self.together:
+            moment = average[0], np.int32(step)
+        kept: Best = self.layout.keep(Best(state.model, *self.layout.on_devices(moment, self.layout.state)), best)
+        return kept
+
+    def _save(self, step: int, state: State, best: Best, window: list[Measures]) -> None:
+        meta = {"members": [m.label for m in self.members], "window": [[x.tolist() for x in m] for m in window]}
+        meta |= {"reading": self.reading.state}
+        whole = processes.on_host((state, best))
+        processes.on_process0(lambda: bool(checkpoint.save(self.directory, step, whole, meta)))
+
+    def _fitted(self, best: Best, i: int) -> FitResult:
+        """The best model of member i; `best` holds NumPy arrays."""
+        one = jax.tree.map(lambda x: x[i], best) if self.together else best
+        return FitResult(self.members[i], self.program.widen(one.model), float(one.accuracy), int(one.step))
+
+    def _line(self, i: int, step: int, split: str, loss: np.ndarray) -> dict[str, Any]:
+        member = self.members[i]
+        names = {"member": member.label, "arm": member.arm.name, "seed": member.seed}
+        width = {} if member.arm.width is None else {"width": member.arm.width}
+        return {"step": step, "split": split, **names, **width, "loss": self._per_dim(i, loss)}
+
+    def _per_dim(self, i: int, values: np.ndarray) -> dict[str, float]:
+        """Values [kinds, K] of the granularities that member i trains, by dim."""
+        active = self.rows[i] > 0
+        dims = enumerate(self.program.dims)
+        return {str(m): float(values[:, k][active[:, k]][0]) for k, m in dims if active[:, k].any()}
+
+    def _average(self, i: int, values: np.ndarray) -> float:
+        """The mean over the granularities of member i, weighted as its loss is."""
+        return float(np.sum(self.rows[i] * np.where(self.rows[i] > 0, values, 0)) / np.sum(self.rows[i]))
+
+    def _names(self) -> str:
+        return self.members[0].label if not self.together else f"{len(self.members)} members together"

@@ -1,0 +1,375 @@
+"""report.html against hand-worked numbers and in a real browser, with names that try to break out of it."""
+
+import html as markup
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_runs import make_run
+
+from mrl_jax import report
+from mrl_jax.config import OptimizerConfig
+from mrl_jax.report import page, page_plots
+from mrl_jax.report.statistics import Crossover, Difference, mean_interval
+from mrl_jax.report.study import LABELS, NESTED, Comparison, Series, Study, gather
+
+DIMS = (2, 4, 8)
+CLASSES = (
+    "<script>document.documentElement.dataset.ran = 1</script>",
+    '</script><img src=x onerror="document.documentElement.dataset.ran = 2">',
+    """<a href="javascript:document.documentElement.dataset.ran = 3">it's</a> & &lt; %{x} $x^2$""",
+    "plain",
+    "hard",
+)
+NAME = CLASSES[0] + CLASSES[2]
+NAN = math.nan
+
+
+class Made:
+    """A study of three arms: the attributes that the page reads, with outcomes that can be worked out by hand."""
+
+    intervals, band, bands = Study.intervals, Study.band, Study.bands
+
+    def __init__(self, seeds: int = 3, variant: str | None = None):
+        self.name, self.title, self.notes = NAME, "Title " + CLASSES[1], ("Note " + CLASSES[0],)
+        self.dims, self.width, self.seeds, self.classes = DIMS, 8, seeds, CLASSES
+        self.series = tuple(Series(arm, variant) for arm in ("mrl", "mrl_e", "ff"))
+        self._intervals: dict[tuple[Series, str], dict[int, Any]] = {}
+        self.labels = np.arange(50, dtype=np.int32) % 5
+        self.log = [
+            {"split": "validation", "arm": s.arm, "variant": variant, "step": step, "seed": 0, "accuracy": {"2": 0.5}}
+            for s, step in product(self.series, (10, 20))
+        ] + [{"split": "train", "arm": "mrl", "variant": variant, "step": 10, "seed": 0, "loss": {"2": 1.0}}]
+
+    def predictions(self, series: Series) -> dict[int, np.ndarray]:
+        """Class 0 is right from 2 dims on, class 1 from 4, class 2 from 8, class 3 at 4 only, class 4 never."""
+        right = {2: {0}, 4: {0, 1, 3}, 8: {0, 1, 2}}
+        rows = {d: np.where(np.isin(self.labels, list(right[d])), self.labels, (self.labels + 1) % 5) for d in DIMS}
+        return {d: np.tile(row, (self.seeds, 1)) for d, row in rows.items()}
+
+    def outcomes(self, series: Series, metric: str) -> dict[int, np.ndarray]:
+        return {d: (p == self.labels).astype(np.float32) for d, p in self.predictions(series).items()}
+
+    def values(self, series: Series, metric: str, split: str = "test") -> dict[int, np.ndarray]:
+        if metric in report.OF_PAIRS:
+            return {}
+        values = {d: o.mean(axis=1) for d, o in self.outcomes(series, metric).items()}
+        if series.arm != "ff" and metric in page.PANELS:
+            values[3] = np.full(self.seeds, 0.3)
+        return values
+
+
+def compared(study: Made) -> dict[str, dict[str, Comparison]]:
+    mrl, mrl_e, ff = study.series
+    known = study.seeds > 1
+
+    def difference(dim: int, mean: float, p: float) -> Difference:
+        return Difference(dim, mean, *((mean - 0.01, mean + 0.02, p, p) if known else (NAN, NAN, NAN, NAN)))
+
+    differences = [difference(2, 0.0512, 0.0004), difference(4, 0.01, 0.04), difference(8, -0.02, 0.2)]
+    won = Comparison(mrl, ff, differences, Crossover("wins_below", 5.6, 4.1, 7.0), difference(8, 0.02, 0.2))
+    open_ = Comparison(mrl_e, ff, differences[:2], Crossover("cannot_settle", None, None, None), None)
+    return {"linear_top1": {"MRL − FF": won, NAME: open_}}
+
+
+def figures(text: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+class Tags(HTMLParser):
+    """The start tags of a page, its event handlers, and the words it shows."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] != "script":
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    study = Made()
+    return page.html(study, compared(study))
+
+
+def test_same_study_same_bytes(text: str) -> None:
+    assert page.html(Made(), compared(Made())) == text
+
+
+def test_plotly_is_embedded_once_and_the_rest_is_small(text: str) -> None:
+    assert text.count(page.get_plotlyjs()) == 1
+    rest = text.replace(page.get_plotlyjs(), "")
+    assert len(rest) < 60_000
+    assert "://" not in rest
+    assert "@import" not in rest
+
+
+def test_names_are_text_and_not_markup(text: str) -> None:
+    found = Tags(text.replace(page.get_plotlyjs(), ""))
+    assert found.tags.count("script") == 3
+    assert not {"a", "img", "iframe", "object", "link"} & set(found.tags)
+    assert not [name for name in found.attributes if name.startswith("on") or name in ("src", "href")]
+    words = "".join(found.words)
+    for name in ("Title " + CLASSES[1], "Note " + CLASSES[0], NAME):
+        assert name in words
+
+
+def test_names_in_plots_are_text_too(text: str) -> None:
+    drawn = figures(text)
+    names = [trace["name"] for trace in drawn["difference-0"]["data"]]
+    assert [markup.unescape(name) for name in names] == ["MRL − FF", "MRL − FF", NAME]
+    assert not [name for name in names if "<" in name or "%{" in name]
+    ticks = drawn["classes-0"]["layout"]["yaxis"]["ticktext"]
+    assert not [tick for tick in ticks if "<" in tick or ">" in tick]
+
+
+def test_share_of_examples_by_their_smallest_dim(text: str) -> None:
+    bars = figures(text)["oracle"]["data"]
+    assert [bar["name"] for bar in bars] == ["MRL", "MRL-E"]
+    assert bars[0]["x"] == ["2", "4", "8", "none"]
+    assert bars[0]["y"] == [20, 40, 20, 20]
+    # At the full width three classes of five are right, at some dim four.
+    assert "<td>60.00</td><td>80.00</td><td>+20.00</td>" in text
+
+
+def test_heat_map_puts_the_largest_drops_first(text: str) -> None:
+    plot = figures(text)["classes-0"]
+    (heat,) = plot["data"]
+    assert heat["x"] == ["2", "4"]
+    assert heat["z"] == [[-100, -100], [-100, 0], [0, 0], [0, 0], [0, 100]]  # classes 2, 1, 0, 4, 3
+    assert [markup.unescape(row[0]) for row in heat["customdata"]] == [
+        f"{CLASSES[c]}<br>10 examples, {right:.1f} % right" for c, right in ((2, 0), (1, 0), (0, 100), (4, 0), (3, 0))
+    ]
+
+
+def test_table_of_differences(text: str) -> None:
+    assert "<b>+5.12 [4.12, 7.12]</b><br><small>p &lt; 0.001</small>" in text
+    assert "<b>+1.00 [0.00, 3.00]</b><br><small>p = 0.040</small>" in text
+    assert "<td>−2.00 [−3.00, 0.00]<br><small>p = 0.200</small></td><td>–</td>" in text
+    assert ">tax</th><td>+2.00 [1.00, 4.00]<br><small>p = 0.200</small></td><td>–</td>" in text
+    assert "MRL wins below 6 dims [4, 7], not above." in text
+    assert "this data cannot settle where either of them starts to win" in text
+
+
+def test_one_seed_has_no_intervals() -> None:
+    study = Made(seeds=1)
+    text = page.html(study, compared(study))
+    drawn = figures(text)
+    assert not [t for plot in drawn.values() for t in plot["data"] if t.get("fill") or t.get("error_y")]
+    assert "NaN" not in json.dumps(drawn)
+    assert "nan" not in "".join(Tags(text.replace(page.get_plotlyjs(), "")).words).lower()
+    assert "<td>+5.12</td>" in text
+
+
+def test_bands_are_the_intervals_of_the_outcomes(text: str) -> None:
+    study = Made()
+    band, line = figures(text)["accuracy-0"]["data"][:2]
+    expected = [mean_interval(study.outcomes(study.series[0], "linear_top1")[d]) for d in DIMS]
+    low, high = [i.low for i in expected], [i.high for i in expected]
+    assert band["x"] == [2, 4, 8, 8, 4, 2]
+    assert band["y"] == pytest.approx([100 * v for v in low + high[::-1]], abs=0.005)
+    assert line["x"] == [2, 3, 4, 8]
+    assert line["y"] == [20, 30, 60, 60]
+    assert [symbol.endswith("-open") for symbol in line["marker"]["symbol"]] == [False, True, False, False]
+
+
+def test_the_band_of_two_seeds_goes_from_one_to_the_other() -> None:
+    study = Made(seeds=2)
+    shown = figures(page.html(study, {}))["accuracy-0"]["data"][0]  # type: ignore[arg-type]
+    low_high = [study.values(study.series[0], "linear_top1")[dim] for dim in shown["x"][: len(shown["x"]) // 2]]
+    assert shown["y"] == pytest.approx([100 * v.min() for v in low_high] + [100 * v.max() for v in low_high[::-1]])
+
+
+def test_nothing_to_draw_leaves_a_section_out() -> None:
+    study = SimpleNamespace(**vars(Made()))
+    study.log = []
+    study.values = study.outcomes = lambda *_: {}
+    study.intervals = study.band = lambda *_: {}
+    study.predictions, study.labels = lambda *_: {}, np.zeros(0, np.int32)
+    text = page.html(study, {})  # type: ignore[arg-type]
+    assert figures(text) == {}
+    assert "<h2>" not in text
+
+
+def test_gathered_runs_of_two_configurations(tmp_path: Path) -> None:
+    make_run(tmp_path, arms=("all",), run="wide <b>")
+    make_run(tmp_path, arms=("mrl", "ff"), run="kept", optimizer=OptimizerConfig(learning_rate=0.5))
+    study = gather([tmp_path])
+    drawn = figures(page.html(study, {}))
+    lines = [trace for trace in drawn["accuracy-0"]["data"] if trace.get("name")]
+    assert [markup.unescape(line["name"]) for line in lines] == [series.label for series in study.series]
+    assert len(lines) == 11
+    for line, series in zip(lines, study.series, strict=True):
+        values = study.values(series, "linear_top1")
+        assert line["y"] == pytest.approx([100 * values[dim].mean() for dim in study.dims], abs=0.005)
+    assert sum(plot.startswith("classes-") for plot in drawn) == sum(s.arm in NESTED for s in study.series) == 4
+
+
+def test_looks_tell_arms_and_configurations_apart() -> None:
+    looks = page_plots.looks_of([Series(arm, variant) for arm in LABELS for variant in (None, "a", "b")])
+    assert len(set(looks.values())) == len(looks) == 3 * len(LABELS)
+    assert len({look.color for look in looks.values()}) == len({look.symbol for look in looks.values()}) == len(LABELS)
+
+
+points = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20).map(float)), max_size=30)
+
+
+@given(points)
+def test_front_is_what_no_other_point_beats(points: list[tuple[int, float]]) -> None:
+    beaten = {p for p in points for q in points if q != p and q[0] <= p[0] and q[1] >= p[1]}
+    assert page_plots._front(points) == sorted(set(points) - beaten)
+
+
+def test_bytes_of_every_precision(text: str) -> None:
+    traces = [t for t in figures(text)["bytes-0"]["data"] if t["meta"] == [Made().series[0].key]]
+    assert [t["x"] for t in traces] == [[8, 16, 32], [2, 4, 8], [1, 1, 1]]
+
+
+# ---- in a browser ---------------------------------------------------------------------------------------------------
+
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def opened(text: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The page in headless Chromium, drawn, with what it said and asked for since."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    path: Path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(text, encoding="utf-8")
+    with playwright.sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=chromium, args=list(QUIET))
+        view = browser.new_page(viewport={"width": 1200, "height": 900})
+        said: list[str] = []
+        asked: list[str] = []
+        view.on("console", lambda message: said.append(message.text))
+        view.on("pageerror", lambda error: said.append(str(error)))
+        view.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+        view.on("request", lambda request: asked.append(request.url))
+        view.goto(path.as_uri())
+        until(view, "[...document.querySelectorAll('.plot')].every(plot => plot._fullLayout)")
+        yield SimpleNamespace(view=view, said=said, asked=asked, uri=path.as_uri())
+        browser.close()
+
+
+def until(view: Any, condition: str) -> None:
+    """Wait until the expression is true (playwright's own waiting may need `eval`, which the page forbids)."""
+    end = time.monotonic() + 30
+    while not view.evaluate(condition):
+        assert time.monotonic() < end, f"not within half a minute: {condition}"
+        view.wait_for_timeout(20)
+
+
+def hovered(view: Any, plot: str, x: float, y: float) -> str:
+    """What the plot says at a point given as shares of its area."""
+    view.locator(f"#{plot}").scroll_into_view_if_needed()
+    area = view.locator(f"#{plot} .bglayer .bg, #{plot} .nsewdrag").first.bounding_box()
+    view.mouse.move(0, 0)
+    until(view, f"!document.querySelector('#{plot} .hoverlayer text')")
+    view.mouse.move(area["x"] + x * area["width"], area["y"] + y * area["height"])
+    until(view, f"document.querySelector('#{plot} .hoverlayer text')")
+    return "\n".join(view.locator(f"#{plot} .hoverlayer text").all_text_contents())
+
+
+SHOWN = """() => [...document.querySelectorAll('.plot')].flatMap(plot => plot.data.map(trace =>
+    [trace.meta, trace.visible !== 'legendonly' && plot.offsetParent !== null]))"""
+
+
+def test_page_draws_without_a_word_or_a_request(opened: Any, text: str) -> None:
+    assert opened.view.locator(".plot .main-svg").first.is_visible()
+    drawn = opened.view.evaluate("document.querySelectorAll('.plot.js-plotly-plot').length")
+    # Accuracy 2, differences 1, bytes 2, training 3, classes 2, oracle 1.
+    assert drawn == len(figures(text)) == 11
+    assert opened.asked == [opened.uri]
+    assert opened.said == []
+
+
+def test_pointing_at_a_plot_shows_values(opened: Any) -> None:
+    said = hovered(opened.view, "accuracy-0", 0.8, 0.5)
+    assert re.search(r"MRL : 60\.00 % \[.*\] at 8", said)
+    assert re.search(r"FF : 60\.00 % \[.*\] at 8", said)
+
+
+def test_hostile_names_are_shown_and_do_not_run(opened: Any) -> None:
+    order = (2, 1, 0, 4, 3)
+    said = [hovered(opened.view, "classes-0", 0.2, (row + 0.5) / 5) for row in range(5)]
+    assert [CLASSES[c] in words for c, words in zip(order, said, strict=True)] == [True] * 5
+    view = opened.view
+    assert view.evaluate("document.documentElement.dataset.ran") is None
+    assert view.locator("main a, main img, main svg a, body > img").count() == 0
+    assert NAME in view.locator("#difference-0 .legendtext").all_text_contents()
+    # Even markup that got in would not run: the page allows its own two scripts and no others.
+    view.evaluate("document.body.insertAdjacentHTML('beforeend', '<b onclick=\"document.title = 1\">x</b>')")
+    view.evaluate("document.body.lastElementChild.click()")
+    assert view.title().startswith("Title")
+    view.evaluate("document.body.lastElementChild.remove()")
+    assert "Content Security Policy" in opened.said.pop()
+
+
+def test_an_arm_switched_off_leaves_every_plot_and_comes_back(opened: Any) -> None:
+    view, key = opened.view, Made().series[0].key
+    assert all(shown for _, shown in view.evaluate(SHOWN))
+    for switch in (
+        lambda: view.locator(f'.controls input[value="{key}"]').click(),
+        lambda: view.locator("#accuracy-0 .legendtoggle").first.click(),
+    ):
+        switch()
+        until(view, "document.querySelector('#oracle').data[0].visible === 'legendonly'")
+        assert not view.locator(f'.controls input[value="{key}"]').is_checked()
+        assert all(shown == (key not in meta) for meta, shown in view.evaluate(SHOWN))
+        assert (
+            view.evaluate("[...document.querySelectorAll('figure[hidden] h3')].map(h => h.textContent)") == ["MRL"] * 2
+        )
+        switch()
+        until(view, "document.querySelector('#oracle').data[0].visible === true")
+        assert all(shown for _, shown in view.evaluate(SHOWN))
+
+
+FITS = """document.documentElement.scrollWidth <= 390 && [...document.querySelectorAll('.plot')]
+    .every(plot => plot.offsetParent === null || plot._fullLayout.width <= 390)"""
+
+
+def test_nothing_is_wider_than_a_phone(opened: Any) -> None:
+    view, box = opened.view, opened.view.locator(".controls input").first
+    box.click()
+    view.set_viewport_size({"width": 390, "height": 844})
+    until(view, FITS)  # each plot is drawn again in its own time
+    box.click()  # what was hidden while the window shrank fits too
+    until(view, f"document.querySelector('#training-0').offsetParent !== null && {FITS}")
+    view.set_viewport_size({"width": 1200, "height": 900})
+
+
+def test_print_leaves_the_controls_out(opened: Any) -> None:
+    assert opened.view.locator(".controls").is_visible()
+    opened.view.emulate_media(media="print")
+    assert not opened.view.locator(".controls").is_visible()
+    assert opened.view.locator("#accuracy-0").is_visible()
+    opened.view.emulate_media(media="screen")

@@ -1,0 +1,141 @@
+"""The command line of the report, and the table and plots of one run that training ends with."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import ARMS, DIMS, make_run
+
+from mrl_jax import report, runs
+from mrl_jax.report import study
+
+FILES = ["differences.csv", "report.html", "report.md", "tables.tex"]
+
+
+def numbers(table: str, arm: str) -> dict[int, list[str]]:
+    """The cells of an arm's part of the table, by dim."""
+    part = table.split(f"{study.LABELS[arm]}, ")[1].split("\n\n")[0].splitlines()
+    return {int(line.split()[0]): re.split(r"\s{2,}", line.strip())[1:] for line in part[2:]}
+
+
+def values(directory: Path, arm: str, dim: int, metric: str, split: str = "test") -> list[float]:
+    rows = runs.read_rows(directory / "evaluation.csv")
+    return [r.value for r in rows if (r.arm, r.dim, r.metric, r.split) == (arm, dim, metric, split)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_the_table_of_a_run_holds_the_numbers_of_the_split(tmp_path, split):
+    directory = make_run(tmp_path, arms=("all",), seeds=1)
+    table = report.table(directory, split)
+    for arm in ARMS:
+        # Post-hoc arms have no calibration error: their scores are no probabilities.
+        metrics = [m for m in report.OF_CLASSES if m != "ece" or arm in ("mrl", "mrl_e", "mrl_sampled", "ff")]
+        wanted = {dim: [f"{values(directory, arm, dim, m, split)[0]:.4f}" for m in metrics] for dim in DIMS}
+        assert numbers(table, arm) == wanted
+
+
+def test_several_seeds_are_summed_up_by_mean_and_sample_standard_deviation(tmp_path):
+    directory = make_run(tmp_path, seeds=3)
+    three = values(directory, "mrl", 8, "linear_top1")
+    assert len(three) == 3
+    assert numbers(report.table(directory), "mrl")[8][0] == f"{np.mean(three):.4f} ± {np.std(three, ddof=1):.3f}"
+
+
+def test_a_metric_that_lacks_at_one_dim_is_a_dash_there(tmp_path):
+    directory = make_run(tmp_path, arms=("mrl",))
+    rows = runs.read_rows(directory / "evaluation.csv")
+    runs.write_rows(directory / "evaluation.csv", [r for r in rows if (r.dim, r.metric) != (8, "ece")])
+    at = report.OF_CLASSES.index("ece")
+    cells = numbers(report.table(directory), "mrl")
+    assert cells[8][at] == "–"
+    assert cells[4][at] != "–"
+
+
+def test_a_run_is_drawn_into_its_own_folder(tmp_path):
+    directory = make_run(tmp_path)
+    drawn = report.draw(directory)
+    names = [f"{name}.{suffix}" for name in ("accuracy", "training") for suffix in ("png", "svg")]
+    assert drawn == [directory / "plots" / name for name in names]
+    assert all(path.stat().st_size > 1000 for path in drawn)
+
+
+def test_the_command_writes_tables_plots_and_a_page(tmp_path, capsys):
+    directory = make_run(tmp_path, arms=("all",), seeds=2)
+    assert report.main([str(directory)]) == 0
+    out = directory / "report"
+    assert sorted(path.name for path in out.iterdir() if path.is_file()) == FILES
+    plots = {path.name for path in (out / "plots").iterdir()}
+    names = (
+        "accuracy",
+        "training",
+        "differences-linear_top1",
+        "differences-knn_top1",
+        "bytes",
+        "oracle",
+        "classes-mrl",
+    )
+    assert {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")} <= plots
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", (out / "report.md").read_text()):
+        assert (out / name).is_file()
+    said = capsys.readouterr()
+    assert "MRL − FF: " in said.out
+    assert "[" in said.out.split("MRL, classifier, minus")[1]
+    assert str(out) in said.err
+
+
+def test_the_same_runs_make_the_same_bytes_and_other_numbers_others(tmp_path):
+    directory = make_run(tmp_path, arms=("mrl", "ff"))
+    for out in ("one", "two"):
+        assert report.main([str(directory), "--out", str(tmp_path / out)]) == 0
+    first = contents(tmp_path / "one")
+    assert first == contents(tmp_path / "two")
+    assert not (directory / "report").exists()
+    make_run(tmp_path / "other", arms=("mrl", "ff"), score=lambda arm, dim: 0.4 + 0.02 * dim)
+    assert report.main([str(tmp_path / "other"), "--out", str(tmp_path / "three")]) == 0
+    third = contents(tmp_path / "three")
+    assert {name for name in first if first[name] == third.get(name)} == set()
+
+
+def test_several_paths_are_one_report_in_the_first(tmp_path, capsys):
+    make_run(tmp_path / "a", arms=("mrl",))
+    make_run(tmp_path / "b", arms=("ff",))
+    assert report.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    with (tmp_path / "a" / "report" / "differences.csv").open() as file:
+        pairs = {(row["a"], row["b"]) for row in csv.DictReader(file)}
+    assert pairs == {("MRL", "FF")}
+    # The report lies below the experiment's folder and is not taken for a run the next time.
+    assert report.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+
+
+def test_a_run_of_one_arm_and_one_seed_still_has_a_report(tmp_path, capsys):
+    directory = make_run(tmp_path, arms=("mrl_e",), seeds=1)
+    assert report.main([str(directory)]) == 0
+    said = capsys.readouterr().out
+    assert "No ff arm: MRL-E − FF is not shown." in said
+    assert "One seed: differences have no interval." in said
+    assert "Top-1 test accuracy (%) of the classifier" in said
+
+
+def test_mistakes_are_one_sentence(tmp_path, capsys):
+    make_run(tmp_path)
+    make_run(tmp_path, run="second", fingerprint="bb")
+    for path in (tmp_path / "nowhere", tmp_path):
+        assert report.main([str(path)]) == 2
+        assert re.fullmatch(r"error: [^\n]*(has no run|cannot be compared)[^\n]*\n", capsys.readouterr().err)
+    assert not (tmp_path / "report").exists()
+    (tmp_path / "file").write_text("")
+    assert report.main([str(tmp_path / "made" / "first"), "--out", str(tmp_path / "file")]) == 2
+    assert re.search(r"^error: .*file", capsys.readouterr().err, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("arguments", "status"), [([], 2), (["--wrong", "a"], 2), (["--help"], 0)])
+def test_the_command_explains_its_usage(arguments, status, capsys):
+    assert report.main(arguments) == status
+    said = capsys.readouterr()
+    assert "usage: python -m mrl_jax.report [-h] [--out DIR] PATH [PATH ...]" in said.out + said.err

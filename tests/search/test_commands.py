@@ -1,0 +1,241 @@
+"""The search command line on a small run: build, query, plan, bench, delete, and every mistake in one sentence."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mrl_jax
+from mrl_jax import search, train
+from mrl_jax.search.index import exact
+
+
+@pytest.fixture(scope="module")
+def run(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("results")
+    command = [*tiny, "arms=[mrl,mrl_e]", "evaluation.neighbours=false", "evaluation.refit=null"]
+    assert train.main([*command, f"results_dir={results}", "run=first"]) == 0
+    return results / "tiny" / "first"
+
+
+@pytest.fixture(scope="module")
+def corpus(texts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    lines = [json.loads(line) for line in texts["train"].read_text().splitlines()]
+    path.write_text("".join(json.dumps({"_id": f"d{i}", "text": line["text"]}) + "\n" for i, line in enumerate(lines)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def questions(texts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("queries") / "queries.jsonl"
+    path.write_text("".join(texts["test"].read_text() for _ in range(2)))
+    return path
+
+
+@pytest.fixture
+def built(run: Path, corpus: Path, tmp_path: Path) -> Path:
+    assert search.main(["build", str(run), str(corpus), "--index", str(tmp_path / "index")]) == 0
+    return tmp_path / "index"
+
+
+def test_a_query_finds_what_a_search_by_hand_finds(
+    run: Path, corpus: Path, built: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = mrl_jax.load(run)
+    lines = [json.loads(line) for line in corpus.read_text().splitlines()]
+    z = model.encode([line["text"] for line in lines])
+    wanted = np.argsort(-(z @ model.encode(["orbit3 common2 orbit7"])[0]), kind="stable")[:5]
+    capsys.readouterr()
+    assert search.main(["query", str(built), "orbit3 common2 orbit7", "--k", "5"]) == 0
+    found = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
+    assert found == [lines[i]["_id"] for i in wanted]
+    for steps in ("4:240", "4:240,8:200", "exact"):
+        assert search.main(["query", str(built), "orbit3 common2 orbit7", "--k", "5", "--plan", steps]) == 0
+        assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == found
+
+
+@pytest.mark.parametrize("kind", ["faiss-flat", "faiss-hnsw"])
+def test_other_kinds_of_index_answer_too(
+    kind: str, run: Path, corpus: Path, tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture
+) -> None:
+    place = str(tmp_path / "index")
+    words = [str(run), str(corpus), "--index", place, "--kind", kind, "--prefix", "8", "--arm", "mrl_e"]
+    assert search.main(["build", *words]) == 0
+    assert search.main(["query", place, "hockey1 hockey2", "--k", "3"]) == 0
+    assert search.main(["bench", place, "--queries", str(questions), "--k", "3"]) == 0
+    assert f"{kind} 8:30" in capsys.readouterr().out
+    assert search.main(["query", place, "hockey1", "--plan", "exact"]) == 2
+    assert "--plan exact needs an index of kind exact; this one is " in capsys.readouterr().err
+    assert search.main(["query", place, "hockey1", "--plan", "4:50"]) == 2
+    assert "this index has one step, at 8 dims" in capsys.readouterr().err
+
+
+def test_a_plan_is_kept_and_used_until_the_documents_change(
+    built: Path, questions: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["--queries", str(questions), "--k", "5", "--recall", "0.9"]
+    assert search.main(["plan", str(built), *words]) == 0
+    assert "←" in capsys.readouterr().out
+    kept = json.loads((built / "plan.json").read_text())
+    index = exact.open_(built)
+    assert search._planned(index, 5) == [tuple(step) for step in kept["steps"]]
+    assert search._planned(index, 6) is None  # it was made for 5
+    index.close()
+    assert search.main(["delete", str(built), "d0", "none"]) == 0
+    assert "1 deleted, 1 were not there; 239 documents" in capsys.readouterr().out
+    assert search._planned(exact.open_(built), 5) is None
+    (built / "plan.json").write_text("{")
+    assert search.main(["query", str(built), "x"]) == 2
+    assert "plan.json is damaged" in capsys.readouterr().err
+
+
+def test_a_query_without_a_known_word_is_said(built: Path, capsys: pytest.CaptureFixture) -> None:
+    assert search.main(["query", str(built), "zzz", "orbit3"]) == 0
+    said = capsys.readouterr()
+    assert "'zzz': the model knows nothing in it" in said.err
+    assert "orbit3" not in said.err
+
+
+def test_bench_says_recall_and_speed_by_method(built: Path, questions: Path, capsys: pytest.CaptureFixture) -> None:
+    assert search.main(["bench", str(built), "--queries", str(questions), "--k", "4"]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in table[1:]] == ["exact", "4:8", "4:20", "4:40", "4:80", "4:200"]
+    recalls = [float(row[1]) for row in table[1:]]
+    assert recalls[0] == 1
+    assert recalls[-1] > 0.9
+    assert all(float(row[2].replace(",", "")) > 0 for row in table[1:])
+
+
+def test_a_second_build_adds_only_what_is_new(run: Path, corpus: Path, built: Path, tmp_path: Path, capsys) -> None:
+    longer = tmp_path / "longer.jsonl"
+    longer.write_text(
+        corpus.read_text() + '{"_id": "new", "title": "garden1", "text": "garden2"}\n{"id": 7, "text": ""}\n'
+    )
+    capsys.readouterr()
+    assert search.main(["build", str(run), str(longer), "--index", str(built)]) == 0
+    assert "242 documents, 2 added now, 240 were there" in capsys.readouterr().out
+    index = exact.open_(built)
+    assert index.find(["new"])["new"].text == "garden1 garden2"
+    index.close()
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text('{"_id": "new", "text": "garden3"}\n')
+    assert search.main(["build", str(run), str(changed), "--index", str(built)]) == 2
+    assert "id new is in the index with another text; ids are unique (or --replace it)" in capsys.readouterr().err
+    assert search.main(["build", str(run), str(changed), "--index", str(built), "--replace"]) == 0
+    assert exact.open_(built).find(["new"])["new"].text == "garden3"
+
+
+def test_a_killed_build_is_continued(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    corpus, place = tmp_path / "corpus.jsonl", tmp_path / "index"
+    lines = [{"_id": str(i), "text": f"orbit{i % 30} common{i % 7} hockey{i}"} for i in range(20_000)]
+    corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["build", str(run), str(corpus), "--index", str(place)]
+    process = subprocess.Popen([sys.executable, "-m", "mrl_jax.search", *command], stderr=subprocess.DEVNULL)
+    while process.poll() is None and (
+        not (place / "vectors.f32").exists() or not (place / "vectors.f32").stat().st_size
+    ):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert search.main(command) == 0
+    said = capsys.readouterr().out
+    assert "20,000 documents" in said
+    index = exact.open_(place)
+    index.verify()
+    rows = np.flatnonzero(index.verify())
+    stored = {one.id: z for one, z in zip(index.documents(rows), index.vectors(rows), strict=True)}
+    some = [lines[i] for i in range(0, 20_000, 501)]
+    z = mrl_jax.load(run).encode([line["text"] for line in some])
+    np.testing.assert_allclose([stored[line["_id"]] for line in some], z, atol=1e-6)
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('{"_id": "a", "text": "x"}\n{"_id": "b"}\n', "line 2: text is missing or no text"),
+        ('{"text": "x"}\n', "line 1: _id is missing or no text; every line has _id and text"),
+        ('{"_id": "", "text": "x"}\n', "line 1: _id is missing"),
+        ('{"_id": true, "text": "x"}\n', "line 1: _id is missing"),
+        ('{"_id": "a", "text": 3}\n', "line 1: text is missing or no text"),
+        ("[1]\n", "line 1: [1] is not allowed; a JSON object"),
+        ("\n{\n", "line 2: not JSON"),
+        ('{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "id a is in the index with another text"),
+        ("", "is empty"),
+    ],
+)
+def test_a_mistake_in_a_corpus_is_named(lines: str, said: str, run: Path, tmp_path: Path, capsys) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(lines)
+    capsys.readouterr()
+    assert search.main(["build", str(run), str(corpus), "--index", str(tmp_path / "index")]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_mistakes_in_the_command_are_named(run: Path, corpus: Path, built: Path, tmp_path: Path, capsys) -> None:
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text('{"text": "a"}\n{"query": "b"}\n')
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"text": "a"}\n')
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    for words, said in (
+        (["build", "nowhere", str(corpus), "--index", "x"], "nowhere"),
+        (["build", str(run), str(tmp_path / "none"), "--index", "x"], "is not a file"),
+        (
+            ["build", str(run), str(corpus), "--index", "x", "--prefix", "5"],
+            "--prefix=5 is not allowed; one of 4, 8, 16",
+        ),
+        (
+            ["build", str(run), str(corpus), "--index", "x", "--kind", "fais-flat"],
+            "--kind=fais-flat is unknown (did you mean faiss-flat?); allowed: exact, faiss-flat",
+        ),
+        (
+            ["build", str(run), str(corpus), "--index", str(tmp_path / "x.db"), "--kind", "milvus-nsw"],
+            "--kind=milvus-nsw is unknown (did you mean milvus-hnsw?); allowed: milvus-autoindex",
+        ),
+        (["build", str(run), str(corpus), "--index", "x", "--arm", "mlr"], "arm=mlr is unknown"),
+        (["build", str(run), str(corpus), "--index", str(built), "--prefix", "8"], "was built with --prefix 4"),
+        (["build", str(run), str(corpus), "--index", str(built), "--arm", "mrl_e"], "was built by another model"),
+        (["query", str(tmp_path / "none"), "x"], "is not an index"),
+        (["query", str(built), "x", "--plan", "5:10"], "a step at dim 5 is not possible; the dims are [4, 8, 16]"),
+        (["query", str(built), "x", "--plan", "4-10"], "auto, exact, or steps such as 64:200"),
+        (["query", str(built), "x", "--plan", "8:20"], "documents are scanned on 4 dims at most"),
+        (["query", str(built), "x", "--plan", "4:5", "--k", "6"], "a step keeps 5 documents; at least k=6"),
+        (["plan", str(built), "--queries", str(queries)], "line 2: text is missing"),
+        (["plan", str(built), "--queries", str(few)], "1 held-out queries cannot settle recall 0.99"),
+        (["plan", str(built), "--queries", str(few), "--recall", "2"], "target=2.0 is not allowed"),
+        (["query", "http://127.0.0.1:1", "x"], "127.0.0.1:1"),
+    ):
+        assert search.main(words) == 2, words
+        error = capsys.readouterr().err
+        assert said in error, error
+        assert error.count("\n") == 1, error
+    assert not Path("x").exists()
+    for words in (["query", str(built), "x", "--k", "0"], ["quary"], []):
+        assert search.main(words) == 2
+    assert search.main(["query", str(built), "orbit1", "--k", "999"]) == 0
+    assert "there are only 240 documents" in capsys.readouterr().err
+
+
+def test_a_moved_run_is_given_anew_and_another_model_is_refused(
+    run: Path, built: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(run, tmp_path / "moved")
+    assert search.main(["query", str(built), "orbit1", "--run", str(tmp_path / "moved")]) == 0
+    command = [*tiny, "evaluation.neighbours=false", "arms=[mrl]", "trainer.steps=2", "evaluation.refit=null"]
+    assert train.main([*command, f"results_dir={tmp_path}", "run=other"]) == 0
+    capsys.readouterr()
+    assert search.main(["query", str(built), "orbit1", "--run", str(tmp_path / "tiny" / "other")]) == 2
+    assert "the index was built by another model" in capsys.readouterr().err
