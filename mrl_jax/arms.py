@@ -1,15 +1,15 @@
-"""An arm of a comparison is a row of loss weights.
+"""An arm of a comparison is a row of loss weights; `ARMS` is the table of all arms.
 
 With K nesting dims and both kinds of heads a row has 2K entries, K for the separate heads and K for the tied one:
 
-    mrl          (1 … 1 | 0 … 0)      a head a granularity
+    mrl          (1 … 1 | 0 … 0)      one head per granularity
     mrl_e        (0 … 0 | 1 … 1)      one tied head
     mrl_sampled  (1 … 1 | 0 … 0)      as mrl, but each step keeps a random few of the granularities
     ff(k)        (0 … 1 … 0 | 0 … 0)  the independently trained fixed-size model of width m_k
 
 Everything else (data order, initial parameters, dropout, optimiser, compiled step) is the same for the arms of a seed,
 so their differences are paired by construction. The post-hoc arms are not trained: they compress the embeddings of
-ff(K), see `compress.py`. Nor are the untuned arms, the encoder as it was before training: its prefixes and its
+ff(K), see `evaluate/compress.py`. Nor are the untuned arms, the encoder as it was before training: its prefixes and its
 principal directions, for pretrained weights.
 
 Where pairs are trained on there is no head: the row weighs the contrastive loss of each granularity, and no mrl_e.
@@ -17,18 +17,57 @@ Where pairs are trained on there is no head: the row weighs the contrastive loss
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mrl_jax.errors import UserError, one_of
 
-TRAINED = ("mrl", "mrl_e", "mrl_sampled", "ff")
-POSTHOC = ("truncated", "random_subset", "random_projection", "pca", "pca_whitened")
-UNTUNED = ("untuned", "untuned_pca")
-NAMES = (*TRAINED, *POSTHOC, *UNTUNED)
-FOR_CLASSES = (*TRAINED, *POSTHOC)  # what `all` stands for
-FOR_PAIRS = tuple(name for name in NAMES if name != "mrl_e")
+
+@dataclass(frozen=True)
+class ArmType:
+    """An entry of `ARMS`: how an arm comes to be, and how reports show it."""
+
+    label: str  # in tables and plots
+    color: str
+    marker: Literal[
+        "circle", "square", "pentagon", "triangle-up", "triangle-down", "plus", "x", "diamond", "star", "hexagon",
+        "thin-diamond",
+    ]  # fmt: skip
+    origin: Literal["nested", "fixed", "compressed", "untuned"]
+    head: Literal["separate", "tied"] | None = None  # that a trained arm reads where classes are learnt
+    sampled: bool = False  # each step keeps a random few of the granularities
+    compression: str | None = None  # of `evaluate.compress.COMPRESSIONS`: what is made of an embedding
+    baseline: bool = False  # nested arms are compared with it
+    needs_classes: bool = False  # not for losses of pairs
+
+
+# Colours of Okabe and Ito, and some of Tol: told apart by colour-blind readers too. The order is that of reports.
+ARMS: dict[str, ArmType] = {
+    "mrl": ArmType("MRL", "#0072b2", "circle", "nested", "separate"),
+    "mrl_e": ArmType("MRL-E", "#d55e00", "square", "nested", "tied", needs_classes=True),
+    "mrl_sampled": ArmType("MRL sampled", "#56b4e9", "pentagon", "nested", "separate", sampled=True),
+    "ff": ArmType("FF", "#009e73", "triangle-up", "fixed", "separate", baseline=True),
+    "truncated": ArmType("truncated", "#e69f00", "triangle-down", "compressed", compression="truncated", baseline=True),
+    "random_subset": ArmType("random subset", "#999999", "plus", "compressed", compression="random_subset"),
+    "random_projection": ArmType("random projection", "#000000", "x", "compressed", compression="random_projection"),
+    "pca": ArmType("PCA", "#cc79a7", "diamond", "compressed", compression="pca", baseline=True),
+    "pca_whitened": ArmType("PCA whitened", "#882255", "star", "compressed", compression="pca_whitened"),
+    "untuned": ArmType("untuned", "#8c6d31", "hexagon", "untuned", compression="truncated", baseline=True),
+    "untuned_pca": ArmType("untuned, PCA", "#c49c94", "thin-diamond", "untuned", compression="pca", baseline=True),
+}
+
+
+def names_of(*origins: str) -> tuple[str, ...]:
+    """The names of the arms that come to be in one of these ways, in the order of `ARMS`."""
+    return tuple(name for name, arm in ARMS.items() if arm.origin in origins)
+
+
+NAMES = tuple(ARMS)
+NESTED = names_of("nested")
+TRAINED = names_of("nested", "fixed")
+POSTHOC = names_of("compressed")
+UNTUNED = names_of("untuned")
 
 
 class LossWeights(NamedTuple):
@@ -40,7 +79,7 @@ class LossWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm: its name, the head that it reads (`separate` or `tied`) and its weight for each granularity, [K]."""
+    """One trained arm: its name, the head that it reads and its weight for each granularity, [K]."""
 
     name: str
     head: str
@@ -58,7 +97,7 @@ class Arm:
     def row(self, kinds: Sequence[str]) -> LossWeights:
         """The arm's loss weights in a program that holds the head kinds `kinds`."""
         weights = [np.asarray(self.weights, np.float32) * (kind == self.head) for kind in kinds]
-        return LossWeights(np.stack(weights), np.asarray(self.name == "mrl_sampled"))
+        return LossWeights(np.stack(weights), np.asarray(ARMS[self.name].sampled))
 
 
 @dataclass(frozen=True)
@@ -74,22 +113,22 @@ class Member:
 
 
 def expand(names: Sequence[str], dims: Sequence[int], weights: Sequence[float] | None = None) -> tuple[Arm, ...]:
-    """The trained arms among `names`; `ff` stands for one fixed-size arm at each nesting dim, `all` for every name.
+    """The trained arms among `names`: one per nested arm, one per nesting dim of a fixed-size arm.
 
-    `weights` [K] is the relative importance of the granularities in the nested arms (ones by default).
+    `all` stands for every arm of `for_classes`. `weights` [K] is the relative importance of the granularities in the
+    nested arms (ones by default).
     """
-    names = _named(names)
     nested = tuple(float(c) for c in weights) if weights is not None else (1.0,) * len(dims)
     arms: list[Arm] = []
-    for name in names:
-        match name:
-            case "mrl" | "mrl_sampled":
-                arms.append(Arm(name, "separate", nested))
-            case "mrl_e":
-                arms.append(Arm("mrl_e", "tied", nested))
-            case "ff":
-                one_hot = np.eye(len(dims)).tolist()
-                arms += [Arm("ff", "separate", tuple(row), m) for m, row in zip(dims, one_hot, strict=True)]
+    for name in _named(names):
+        kind = ARMS[name]
+        if kind.head is None:
+            continue
+        if kind.origin == "nested":
+            arms.append(Arm(name, kind.head, nested))
+        else:
+            one_hot = np.eye(len(dims)).tolist()
+            arms += [Arm(name, kind.head, tuple(row), m) for m, row in zip(dims, one_hot, strict=True)]
     return tuple(dict.fromkeys(arms))
 
 
@@ -109,10 +148,20 @@ def untuned(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in UNTUNED if name in _named(names))
 
 
+def for_classes() -> tuple[str, ...]:
+    """What `arms=all` stands for where classes are learnt."""
+    return (*TRAINED, *POSTHOC)
+
+
+def for_pairs() -> tuple[str, ...]:
+    """What `arms=all` stands for where pairs are learnt from."""
+    return tuple(name for name, arm in ARMS.items() if not arm.needs_classes)
+
+
 def _named(names: Sequence[str]) -> Sequence[str]:
     for name in names:
         one_of("arms", name, (*NAMES, "all"))
-    return FOR_CLASSES if "all" in names else names
+    return for_classes() if "all" in names else names
 
 
 def kinds(arms: Sequence[Arm]) -> tuple[str, ...]:

@@ -25,6 +25,9 @@ from mrl_jax.data import SOURCES, DataConfig
 from mrl_jax.encoders import CONFIGS as ENCODERS
 from mrl_jax.encoders import EncoderConfig
 from mrl_jax.errors import UserError, nearest, one_of
+from mrl_jax.evaluate import EvaluationConfig
+from mrl_jax.evaluate.metrics import METRICS
+from mrl_jax.processes import DistributedConfig
 
 
 @dataclass(frozen=True)
@@ -66,30 +69,6 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
-    interpolated: bool = True  # also score the dims halfway between neighbouring nesting dims
-    dims: tuple[int, ...] | None = None  # further dims to score at
-    neighbours: bool = True  # knn_top1, map@10 and precision@10 with the training embeddings as the database
-    quantised: bool = True  # the neighbours of int8 and 1-bit embeddings as well
-    refit: Literal["ridge", "logistic"] | None = "logistic"  # classifier fitted anew; null: for post-hoc arms only
-    batch_size: int = 512  # examples embedded at a time
-    cascade: bool = False  # adaptive classification by each nested arm, calibrated on validation
-    epsilon: float = 0.01  # accuracy that a certified cascade may lose against full width, as a share
-    delta: float = 0.1  # probability with which it may lose more
-    confidence: Literal["max_softmax", "margin", "entropy"] = "margin"  # what a cascade's thresholds are set on
-
-
-@dataclass(frozen=True)
-class DistributedConfig:
-    mode: Literal["none", "slurm", "env", "explicit"] = "none"  # how processes find each other, see distributed.py
-    coordinator: str | None = None  # explicit: host:port at which process 0 can be reached
-    processes: int | None = None  # explicit: how many there are
-    process: int | None = None  # explicit: which of them this is, from 0
-    connect_seconds: int = 120  # within which all processes have to be there
-    heartbeat_seconds: int = 30  # a process that is silent for so long counts as gone
-
-
-@dataclass(frozen=True)
 class Config:
     data: DataConfig
     encoder: EncoderConfig
@@ -114,7 +93,7 @@ class Config:
 
 
 # What may differ between a run and the command that resumes it: batches are the same, streamed or not.
-NOT_COMPARED = ("resume", "run", "results_dir", "distributed", "data.streaming")
+NOT_COMPARED = ("resume", "run", "results_dir", "distributed", "data.streaming", "evaluation.print")
 
 DISTRIBUTED: tuple[Literal["none", "slurm", "env", "explicit"], ...] = ("none", "slurm", "env", "explicit")
 
@@ -251,7 +230,7 @@ def parse(raw: Any) -> Config:
         raw["arms"] = ["mrl_e" if of_classes else "mrl"]
     config: Config = build(Config, raw, "")
     if config.contrastive and "all" in config.arms:
-        config = dataclasses.replace(config, arms=arms.FOR_PAIRS)
+        config = dataclasses.replace(config, arms=arms.for_pairs())
     _check(config)
     return config
 
@@ -341,6 +320,8 @@ def _check(config: Config) -> None:
     ):
         if not good:
             raise UserError(f"{key}={value} is not allowed; {allowed}")
+    for name in config.evaluation.print or ():
+        one_of("evaluation.print", name, (*METRICS, "all"))
     _check_loss(config)
     _check_distributed(config.distributed)
     weights = config.loss.weights

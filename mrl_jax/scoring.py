@@ -62,7 +62,7 @@ def _of_classes(
     rows = keep(arm.name, scores)
     at = evaluate.dims_of(None, dims, settings)
     for name in compressions if arm.width == config.width else ():
-        compression = compress.fit(name, z["train"], member.seed)
+        compression = compress.fit(arms.ARMS[name].compression or name, z["train"], member.seed)
         compressed = {split: compression.apply(x) for split, x in z.items()}
         others = {"own_head_top1": compress.own_head(compression, *own[config.width], at)}
         scores = evaluate.score(compressed, labels, refitted(compressed, at), others, at, dims, settings)
@@ -106,29 +106,26 @@ def _of_pairs(config: Config, trainer: Trainer, fitted: FitResult, splits: Split
     compressions = arms.posthoc(config.arms) if arm.width == config.width else ()
     if compressions:
         z = _sample(config, trainer, fitted.model, splits, member.seed)
-        rows += _compressed(
-            config, directory, dict(zip(compressions, compressions, strict=True)), z, judged, member.seed
-        )
+        rows += _compressed(config, directory, compressions, z, judged, member.seed)
     return rows
 
 
 def of_untuned(config: Config, trainer: Trainer, splits: Splits, seed: int, directory: Path) -> list[MetricRow]:
     """The rows of the arms that stand for the encoder before training, with the initial parameters of `seed`."""
     model = trainer.program.init(seed).model
-    how = {"untuned": "truncated", "untuned_pca": "pca"}
-    wanted = {name: how[name] for name in arms.untuned(config.arms)}
+    wanted = arms.untuned(config.arms)
     judged = _judged(config, trainer, model, splits)
     z = _sample(config, trainer, model, splits, seed)
     return _compressed(config, directory, wanted, z, judged, seed)
 
 
 def _compressed(
-    config: Config, directory: Path, how: Mapping[str, str], z: np.ndarray, judged: Mapping[str, Judged], seed: int
+    config: Config, directory: Path, names: Sequence[str], z: np.ndarray, judged: Mapping[str, Judged], seed: int
 ) -> list[MetricRow]:
-    """The rows of the arms `how`, name → compression, which is fitted on `z`."""
+    """The rows of the arms `names`, whose compressions are fitted on `z`."""
     rows, dims = [], evaluate.dims_of(None, config.nesting_dims, config.evaluation)
-    for name, kind in how.items():
-        compression = compress.fit(kind, z, seed)
+    for name in names:
+        compression = compress.fit(arms.ARMS[name].compression or name, z, seed)
         smaller = {split: one.compressed(compression) for split, one in judged.items()}
         rows += _keep_pairs(config, directory, name, f"{name}-seed{seed}", seed, smaller, dims)
     return rows

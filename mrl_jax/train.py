@@ -342,7 +342,7 @@ def _is_done(rows: Sequence[MetricRow], member: Member, config: Config) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    console.forgiving_output()
+    console.replace_unencodable()
     with _terminable():
         return _main(sys.argv[1:] if arguments is None else arguments)
 

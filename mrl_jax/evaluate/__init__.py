@@ -1,17 +1,34 @@
 """Score one trained member at every dim: embeddings in, per-example outcomes and their means out."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from mrl_jax import nesting
 from mrl_jax.arms import Arm
-from mrl_jax.config import EvaluationConfig
 from mrl_jax.evaluate import adaptive, calibration, cascade, classification, neighbours, quantised, ranking
 from mrl_jax.evaluate.classification import Classifiers
 
 NEIGHBOURS = 10  # k of map@k and precision@k
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured of a trained model."""
+
+    interpolated: bool = True  # also score the dims halfway between neighbouring nesting dims
+    dims: tuple[int, ...] | None = None  # further dims to score at
+    neighbours: bool = True  # knn_top1, map@10 and precision@10 with the training embeddings as the database
+    quantised: bool = True  # the neighbours of int8 and 1-bit embeddings as well
+    refit: Literal["ridge", "logistic"] | None = "logistic"  # classifier fitted anew; null: for post-hoc arms only
+    batch_size: int = 512  # examples embedded at a time
+    print: tuple[str, ...] | None = None  # metrics of the table after training, or [all]; null: the main ones
+    cascade: bool = False  # adaptive classification by each nested arm, calibrated on validation
+    epsilon: float = 0.01  # accuracy that a certified cascade may lose against full width, as a share
+    delta: float = 0.1  # probability with which it may lose more
+    confidence: Literal["max_softmax", "margin", "entropy"] = "margin"  # what a cascade's thresholds are set on
 
 
 class Score(NamedTuple):

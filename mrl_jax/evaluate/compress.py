@@ -9,12 +9,13 @@ coordinates of `(z − mean) @ matrix` are the compression to m numbers, so thes
     pca                principal directions, by descending variance
     pca_whitened       the same, each scaled to unit variance
 
-Only the last two centre: principal directions are those about the mean. Neighbours are compared by cosine, which
-depends on the origin, so at full width `pca` keeps the distances between embeddings but not their cosines; the first
-two keep both, `random_projection` squared distances and inner products on average, `pca_whitened` neither.
+A new one is a function in `COMPRESSIONS` and an arm in `arms.ARMS` that names it. Only the last two centre: principal
+directions are those about the mean. Neighbours are compared by cosine, which depends on the origin, so at full width
+`pca` keeps the distances between embeddings but not their cosines; the first two keep both, `random_projection` squared
+distances and inner products on average, `pca_whitened` neither.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,26 +39,57 @@ class Compression(NamedTuple):
 
 
 def fit(name: str, z: np.ndarray, seed: int) -> Compression:
-    """The map called `name`, fitted on training embeddings `z` [n, D], n ≥ 1; `seed` draws what is random."""
-    width = z.shape[1]
-    rng = np.random.default_rng((seed, width))
-    mean, matrix = np.zeros(width), np.eye(width)
-    match name:
-        case "truncated":
-            pass
-        case "random_subset":
-            matrix = matrix[:, rng.permutation(width)]
-        case "random_projection":
-            matrix = rng.normal(size=(width, width)) / np.sqrt(width)
-        case "pca" | "pca_whitened":
-            mean, variance, matrix = _principal(z)
-            if name == "pca_whitened":
-                # A deviation under 1e-5 of an embedding's length is float32 rounding, not to be blown up.
-                real = variance > 1e-10 * (variance.sum() + mean @ mean)
-                matrix = np.where(real, matrix / np.sqrt(np.where(real, variance, 1.0)), 0.0)
-        case _:
-            raise ValueError(f"{name} is not a post-hoc arm")
+    """The entry `name` of `COMPRESSIONS`, fitted on training embeddings `z` [n, D], n ≥ 1; `seed` draws what is random.
+
+    Raises `ValueError` for a name that is not in the table.
+    """
+    if name not in COMPRESSIONS:
+        raise ValueError(f"{name} is not a compression; allowed: {', '.join(COMPRESSIONS)}")
+    rng = np.random.default_rng((seed, z.shape[1]))
+    mean, matrix = COMPRESSIONS[name](z, rng)
     return Compression(mean.astype(np.float32), matrix.astype(np.float32))
+
+
+Affine = tuple[np.ndarray, np.ndarray]  # mean [D] and matrix [D, D], in float64
+
+
+def truncated(z: np.ndarray, rng: np.random.Generator) -> Affine:
+    """The coordinates as they are."""
+    return np.zeros(z.shape[1]), np.eye(z.shape[1])
+
+
+def random_subset(z: np.ndarray, rng: np.random.Generator) -> Affine:
+    """The coordinates in random order."""
+    return np.zeros(z.shape[1]), np.eye(z.shape[1])[:, rng.permutation(z.shape[1])]
+
+
+def random_projection(z: np.ndarray, rng: np.random.Generator) -> Affine:
+    """Gaussian directions."""
+    width = z.shape[1]
+    return np.zeros(width), rng.normal(size=(width, width)) / np.sqrt(width)
+
+
+def pca(z: np.ndarray, rng: np.random.Generator) -> Affine:
+    """Principal directions."""
+    mean, _, directions = _principal(z)
+    return mean, directions
+
+
+def pca_whitened(z: np.ndarray, rng: np.random.Generator) -> Affine:
+    """Principal directions, scaled to unit variance."""
+    mean, variance, directions = _principal(z)
+    # A deviation under 1e-5 of an embedding's length is float32 rounding, not to be blown up.
+    real = variance > 1e-10 * (variance.sum() + mean @ mean)
+    return mean, np.where(real, directions / np.sqrt(np.where(real, variance, 1.0)), 0.0)
+
+
+COMPRESSIONS: dict[str, Callable[[np.ndarray, np.random.Generator], Affine]] = {
+    "truncated": truncated,
+    "random_subset": random_subset,
+    "random_projection": random_projection,
+    "pca": pca,
+    "pca_whitened": pca_whitened,
+}
 
 
 def _principal(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -82,7 +114,7 @@ def own_head(
     that were dropped become zero, principal directions that were dropped take their mean. For `random_projection` this
     is z projected onto the m directions; the other candidate, `y · matrix[:, :m]ᵀ · D / m`, is unbiased, but its
     squared error is about D / m times that of guessing zero, and it does not return z at m = D. Such baselines are
-    usually published with this classifier, without refitting, which they are the worse for.
+    usually published with this classifier, without refitting, which understates them.
     """
     kernel, matrix = np.asarray(kernel, np.float64), compression.matrix.astype(np.float64)
     offset = (np.asarray(bias, np.float64) + compression.mean @ kernel).astype(np.float32)

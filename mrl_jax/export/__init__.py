@@ -376,7 +376,7 @@ def _describe(model: EmbeddingModel, folder: Path) -> Tokenizer | None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    console.forgiving_output()
+    console.replace_unencodable()
     parser = argparse.ArgumentParser(
         prog="python -m mrl_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -18,13 +18,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mrl_jax.config import DistributedConfig
 from mrl_jax.errors import UserError
 from mrl_jax.processes import heartbeat
 
@@ -33,6 +33,18 @@ NOT_CONNECTED = 2  # exit status
 
 # What a collective says when the process at its other end is gone; each backend has words of its own.
 LOST = ("Gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "coordination service", "heartbeat")
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    """How the processes of a run find each other."""
+
+    mode: Literal["none", "slurm", "env", "explicit"] = "none"  # how processes find each other, see distributed.py
+    coordinator: str | None = None  # explicit: host:port at which process 0 can be reached
+    processes: int | None = None  # explicit: how many there are
+    process: int | None = None  # explicit: which of them this is, from 0
+    connect_seconds: int = 120  # within which all processes have to be there
+    heartbeat_seconds: int = 30  # a process that is silent for longer counts as gone
 
 
 def start(config: DistributedConfig) -> None:

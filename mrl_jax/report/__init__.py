@@ -100,7 +100,7 @@ def _cell(values: list[float] | None) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status: 0 done, 2 a mistake in the command or the files."""
-    console.forgiving_output()
+    console.replace_unencodable()
     parser = argparse.ArgumentParser(
         prog="python -m mrl_jax.report", description="Compare runs: statistics, tables, plots and a page."
     )

@@ -444,7 +444,7 @@ def _positive(word: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    console.forgiving_output()
+    console.replace_unencodable()
     try:
         options = _parser().parse_args(arguments)
     except SystemExit as stopped:  # argparse has said why

@@ -1,7 +1,11 @@
 """Made the files beside this one, by the code of the commit that environment.json of the runs names."""
 
-import json, os, signal, subprocess, sys, time
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+
 import numpy as np
 
 TOPICS = ("orbit", "hockey", "kernel", "garden")

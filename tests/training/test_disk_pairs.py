@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_pairs import BROKEN, HARD, SCORED, TEST, UNSCORED, write
 from test_disk_examples import digests, killed_after_two_checkpoints
+from test_pairs import BROKEN, HARD, SCORED, TEST, UNSCORED, write
 from test_train_pairs import TRANSFORMER, WORDS, pair
 
 from mrl_jax import train
