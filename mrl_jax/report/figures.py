@@ -97,9 +97,10 @@ class HeatMap:
 @dataclass(frozen=True)
 class Figure:
     name: str  # of its files, and a part of its place in the page
-    title: str
+    title: str  # above its panels on the page
     panels: Sequence[Lines | HeatMap]
     note: str  # how to read it
+    inches: tuple[float, float] = (4.6, 3.8)  # of a panel with lines
     shared_y: bool = True
     small: bool = False  # two panels fit beside each other on the page
 
@@ -176,10 +177,10 @@ def differences(study: Study, metric: str, comparisons: Mapping[str, Comparison]
                     )
                 )  # fmt: skip
         panels.append(Lines(against, Axis(DIMS, study.dims), "difference (points)", lines, zero=True))
-    note = "Above zero the arm of the line is better."
+    note = f"{title_of(metric)}: above zero the arm of the line is better."
     if study.seeds > 1:
         note += " Bars: 95 % intervals of the paired difference. A cross: where the sign changes, with its interval."
-    return Figure(f"differences-{metric}", title_of(metric), panels, note, shared_y=False, small=True)
+    return Figure(f"differences-{metric}", "", panels, note, shared_y=False, small=True)
 
 
 def by_bytes(study: Study) -> Figure:
@@ -213,7 +214,7 @@ def by_bytes(study: Study) -> Figure:
         "Up and to the left is better. Circles are float32, squares int8 and diamonds one bit per dim; the grey stairs "
         "join what no other arm, dim or precision beats."
     )
-    return Figure("bytes", "", panels, note, shared_y=False)
+    return Figure("bytes", "", panels, note, (6.8, 4.8), shared_y=False)
 
 
 def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -261,7 +262,7 @@ def classes(needs: Sequence[compare.ClassNeeds], series: Series) -> Figure:
     dims = list(shown[0].accuracy)
     heat = HeatMap(
         series.label,
-        DIMS,
+        "dims",
         [_abridged(c.name) for c in shown],
         [str(dim) for dim in dims],
         [[100 * (c.accuracy[dim] - c.accuracy[dims[-1]]) for dim in dims] for c in shown],
@@ -287,7 +288,7 @@ def oracle(study: Study, oracles: Mapping[Series, compare.Oracle]) -> Figure:
     axis = Axis("smallest dim that is right", categories=[*map(str, dims), "none"])
     panel = Lines("", axis, "share of test examples (%)", bars, unified=True)
     note = "The bars but “none” add up to the oracle's accuracy: no cascade over these dims can do better."
-    return Figure("oracle", "", [panel], note)
+    return Figure("oracle", "", [panel], note, (8.6, 3.8))
 
 
 def cascade(study: Study) -> Figure:

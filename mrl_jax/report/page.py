@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from html import escape
+from itertools import zip_longest
 from typing import Any
 
 from plotly.offline import get_plotlyjs
@@ -86,7 +87,11 @@ def _section(part: Section, plots: dict[str, Any]) -> str:
     """A part's heading, sentences, plots and tables; what its plots show is added to `plots`."""
     sentences = [f"<li>{escape(sentence)}</li>" for sentence in part.sentences]
     text = f"<ul>{''.join(sentences)}</ul>" if len(sentences) > 1 else "".join(map(_paragraph, part.sentences))
-    drawn = "".join(_figure(figure, plots) for figure in part.figures)
+    drawn = ""
+    for figure, following in zip_longest(part.figures, part.figures[1:]):
+        drawn += _figure(figure, plots)
+        if figure.panels and (following is None or following.note != figure.note):
+            drawn += _paragraph(figure.note, "note")
     return f"<section>\n<h2>{escape(part.heading)}</h2>\n{text}\n{drawn}{''.join(map(_table, part.tables))}</section>"
 
 
@@ -106,10 +111,8 @@ def _figure(figure: Figure, plots: dict[str, Any]) -> str:
         drawn.append(
             f'<figure{only}>\n{title}<div class="plot" id="{place}" style="height:{height}px"></div>\n</figure>\n'
         )
-    if not drawn:
-        return ""
-    title = f"<h3>{escape(figure.title)}</h3>\n" if figure.title else ""
-    return f"{title}{''.join(drawn)}{_paragraph(figure.note, 'note') if figure.note else ''}"
+    title = f"<h3>{escape(figure.title)}</h3>\n" if figure.title and drawn else ""
+    return title + "".join(drawn)
 
 
 def _table(table: Table) -> str:

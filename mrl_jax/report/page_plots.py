@@ -8,7 +8,10 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any, assert_never
 
-from mrl_jax.report.figures import Axis, HeatMap, Lines, Points
+import matplotlib
+from matplotlib.colors import to_hex
+
+from mrl_jax.report.figures import Axis, HeatMap, Lines, Look, Points
 
 MARKERS = {
     "circle": "circle", "square": "square", "pentagon": "pentagon", "triangle-up": "triangle-up",
@@ -35,10 +38,14 @@ def plot(panel: Lines | HeatMap) -> dict[str, Any]:
             layout = _layout(_axis(panel.x), {"title": {"text": panel.y}, **zero}, unified)
             return {"data": list(_lines(panel)), "layout": layout}
         case HeatMap():
-            rows = list(range(len(panel.rows)))
-            ticks = {"autorange": "reversed", "tickvals": rows, "ticktext": [_label(name) for name in panel.rows]}
-            layout = _layout({"title": {"text": panel.x}, "type": "category"}, {**ticks, "showgrid": False}, "closest")
-            return {"data": _heat_map(panel, rows), "layout": layout | {"showlegend": False}}
+            rows, columns = len(panel.rows), len(panel.columns)
+            x = {"title": {"text": panel.x}, "tickvals": list(range(columns)), "ticktext": list(panel.columns)}
+            x |= {"tickfont": {"size": 10}}
+            y = {"tickvals": list(range(rows)), "ticktext": [_label(name) for name in panel.rows], "showgrid": False}
+            layout = _layout(
+                {**x, "range": [-0.5, columns - 0.5], "showgrid": False}, {**y, "range": [rows - 0.5, -0.5]}, "closest"
+            )
+            return {"data": _heat_map(panel), "layout": layout | {"showlegend": False}}
         case _:
             assert_never(panel)
 
@@ -55,16 +62,19 @@ def _lines(panel: Lines) -> Iterable[dict[str, Any]]:
                 "showlegend": False,
             }  # fmt: skip
         yield {
-            **shared, **_line(points, bool(panel.x.categories)), "name": _label(points.label), "showlegend": points.label not in labelled,
-            "x": _numbers(points.x), "y": _numbers(points.y), **_hover(points.hover, panel.unified),
+            **shared, **(_bar(points.look) if panel.x.categories else _line(points)), "name": _label(points.label),
+            "showlegend": points.label not in labelled, "x": _numbers(points.x), "y": _numbers(points.y),
+            **_hover(points.hover, panel.unified),
         }  # fmt: skip
         labelled.add(points.label)
 
 
-def _line(points: Points, bars: bool) -> dict[str, Any]:
+def _bar(look: Look) -> dict[str, Any]:
+    return {"type": "bar", "marker": {"color": look.color, "pattern": {"shape": PATTERNS[look.dash or "solid"]}}}
+
+
+def _line(points: Points) -> dict[str, Any]:
     look, color = points.look, points.look.color
-    if bars:
-        return {"type": "bar", "marker": {"color": color, "pattern": {"shape": PATTERNS[look.dash or "solid"]}}}
     modes = ["lines"] * (look.dash is not None) + ["markers"] * (look.marker is not None)
     line: dict[str, Any] = {"mode": "+".join(modes)}
     if look.dash is not None:
@@ -82,18 +92,19 @@ def _line(points: Points, bars: bool) -> dict[str, Any]:
     return line
 
 
-def _heat_map(panel: HeatMap, rows: list[int]) -> list[dict[str, Any]]:
+def _heat_map(panel: HeatMap) -> list[dict[str, Any]]:
     meta = [panel.only] if panel.only else []
+    colors = [[k / 10, to_hex(matplotlib.colormaps["RdBu"](k / 10))] for k in range(11)]
     return [
         {
-            "type": "heatmap", "meta": meta, "x": list(panel.columns), "y": rows, "colorscale": "RdBu", "zmid": 0,
-            "z": [_numbers(row) for row in panel.values], "customdata": [list(map(_label, row)) for row in panel.hover],
+            "type": "heatmap", "meta": meta, "z": [_numbers(row) for row in panel.values], "xgap": 1, "ygap": 1,
+            "customdata": [list(map(_label, row)) for row in panel.hover], "colorscale": colors, "zmid": 0,
             "hovertemplate": "%{customdata}<extra></extra>", "texttemplate": "%{z:+.0f}", "showscale": False,
-            "xgap": 1, "ygap": 1,
         },
         {
-            "type": "scatter", "meta": meta, "x": [panel.columns[column] for column in panel.dots], "mode": "markers",
-            "y": [row - 0.3 for row in rows], "marker": {"color": "#000", "size": 4}, "hoverinfo": "skip",
+            "type": "scatter", "meta": meta, "x": [column + 0.36 for column in panel.dots], "mode": "markers",
+            "y": [row - 0.3 for row in range(len(panel.rows))], "marker": {"color": "#000", "size": 4},
+            "hoverinfo": "skip",
         },
     ]  # fmt: skip
 

@@ -48,11 +48,11 @@ def draw(figure: Figure) -> Canvas:
     count = max(1, len(figure.panels))
     columns = 2 if count == 4 else min(3, count)
     rows = -(-count // columns)
-    sizes = [_size(panel) for panel in figure.panels] or [(4.6, 3.8)]
+    sizes = [_size(panel, figure.inches) for panel in figure.panels] or [figure.inches]
     width, height = columns * max(w for w, _ in sizes), rows * max(h for _, h in sizes)
     legend = _legend(figure)
     across = max(1, min(len(legend), int(width / (0.85 + 0.075 * max(map(len, legend), default=0)))))
-    note = textwrap.fill(_plain(figure.note), int(13 * width))
+    note = textwrap.fill(_plain(figure.note), int(14 * width))
     canvas = Canvas(
         figsize=(width, height + 0.2 * (-(-len(legend) // across) + note.count("\n"))), layout="constrained"
     )
@@ -78,11 +78,11 @@ def draw(figure: Figure) -> Canvas:
     return canvas
 
 
-def _size(panel: Lines | HeatMap) -> tuple[float, float]:
+def _size(panel: Lines | HeatMap, of_lines: tuple[float, float]) -> tuple[float, float]:
     """Width and height in inches."""
     match panel:
         case Lines():
-            return 8.6 if panel.x.categories else 4.6, 3.8
+            return of_lines
         case HeatMap():
             return 2.6 + 0.55 * len(panel.columns), 1.2 + 0.27 * len(panel.rows)
         case _:
@@ -98,7 +98,7 @@ def _legend(figure: Figure) -> dict[str, Any]:
                 bars = bool(panel.x.categories)
                 for points in panel.points:
                     look = points.look
-                    handle = Patch(**_face(look)) if bars else Line2D([], [], markersize=5, **_line(look))
+                    handle = Patch(**_face(look)) if bars else Line2D([], [], **_line(look))
                     handles.setdefault(points.label, handle)
             case HeatMap():
                 pass
@@ -110,6 +110,7 @@ def _legend(figure: Figure) -> dict[str, Any]:
 def _line(look: Look) -> dict[str, Any]:
     return {
         "color": look.color, "linestyle": STYLES[look.dash], "linewidth": look.width, "marker": MARKERS[look.marker],
+        "markersize": 5 if look.dash else 7,
     }  # fmt: skip
 
 
@@ -136,9 +137,9 @@ def _draw_lines(ax: Axes, panel: Lines) -> None:
 def _draw_points(ax: Axes, points: Points) -> None:
     line, color = _line(points.look), points.look.color
     if points.band:
-        edges = zip(*points.band.values(), strict=True)
-        ax.fill_between(list(points.band), *edges, color=color, alpha=0.12, linewidth=0)
-    ax.plot(points.x, points.y, **(line | {"marker": "" if points.hollow else line["marker"]}), markersize=5)
+        low, high = np.array(list(points.band.values())).T
+        ax.fill_between(list(points.band), low, high, color=color, alpha=0.12, linewidth=0)
+    ax.plot(points.x, points.y, **(line | {"marker": "" if points.hollow else line["marker"]}))
     for hollow in (False, True) if points.hollow else ():
         at = [i for i, x in enumerate(points.x) if (x in points.hollow) == hollow]
         ax.plot(

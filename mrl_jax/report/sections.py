@@ -143,6 +143,8 @@ def _equal_compute(study: Study) -> Section:
             if series.variant != fixed.variant or not series.main:
                 continue
             values = next((v for name in ("refit_top1", *study.compared[:1]) if (v := study.values(series, name))), {})
+            if not values:
+                continue
             cost: float | None
             if series.origin == "compressed":
                 name, trainings, cost = f"one {fixed.name}(D), {series.label}", 1, costs.get(fixed.arm) and 1.0

@@ -367,7 +367,8 @@ def overrides() -> Reader:
 
 def report(draw: bool) -> Reader:
     """What a report is made of; drawing takes most of the time."""
-    from mrl_jax.report import compare, page, plots, study, tables
+    from mrl_jax.report import compare, formats, page, plots, study
+    from mrl_jax.report.sections import sections
 
     def make(folder: Path) -> list[str]:
         directory = make_run(folder, examples=8, arms=("mrl", "ff"), seeds=1, nesting_dims=(4, 16))
@@ -376,10 +377,10 @@ def report(draw: bool) -> Reader:
     def read(folder: Path) -> object:
         gathered = study.gather([folder])
         comparisons = compare.compare(gathered)
-        parts = tables.sections(gathered, comparisons)
-        figures = plots.of_study(gathered, comparisons) if draw else ()
-        texts = [tables.markdown(gathered, parts, figures), tables.latex(gathered, parts), tables.tidy(comparisons)]
-        return [text.encode() for text in [*texts, page.html(gathered, comparisons)]]
+        parts = sections(gathered, comparisons)
+        drawn = [plots.draw(figure) for part in parts for figure in part.figures] if draw else []
+        texts = [formats.markdown(gathered, parts), formats.latex(gathered, parts), formats.tidy(comparisons)]
+        return drawn, [text.encode() for text in [*texts, page.html(gathered, parts)]]
 
     return Reader(make, read)
 
