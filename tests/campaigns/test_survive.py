@@ -369,7 +369,7 @@ def test_faiss_searches_where_it_cannot_keep_its_index(tmp_path: Path, monkeypat
     def full(path: Path, content: bytes) -> None:
         raise UserError(f"no space left for {path}")
 
-    monkeypatch.setattr(runs, "write", full)
+    monkeypatch.setattr(files, "write", full)
     assert rerank(faiss.open_(folder), vectors(40), 1, 40).rows[:, 0].tolist() == list(range(40))
     assert "is not kept: no space left" in capsys.readouterr().err
 
