@@ -149,8 +149,8 @@ def test_no_checkpoint_runs_code(witness: Path, tmp_path: Path) -> None:
             baits.append(json.dumps(told).encode())
         for bait in baits:
             (where / name).write_bytes(bait)
-            files = {n: files.sha256_of(where / n) for n in names if (where / n).exists()}
-            manifest.write_text(json.dumps(content | {"files": files}))
+            sums = {n: files.sha256_of(where / n) for n in names if (where / n).exists()}
+            manifest.write_text(json.dumps(content | {"files": sums}))
             try:
                 tree, _ = checkpoint.load(tmp_path / "model", 1, like)
                 np.testing.assert_array_equal(tree["a"], like["a"])
