@@ -149,7 +149,7 @@ def test_any_history_of_changes_leaves_what_a_dictionary_would_hold(tmp_path_fac
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
-from mrl_jax.index import Document, exact
+from mrl_jax.search.index import Document, exact
 index = exact.open_(Path(sys.argv[1]), write=True)
 rng = np.random.default_rng(0)
 for batch in range(10_000):

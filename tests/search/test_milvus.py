@@ -93,7 +93,7 @@ def test_replaced_and_deleted_documents_are_never_found(index: milvus.MilvusInde
 WRITER = """
 import sys, time
 import numpy as np
-from mrl_jax.index import Document, milvus
+from mrl_jax.search.index import Document, milvus
 index = milvus.open_(sys.argv[1])
 index.add([Document(str(i), "x") for i in range(3000)], np.ones((3000, 16), np.float32))
 print("added", flush=True)
