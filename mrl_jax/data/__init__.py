@@ -101,7 +101,7 @@ def check_keys(config: DataConfig) -> None:
 def read(config: DataConfig) -> Dataset | PairDataset:
     """The data set as its source delivers it."""
     readers = SOURCES[config.source].readers
-    task: Task = config.task or next(iter(readers))
+    task = next(iter(readers)) if config.task is None else config.task
     one_of("data.task", task, readers)
     dataset: Dataset | PairDataset = import_module(f"mrl_jax.data.sources.{readers[task]}").read(config)
     return dataset
