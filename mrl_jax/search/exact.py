@@ -6,9 +6,9 @@ their tails, and the latter is at most |q[m:]| |x[m:]|:
     <q, x>  ≤  <q[:m], x[:m]> + |q[m:]| |x[m:]|.
 
 So every document has an upper bound, and a bin of rows has the largest bound of its rows. Documents of the most
-promising bins are scored in full; the k-th best of these scores, τ, is a lower bound of the k-th best overall. Only bins
-whose upper bound reaches τ can hold one of the k best. Rounding, of bfloat16 operands too, is bounded and added to the
-bounds; the last few candidates are ranked in float64.
+promising bins are scored in full; the k-th best of these scores, τ, is a lower bound of the k-th best overall. Only
+bins whose upper bound reaches τ can hold one of the k best. Rounding, of bfloat16 operands too, is bounded and added
+to the bounds; the last few candidates are ranked in float64.
 
 Cost: O(Q · N · m) for the scan, and O(D) per candidate. Where the bound rules out too little, the query is searched
 again with m = D.

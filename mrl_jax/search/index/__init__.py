@@ -47,8 +47,12 @@ class Backend(NamedTuple):
     extra: str | None = None  # the optional dependency that it needs: pip install 'mrl_jax[extra]'
 
     def load(self) -> Any:
-        """The module. What it imports of an extra that is not installed it says itself, when it is used."""
+        """The module, which needs nothing of the extra before one of its functions is called."""
         return importlib.import_module(self.module)
+
+    def missing_extra(self) -> UserError:
+        """The error for an extra that is not installed."""
+        return UserError(f"an index of kind {self.kinds[0]} needs more packages: pip install 'mrl_jax[{self.extra}]'")
 
 
 BACKENDS: dict[str, Backend] = {

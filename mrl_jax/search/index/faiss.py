@@ -24,7 +24,7 @@ import numpy as np
 
 from mrl_jax import console, files
 from mrl_jax.errors import UserError
-from mrl_jax.search.index import store
+from mrl_jax.search.index import BACKENDS, store
 from mrl_jax.search.index.base import Description, unit
 from mrl_jax.search.index.store import exists
 
@@ -126,7 +126,7 @@ def library() -> Any:
     try:
         import faiss
     except ImportError:
-        raise UserError("an index of kind faiss-… needs FAISS: pip install 'mrl_jax[faiss]'") from None
+        raise BACKENDS["faiss"].missing_extra() from None
     faiss.cvar.distance_compute_blas_threshold = BLAS_QUERIES
     return faiss
 

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from mrl_jax.errors import UserError
-from mrl_jax.search.index import is_server
+from mrl_jax.search.index import BACKENDS, is_server
 from mrl_jax.search.index.base import Description, Document, batched, check_add, unit
 
 COLLECTION = "documents"
@@ -277,7 +277,7 @@ def _connect(uri: str, collection: str, token: str) -> tuple[Any, Any]:
         if not is_server(uri):
             import milvus_lite  # noqa: F401
     except ImportError:
-        raise UserError("an index in Milvus needs its client: pip install 'mrl_jax[milvus]'") from None
+        raise BACKENDS["milvus"].missing_extra() from None
     finally:
         logging.config.dictConfig = configure
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", collection):
