@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mrl_jax import data, search
+from mrl_jax import data
 from mrl_jax.errors import UserError
+from mrl_jax.search.corpus import parse_document, read_lines, read_queries
 
 from .samples import LABELS, WORDS, Reader, pairs, rows, write_table
 
@@ -118,8 +119,8 @@ def corpus() -> Reader:
         return ["corpus.jsonl", "queries.jsonl"]
 
     def read(folder: Path) -> object:
-        found = [search.document(folder, number, row) for number, _, row in search.read_lines(folder / "corpus.jsonl")]
-        for text in [*(one.id + one.text for one in found), *search.queries_of(folder / "queries.jsonl")]:
+        found = [parse_document(folder, number, row) for number, _, row in read_lines(folder / "corpus.jsonl")]
+        for text in [*(one.id + one.text for one in found), *read_queries(folder / "queries.jsonl")]:
             text.encode()  # as the tokenizer, SQLite and the terminal need it
         return found
 

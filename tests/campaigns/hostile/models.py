@@ -14,8 +14,8 @@ from mrl_jax import data, files, runs, train
 from mrl_jax.encoders import huggingface
 from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.runs import checkpoint
+from mrl_jax.tasks import train_step
 from mrl_jax.text import tokenizers
-from mrl_jax.training.step import TrainStep
 
 from .samples import WORDS, Reader, rows, write_table
 
@@ -75,7 +75,7 @@ def trained(folder: Path) -> Path:
     reader.save(directory)
     files.write(directory / "dataset.json", json.dumps(described))
 
-    model = TrainStep.of(config, described).init(0).model
+    model = train_step(config, described).init(0).model
     checkpoint.save(directory / "checkpoints" / "mrl_e-seed0" / "model", 1, model, {})
     return directory
 

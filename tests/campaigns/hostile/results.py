@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from made_runs import make_run
 
-from mrl_jax import search
 from mrl_jax.report import compare, page, plots, study, tables
-from mrl_jax.search.index import Description, Document, rerank
+from mrl_jax.search.commands import saved_plan, search_index
+from mrl_jax.search.index import Description, Document, create_index, open_index, rerank
 
 from .samples import WORDS, Reader
 
@@ -46,7 +46,7 @@ def index(kind: str) -> Reader:
 
     def make(folder: Path) -> list[str]:
         place = folder / "index"
-        made = search.create_index(str(place), Description(8, (4, 8), 4, "model", "run#mrl#0", kind))
+        made = create_index(str(place), Description(8, (4, 8), 4, "model", "run#mrl#0", kind))
         made.add([Document(f"d{i}", WORDS[i % 8]) for i in range(12)], z)
         made.delete(["d3"])
         rerank(made, z[:1], 3, 6)
@@ -55,9 +55,9 @@ def index(kind: str) -> Reader:
         return [f"index/{path.name}" for path in sorted(place.iterdir()) if path.stat().st_size]
 
     def read(folder: Path) -> object:
-        opened = search.open_index(str(folder / "index"))
+        opened = open_index(str(folder / "index"))
         try:
-            hits = search.find(opened, z[:2], 3, search._planned(opened, 3))
+            hits = search_index(opened, z[:2], 3, saved_plan(opened, 3))
             assert np.isfinite(hits.scores[hits.rows >= 0]).all()
             return [opened.documents(row[row >= 0]) for row in hits.rows], len(opened), opened.find(["d1", "d3"])
         finally:

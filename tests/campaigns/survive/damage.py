@@ -19,6 +19,8 @@ from mrl_jax import data, report, search
 from mrl_jax.data.readers import artefacts
 from mrl_jax.errors import UserError
 from mrl_jax.runs import checkpoint
+from mrl_jax.search.commands import load_model, saved_plan, search_index
+from mrl_jax.search.index import open_index
 
 BAD = ("silently different", "crashed", "noticed, not named")
 
@@ -59,10 +61,10 @@ def damage(bench: Bench, options: argparse.Namespace) -> Figures:
             assert not ended.status, ended.said
 
         def of_index(place: Path = place) -> str:
-            with contextlib.closing(search.open_index(str(place))) as index:
-                z = search.model_of(index, None).encode(bench.queries)
-                hits = search.find(index, z, 5, None)
-                plan = search._planned(index, 5)
+            with contextlib.closing(open_index(str(place))) as index:
+                z = load_model(index, None).encode(bench.queries)
+                hits = search_index(index, z, 5, None)
+                plan = saved_plan(index, 5)
                 return json.dumps([[index.documents(rows) for rows in hits.rows], hits.scores.tolist(), plan])
 
         in_child(of_index, place)  # FAISS keeps its index when it is first asked
