@@ -91,7 +91,7 @@ def test_every_arm_is_measured_and_what_was_measured_can_be_reported(bag: Path, 
     from mrl_jax import report
 
     found = {row.arm for row in runs.read_rows(bag / "evaluation.csv")}
-    assert found == set(arms.for_pairs())
+    assert found == set(arms.suited_to("pairs"))
     assert rows(bag, "ff", "mrr@10").keys() == {8, 32}
     report.report([bag], tmp_path)
     text = (tmp_path / "report.md").read_text()

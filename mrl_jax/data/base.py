@@ -9,7 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -77,6 +77,8 @@ class Split:
     inputs: Inputs
     labels: np.ndarray  # int32 [n]
 
+    contents: ClassVar = "classes"  # what a loss can learn from
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -114,6 +116,11 @@ class Pairs:
     table: Sequence[str] | np.ndarray | StreamedTexts  # t texts, or features float32 [t, d]
     columns: np.ndarray  # int32 [n, c], c ≥ 2, rows of `table`
     scores: np.ndarray | None = None  # float32 [n]; larger is more alike, in whatever unit the source has
+
+    @property
+    def contents(self) -> Literal["pairs", "scored pairs"]:
+        """What a loss can learn from."""
+        return "pairs" if self.scores is None else "scored pairs"
 
     def __len__(self) -> int:
         return len(self.columns)

@@ -22,7 +22,7 @@ from mrl_jax.data.base import class_names
 from mrl_jax.data.readers import records
 from mrl_jax.encoders import huggingface
 from mrl_jax.encoders.transformer import TransformerConfig
-from mrl_jax.errors import LONGEST, UserError
+from mrl_jax.errors import MAX_MESSAGE_CHARACTERS, UserError
 from mrl_jax.report import compare, study
 from mrl_jax.runs import checkpoint, sweeps
 from mrl_jax.search.index import Description, Document
@@ -34,7 +34,7 @@ def test_an_error_is_one_line_of_bounded_length() -> None:
     """A file may hold a book, line ends and terminal escapes where a name was expected."""
     error = UserError(f"label {'x' * 10**6}\n\x1b[2J\ud800 is unknown")
     assert str(error).isprintable()
-    assert len(str(error)) <= LONGEST
+    assert len(str(error)) <= MAX_MESSAGE_CHARACTERS
     assert str(error).startswith("label xxx")
     assert str(error).endswith(r"\n\x1b[2J\ud800 is unknown")
     assert str(UserError("a\tb")) == r"a\tb"
