@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The figures of the documentation: trains a study of Reuters R8 (24 models, some minutes on two CPU cores), writes its
+# The figures of the documentation: trains a small study of Reuters R8 (10 models, some minutes on two CPU cores), writes its
 # report and takes pictures of the page with headless Chromium.
 #
 #     docs/figures.sh [folder for the run; default results/docs]
@@ -11,8 +11,8 @@ python=${PYTHON:-python}
 results=${1:-results/docs}
 browser=$(command -v chromium || command -v google-chrome)
 
-"$python" -m mrl_jax.train +experiment=reuters_r8 name=reuters_r8 'arms=[mrl,mrl_e,ff,truncated,pca]' seeds=3 \
-  results_dir="$results" run=study resume=auto
+"$python" -m mrl_jax.train +experiment=reuters_r8 name=reuters_r8 'arms=[mrl,ff,truncated,pca]' seeds=2 \
+  'nesting_dims=[8,32,128,256]' evaluation.interpolated=false results_dir="$results" run=study resume=auto
 run=$results/reuters_r8/study
 "$python" -m mrl_jax.report "$run"
 

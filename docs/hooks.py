@@ -50,7 +50,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         place = target.relative_to(DOCS if target.is_relative_to(DOCS) else ROOT).as_posix()
         if files.get_file_from_path(place) is None:
-            return f"`{place}`" if match["text"] in (place, target.name) else f"{match['text']} (`{place}`)"
+            return f"`{place}`" if match["text"] in place else f"{match['text']} (`{place}`)"
         return f"{match['image']}[{match['text']}]({os.path.relpath(place, here or '.')}{match['anchor'] or ''})"
 
     return KEYS.sub(
