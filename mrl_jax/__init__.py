@@ -1,6 +1,6 @@
 """Matryoshka (nested) embeddings in JAX: train them, compare them, use them."""
 
-from importlib import import_module
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from mrl_jax import losses, nesting
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbeddingModel", "cascade", "funnel", "load", "losses", "nesting"]
 
-LAZY_MODULES = {"cascade": "mrl_jax.evaluate.cascade", "funnel": "mrl_jax.search.funnel"}
+MODULES = {"cascade": "mrl_jax.evaluate.cascade", "funnel": "mrl_jax.search.funnel"}
 
 
 def __getattr__(name: str) -> Any:
@@ -21,6 +21,6 @@ def __getattr__(name: str) -> Any:
         from mrl_jax import model
 
         return getattr(model, name)
-    if name in LAZY_MODULES:
-        return import_module(LAZY_MODULES[name])
+    if name in MODULES:
+        return importlib.import_module(MODULES[name])
     raise AttributeError(f"module 'mrl_jax' has no attribute {name!r}")
