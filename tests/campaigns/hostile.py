@@ -462,7 +462,7 @@ def archives() -> Reader:
 def pictures() -> Reader:
     from PIL import Image
 
-    from mrl_jax.data.sources import tfds as catalogue
+    from mrl_jax.data.readers import images
 
     def make(folder: Path) -> list[str]:
         rng = np.random.default_rng(0)
@@ -476,10 +476,10 @@ def pictures() -> Reader:
     def read(folder: Path) -> object:
         from mrl_jax.errors import UserError
 
-        geometry, said = catalogue.Geometry(4, 4, 3), None
+        geometry, said = images.Geometry(4, 4, 3), None
         for path in sorted(folder.iterdir()):
             try:
-                assert catalogue.decode(path.read_bytes(), geometry).shape == geometry
+                assert images.decode(path.read_bytes(), geometry).shape == geometry
             except UserError as error:
                 said = error if path.suffix in (".png", ".jpeg") else said
         if said:
@@ -498,7 +498,7 @@ def idx() -> Reader:
         (folder / "a.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3, *range(6)])))
         return ["a.gz"]
 
-    return Reader(make, lambda folder: fashion_mnist.idx(folder / "a.gz"))
+    return Reader(make, lambda folder: fashion_mnist.read_idx(folder / "a.gz"))
 
 
 READERS: dict[str, Callable[[], Reader]] = {
