@@ -108,6 +108,8 @@ class Split:
     inputs: Inputs
     labels: np.ndarray  # int32 [n]
 
+    contents: ClassVar = "classes"  # what a loss can learn from
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -160,6 +162,11 @@ class Pairs:
     table: Table
     columns: np.ndarray  # int32 [n, c], c ≥ 2, rows of `table`
     scores: np.ndarray | None = None  # float32 [n]; larger is more similar, in the unit of the source
+
+    @property
+    def contents(self) -> Literal["pairs", "scored pairs"]:
+        """What a loss can learn from."""
+        return "pairs" if self.scores is None else "scored pairs"
 
     def __len__(self) -> int:
         return len(self.columns)
