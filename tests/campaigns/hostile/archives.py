@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mrl_jax.data.readers import artefacts
+from mrl_jax.data.readers import artefacts, images
 from mrl_jax.data.sources import fashion_mnist
-from mrl_jax.data.sources import tfds as catalogue
 from mrl_jax.errors import UserError
 
 from .samples import Reader
@@ -68,10 +67,10 @@ def pictures() -> Reader:
         return [*names, "b.png"]
 
     def read(folder: Path) -> object:
-        geometry, said = catalogue.Geometry(4, 4, 3), None
+        geometry, said = images.Geometry(4, 4, 3), None
         for path in sorted(folder.iterdir()):
             try:
-                assert catalogue.decode(path.read_bytes(), geometry).shape == geometry
+                assert images.decode(path.read_bytes(), geometry).shape == geometry
             except UserError as error:
                 said = error if path.suffix in (".png", ".jpeg") else said
         if said:
@@ -87,4 +86,4 @@ def idx() -> Reader:
         (folder / "a.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3, *range(6)])))
         return ["a.gz"]
 
-    return Reader(make, lambda folder: fashion_mnist.idx(folder / "a.gz"))
+    return Reader(make, lambda folder: fashion_mnist.read_idx(folder / "a.gz"))
