@@ -247,9 +247,9 @@ def trained(folder: Path) -> Path:
     """A run with a model that has just been initialised, as `mrl_jax.train` leaves it; returns its directory."""
     from mrl_jax import config as configuration
     from mrl_jax import data, runs, train
+    from mrl_jax.tasks import train_step
     from mrl_jax.text import tokenizers
     from mrl_jax.training.loop import save_model  # noqa: F401
-    from mrl_jax.training.step import TrainStep
 
     given = {"train": folder / "train.jsonl", "test": folder / "test.jsonl"}
     for path in given.values():
@@ -267,7 +267,7 @@ def trained(folder: Path) -> Path:
     write_file(directory / "dataset.json", json.dumps(described))
     from mrl_jax.runs import checkpoint
 
-    model = TrainStep.of(config, described).init(0).model
+    model = train_step(config, described).init(0).model
     checkpoint.save(directory / "checkpoints" / "mrl_e-seed0" / "model", 1, model, {})
     return directory
 
