@@ -16,11 +16,10 @@ from mrl_jax import arms, runs
 from mrl_jax import config as configuration
 from mrl_jax.arms import ARMS
 from mrl_jax.config import Config
+from mrl_jax.data.readers.arrays import DAMAGED
 from mrl_jax.data.readers.records import check_expansion
-from mrl_jax.data.sources.features import DAMAGED
 from mrl_jax.errors import UserError, nearest
 from mrl_jax.runs import MetricRow
-from mrl_jax.training.loop import total_steps
 
 MAX_VALUE = 1e15  # no measurement is larger
 
@@ -132,7 +131,7 @@ def check_comparable(first: Run, other: Run) -> None:
     if differ:
         raise UserError(f"{both}: their {' and '.join(differ)} data differ (fingerprint in dataset.json)")
     for key, a, b in (
-        ("steps", *(total_steps(run.config.trainer, run.dataset["examples"]["train"]) for run in (first, other))),
+        ("steps", *(run.config.trainer.total_steps(run.dataset["examples"]["train"]) for run in (first, other))),
         ("trainer.batch_size", first.config.trainer.batch_size, other.config.trainer.batch_size),
     ):
         if a != b:

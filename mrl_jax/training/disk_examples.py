@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from tokenizers import __version__ as tokenizers_version
 
-from mrl_jax import arms, console
+from mrl_jax import console
 from mrl_jax.config import Config
 from mrl_jax.data import Dataset, PairDataset, StreamedTexts, disk_cache
 from mrl_jax.errors import UserError
@@ -34,55 +34,10 @@ from mrl_jax.text import tokenizers
 from mrl_jax.training.batches import Examples, Reading
 
 CHUNK = 4096  # texts that are tokenised together, a multiple of the most texts a record
-EMBEDDINGS = 2 << 30  # bytes of embeddings that the evaluation of streamed data may hold at once
-COUPLES = 10**11  # of a query and a document that are compared to validate streamed pairs; some minutes at 128 dims
 THREADS, AHEAD = 2, 4  # that make batches, and how many these are ahead of training
 LEARNT_FROM = ("min_documents", "max_words", "vocabulary", "max_length")  # keys of an encoder that shape its reader
 RECORDS = "examples.array_record"
 RECORD = 8192  # bytes of a record, about: more to read for each text, or more of them to index
-
-
-def check(config: Config, dataset: Dataset | PairDataset) -> None:
-    """Raise `UserError` where streamed data would be evaluated on more embeddings than `EMBEDDINGS` bytes hold, or
-    streamed pairs be ranked among more than `COUPLES` of them."""
-    if isinstance(dataset, PairDataset):
-        _check_pairs(config, dataset)
-        return
-    if not isinstance(dataset.train.inputs, StreamedTexts):
-        return
-    settings, compressed = config.evaluation, arms.posthoc(config.arms)
-    needed = 4 * config.width * (len(dataset.validation) + len(dataset.test))
-    if needed > EMBEDDINGS:
-        raise UserError(
-            f"embeddings of the {len(dataset.validation):,} validation and {len(dataset.test):,} test texts take "
-            f"{needed:,} bytes, more than {EMBEDDINGS:,}; use a smaller data.validation_fraction, data.test or width"
-        )
-    if not (settings.neighbours or settings.refit or compressed):
-        return
-    needed += 4 * config.width * len(dataset.train)
-    if needed > EMBEDDINGS:
-        fewer = f" and arms without {', '.join(compressed)}" if compressed else ""
-        raise UserError(
-            f"embeddings of the {len(dataset.train):,} training texts are needed to evaluate, and with the others they "
-            f"take {needed:,} bytes, more than {EMBEDDINGS:,}; set evaluation.neighbours=false evaluation.refit=null"
-            f"{fewer}"
-        )
-
-
-def _check_pairs(config: Config, dataset: PairDataset) -> None:
-    validation, texts = dataset.validation, dataset.validation.table
-    if not isinstance(texts, StreamedTexts):  # read from a file of its own
-        return
-    said = f"the {len(validation):,} validation pairs have {len(texts):,} different texts"
-    less = "use a smaller data.validation_fraction, or a small file as data.validation"
-    needed = 2 * 4 * config.width * len(texts)  # of the texts, and of them as queries and documents
-    if needed > EMBEDDINGS:
-        raise UserError(f"{said}, whose embeddings take {needed:,} bytes, more than {EMBEDDINGS:,}; {less}")
-    queries = len(np.unique(validation.columns[:, 0]))
-    if validation.scores is None and queries * (len(texts) - queries) > COUPLES:
-        raise UserError(
-            f"{said}; ranking all documents for {queries:,} queries is more than {COUPLES:.0e} comparisons; {less}"
-        )
 
 
 def fit(config: Config, dataset: Dataset | PairDataset) -> tokenizers.Reader:
@@ -94,7 +49,7 @@ def fit(config: Config, dataset: Dataset | PairDataset) -> tokenizers.Reader:
     keys = {key: getattr(config.encoder, key, None) for key in LEARNT_FROM}
     said = json.dumps([config.encoder.name, keys, tokenizers_version])
     place = disk_cache.folder(config.data.cache_dir, "tokenizer", texts.key, said)
-    disk_cache.kept(place, lambda folder: tokenizers.fit(config.encoder, dataset).save(folder))
+    disk_cache.build_once(place, lambda folder: tokenizers.fit(config.encoder, dataset).save(folder))
     return tokenizers.load(config.encoder, place, dataset.kind)
 
 
@@ -116,7 +71,7 @@ def examples(
     reads = hashlib.sha256(json.dumps([files, getattr(reader, "max_words", None)]).encode()).hexdigest()
     begun = digest_of(labels, {} if columns is None else {"columns": columns})
     place = disk_cache.folder(cache_dir, "examples", texts.key, begun.hexdigest(), reads, tokenizers_version)
-    disk_cache.kept(place, partial(_write, texts=texts, begun=begun, reader=reader, name=name))
+    disk_cache.build_once(place, partial(_write, texts=texts, begun=begun, reader=reader, name=name))
     return StreamedExamples(place, labels if columns is None else np.zeros(len(texts), np.int32))
 
 
@@ -230,7 +185,7 @@ class StreamedExamples(Examples):
             if len(lengths) != len(labels) or self.reader.num_records() != -(-len(labels) // self.texts_a_record):
                 raise ValueError(f"{RECORDS} and lengths.npy are not of {len(labels):,} texts")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
-            raise disk_cache.damaged(folder, error) from error
+            raise disk_cache.damaged_error(folder, error) from error
         self.labels: np.ndarray = labels
         self.lengths: np.ndarray = lengths
         self.longest = max(1, int(lengths.max(initial=0)))
@@ -253,9 +208,9 @@ class StreamedExamples(Examples):
         try:
             content = self.reader.read(wanted.tolist())
         except RuntimeError as error:
-            raise disk_cache.damaged(self.path.parent, error) from error
+            raise disk_cache.damaged_error(self.path.parent, error) from error
         if [len(one) for one in content] != (lengths.sum(1) * self.token.itemsize).tolist():
-            raise disk_cache.damaged(self.path.parent, f"{RECORDS} does not go with lengths.npy")
+            raise disk_cache.damaged_error(self.path.parent, f"{RECORDS} does not go with lengths.npy")
         start = (np.cumsum(lengths) - lengths.ravel()).reshape(lengths.shape)[which, place]
         length = self.lengths[rows]
         within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)

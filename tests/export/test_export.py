@@ -29,8 +29,8 @@ from mrl_jax.errors import UserError
 from mrl_jax.export import onnx_graph
 from mrl_jax.model import EmbeddingModel
 from mrl_jax.runs import read_rows
+from mrl_jax.tasks import train_step
 from mrl_jax.text.tokenizers import Plain, Subwords, Words
-from mrl_jax.training.step import TrainStep
 
 SENTENCES = ["Orbit3 common1 común", "", "hockey1 " * 30, "kernel2 garden5 orbit9 [PAD] common7", "zzz"]
 TINY = TransformerConfig(layers=2, hidden=32, heads=4, intermediate=48, max_length=24, vocabulary=300)
@@ -73,7 +73,7 @@ def made(encoder: encoders.EncoderConfig, texts: list[str], kind: str = "feature
         trainer=TrainerConfig(epochs=None, steps=2, batch_size=4),
     )
     dataset = {"inputs": shapes, "vocabulary": reader.vocabulary, "classes": ["a", "b"], "kind": kind}
-    program = TrainStep.of(config, dataset)
+    program = train_step(config, dataset)
     random = np.random.default_rng(0)
     shapes_of_all = jax.eval_shape(program.init, 0).model
 
