@@ -18,6 +18,7 @@ import pytest
 import mrl_jax
 from mrl_jax import arms, config, train
 from mrl_jax.errors import UserError
+from mrl_jax.evaluate.metrics import METRICS
 from mrl_jax.runs import checkpoint, read_rows
 from mrl_jax.tasks.classification import Classification
 from mrl_jax.training import trainer
@@ -291,6 +292,10 @@ def test_ctrl_c_saves_and_resumes_to_the_same_bits(tiny: list[str], tmp_path: Pa
     assert train.main([*command[3:], "resume=true"]) == 0
     assert train.main([*command[3:-1], "run=b"]) == 0
     assert comparable(log.parent) == comparable(tmp_path / "tiny" / "b")
+
+
+def test_every_metric_of_a_run_is_in_the_table_of_metrics(finished: Path) -> None:
+    assert {row.metric for row in read_rows(finished / "evaluation.csv")} <= METRICS.keys()
 
 
 def test_a_finished_run_resumes_to_itself(finished: Path, tiny: list[str]) -> None:
