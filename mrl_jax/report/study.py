@@ -23,8 +23,8 @@ import numpy as np
 from mrl_jax import arms, runs
 from mrl_jax import config as configuration
 from mrl_jax.config import Config
+from mrl_jax.data.readers.arrays import DAMAGED
 from mrl_jax.data.readers.records import check_expansion
-from mrl_jax.data.sources.features import DAMAGED
 from mrl_jax.errors import UserError
 from mrl_jax.report.statistics import Crossover, Difference, Interval, mean_interval
 from mrl_jax.runs import MetricRow
