@@ -1,4 +1,4 @@
-"""Kills, failing disks, damaged files and set-back clocks lose nothing: single cases, and short campaigns of `survive`."""
+"""Kills, failing disks, damaged files and wrong clocks lose nothing: single cases, and short campaigns of `survive`."""
 
 import errno
 import itertools
