@@ -15,6 +15,8 @@ from mrl_jax import report
 from mrl_jax.config import OptimizerConfig
 from mrl_jax.report import page, plots, study, tables
 
+pytestmark = pytest.mark.slow
+
 PWNED = "window.pwned=(window.pwned||0)+1"
 CLASSES = (
     f"</script><script>{PWNED}</script>",
