@@ -37,7 +37,7 @@ from mrl_jax.errors import UserError
 from mrl_jax.evaluate import adaptive, refit
 from mrl_jax.files import cache_folder, sha256_of
 from mrl_jax.runs import MetricRow, checkpoint, sweeps
-from mrl_jax.text import tokenizers
+from mrl_jax.text.tokenizers import Preprocessor
 from mrl_jax.training import disk_examples
 from mrl_jax.training.batches import Examples, PairExamples, RankingExamples
 from mrl_jax.training.disk_examples import StreamedExamples
@@ -190,7 +190,7 @@ def _members(config: Config) -> list[Member]:
 
 
 def describe(
-    config: Config, dataset: Dataset | PairDataset, reader: tokenizers.Reader, splits: scoring.Splits
+    config: Config, dataset: Dataset | PairDataset, reader: Preprocessor, splits: scoring.Splits
 ) -> dict[str, Any]:
     """dataset.json: what a model needs to be built again, and what shows that the data is still the same."""
     encoder, vocabulary = encoders.standalone(config.encoder, reader.vocabulary)
@@ -238,7 +238,7 @@ def _streamed(split: Examples | PairExamples | RankingExamples) -> StreamedExamp
     return table if isinstance(table, StreamedExamples) else None
 
 
-def _splits(config: Config, dataset: Dataset | PairDataset, reader: tokenizers.Reader) -> scoring.Splits:
+def _splits(config: Config, dataset: Dataset | PairDataset, reader: Preprocessor) -> scoring.Splits:
     """The three parts of a data set as arrays. Says how many texts were longer than the encoder reads."""
     cut = texts = 0
 
@@ -259,7 +259,7 @@ def _splits(config: Config, dataset: Dataset | PairDataset, reader: tokenizers.R
 
 
 def _as_arrays(
-    config: Config, dataset: Dataset | PairDataset, reader: tokenizers.Reader, arrays: Callable[[Any], dict[str, Any]]
+    config: Config, dataset: Dataset | PairDataset, reader: Preprocessor, arrays: Callable[[Any], dict[str, Any]]
 ) -> scoring.Splits:
     if isinstance(dataset, Dataset):
 

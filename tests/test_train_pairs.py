@@ -13,8 +13,8 @@ import pytest
 import mrl_jax
 from mrl_jax import arms, data, runs, train
 from mrl_jax.config import LossConfig, OptimizerConfig
-from mrl_jax.encoders import TransformerConfig
 from mrl_jax.encoders.mlp import MLPConfig
+from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.evaluate import ranking
 from mrl_jax.losses import contrastive
 from mrl_jax.training.batches import Examples, PairExamples

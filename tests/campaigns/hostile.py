@@ -214,7 +214,7 @@ def weights() -> Reader:
         rng = np.random.default_rng(0)
         state, config = {}, {theirs: getattr(sizes, ours) for ours, theirs in huggingface.CONFIG_KEYS.items()}
         for path, name, shape in huggingface.tensors(sizes):
-            state[name] = huggingface.turned(path, rng.normal(size=shape).astype(np.float32))
+            state[name] = huggingface.convert(path, rng.normal(size=shape).astype(np.float32))
         save_file(state, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps({"model_type": "bert", **config}))
         tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["[UNK]", *WORDS])}, unk_token="[UNK]"))
@@ -246,8 +246,7 @@ def weights() -> Reader:
 def trained(folder: Path) -> Path:
     """A run with a model that has just been initialised, as `mrl_jax.train` leaves it; returns its directory."""
     from mrl_jax import config as configuration
-    from mrl_jax import data, runs, train
-    from mrl_jax.text import tokenizers
+    from mrl_jax import data, encoders, runs, train
     from mrl_jax.training.loop import save_model  # noqa: F401
     from mrl_jax.training.step import TrainStep
 
@@ -259,7 +258,7 @@ def trained(folder: Path) -> Path:
          "name=made", "width=8", "nesting_dims=[4,8]", "encoder.min_documents=1"]
     )  # fmt: skip
     dataset = data.load(config.data)
-    reader = tokenizers.fit(config.encoder, dataset)
+    reader = encoders.fit(config.encoder, dataset.name, dataset.kind, dataset.train.inputs)
     splits = train._splits(config, dataset, reader)
     described = train.describe(config, dataset, reader, splits)
     directory = runs.claim(config)
@@ -292,17 +291,17 @@ def run() -> Reader:
 
 def words() -> Reader:
     """The tokenizer of a bag of words alone: as in `run`, but fast."""
+    from mrl_jax import encoders
     from mrl_jax.encoders.bag import BagConfig
-    from mrl_jax.text import tokenizers
 
     config = BagConfig(min_documents=1)
 
     def make(folder: Path) -> list[str]:
-        tokenizers.Words.fit([row["text"] for row in rows(8)], config).save(folder)
+        encoders.fit(config, "made", "text", [row["text"] for row in rows(8)]).save(folder)
         return ["tokenizer.json", "idf.json"]
 
     def read(folder: Path) -> object:
-        reader = tokenizers.load(config, folder, "text")
+        reader = encoders.load(config, folder, "text")
         arrays = reader(["orbit hockey", "", "x\0y"])
         assert arrays["ids"].max(initial=0) < reader.vocabulary
         assert np.isfinite(arrays["weights"]).all()
