@@ -51,7 +51,7 @@ def ours(case: Case) -> tuple[Callable[[], Any], Callable[[Any], list[np.ndarray
     import jax
     import jax.numpy as jnp
 
-    from mrl_jax.losses import contrastive
+    from mrl_jax import losses
 
     dims = ALL_DIMS[case.count]
     weights = jnp.ones(len(dims))
@@ -59,10 +59,10 @@ def ours(case: Case) -> tuple[Callable[[], Any], Callable[[Any], list[np.ndarray
     def loss(a: jax.Array, b: jax.Array, scores: jax.Array) -> jax.Array:
         match case.loss:
             case "info_nce":
-                return contrastive.nested_info_nce(a, b, dims, weights, 1 / SCALE)[0]
+                return losses.nested_info_nce(a, b, dims, weights, 1 / SCALE)[0]
             case "cosent":
-                return contrastive.nested_cosent(a, b, scores, dims, weights, 1 / SCALE)[0]
-        return contrastive.nested_cosine_regression(a, b, scores, dims, weights)[0]
+                return losses.nested_cosent(a, b, scores, dims, weights, 1 / SCALE)[0]
+        return losses.nested_cosine_regression(a, b, scores, dims, weights)[0]
 
     arrays = [jnp.asarray(x) for x in pairs(BATCH)]
     compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*arrays).compile()

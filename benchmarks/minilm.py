@@ -40,6 +40,7 @@ def ours_train(dtype: str, steps: int) -> float:
     from mrl_jax import arms, encoders
     from mrl_jax.config import LossConfig, OptimizerConfig
     from mrl_jax.encoders.transformer import TransformerConfig
+    from mrl_jax.tasks.pairs import ContrastiveObjective
     from mrl_jax.training import batches
     from mrl_jax.training.batches import Examples, PairExamples
     from mrl_jax.training.step import TrainStep
@@ -57,12 +58,8 @@ def ours_train(dtype: str, steps: int) -> float:
         inputs={"ids": (1,), "mask": (1,)},
         vocabulary=vocabulary,
         width=384,
-        dims=DIMS,
-        kinds=("separate",),
-        classes=0,
-        columns=2,
+        objective=ContrastiveObjective(DIMS, 2, LossConfig(name="info_nce", symmetric=False)),
         optimizer_config=OptimizerConfig(learning_rate=1e-5),
-        loss=LossConfig(name="info_nce", symmetric=False),
         steps=10_000,
     )
     (arm,) = arms.expand(["mrl"], DIMS)
@@ -137,6 +134,7 @@ def ours_encode(dtype: str, steps: int) -> float:
     from mrl_jax.config import LossConfig, OptimizerConfig
     from mrl_jax.encoders.transformer import TransformerConfig
     from mrl_jax.model import EmbeddingModel
+    from mrl_jax.tasks.pairs import ContrastiveObjective
     from mrl_jax.training.step import TrainStep
 
     config = TransformerConfig(weights="minilm", dtype=dtype)
@@ -146,12 +144,8 @@ def ours_encode(dtype: str, steps: int) -> float:
         inputs={"ids": (1,), "mask": (1,)},
         vocabulary=reader.vocabulary,
         width=384,
-        dims=DIMS,
-        kinds=("separate",),
-        classes=0,
-        columns=2,
+        objective=ContrastiveObjective(DIMS, 2, LossConfig(name="info_nce")),
         optimizer_config=OptimizerConfig(),
-        loss=LossConfig(name="info_nce"),
         steps=1,
     )
     model, texts = EmbeddingModel(program, program.init(0).model, reader, DIMS, "separate"), glosses()

@@ -42,10 +42,9 @@ def curves(only: Sequence[str], times: int) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from mrl_jax import arms, config
+    from mrl_jax import arms, config, losses
     from mrl_jax.evaluate import neighbours
-    from mrl_jax.losses import contrastive
-    from mrl_jax.training.step import TrainStep
+    from mrl_jax.tasks import train_step
 
     rng = np.random.default_rng(0)
     classes, features = 100, 512
@@ -56,7 +55,7 @@ def curves(only: Sequence[str], times: int) -> dict[str, Any]:
         words = ["data=features", "encoder=mlp", f"width={width}", f"nesting_dims={list(dims)}", f"arms=[{name}]"]
         settings = config.from_command_line([*words, "data.train=a.npz", "data.test=a.npz"])
         described = {"inputs": {"features": [features]}, "vocabulary": 0, "classes": ["c"] * classes}
-        program = TrainStep.of(settings, described)
+        program = train_step(settings, described)
         arm = arms.expand((name,), settings.nesting_dims)[0]
         inputs = {
             "features": jnp.asarray(rng.standard_normal((batch * times, features)), jnp.float32),
@@ -74,7 +73,7 @@ def curves(only: Sequence[str], times: int) -> dict[str, Any]:
     def pairs(count: int) -> Callable[[], object]:
         dims = tuple(384 * (i + 1) // count for i in range(count))
         z = [jnp.asarray(rng.standard_normal((1024, 384)), jnp.float32) for _ in range(2)]
-        loss = jax.jit(jax.grad(lambda a, b: contrastive.nested_info_nce(a, b, dims, jnp.ones(count), 0.05)[0], (0, 1)))
+        loss = jax.jit(jax.grad(lambda a, b: losses.nested_info_nce(a, b, dims, jnp.ones(count), 0.05)[0], (0, 1)))
         return lambda: jax.block_until_ready(loss(*z))  # type: ignore[no-untyped-call]
 
     def search(count: int) -> Callable[[], object]:

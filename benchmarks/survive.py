@@ -54,6 +54,8 @@ import mrl_jax  # noqa: E402
 from mrl_jax import data, report, runs, search, train  # noqa: E402
 from mrl_jax.errors import UserError  # noqa: E402
 from mrl_jax.runs import checkpoint  # noqa: E402
+from mrl_jax.search.commands import load_model, saved_plan, search_index  # noqa: E402
+from mrl_jax.search.index import is_in_folder, open_index  # noqa: E402
 
 TOPICS = ("orbit", "hockey", "kernel", "garden")
 LOG_EVERY = 5  # steps, and so a checkpoint: the runs make one at every line of the log
@@ -124,11 +126,11 @@ def look_at_run(directory: Path) -> Any:
 
 def look_at_index(place: Path, queries: Sequence[str]) -> Any:
     """Documents, vectors and answers. Of Milvus, whose files we do not write, vectors to 5 decimals and no bytes."""
-    with contextlib.closing(search.open_index(str(place))) as index:
-        z = search.model_of(index, None).encode(list(queries))
-        hits = search.find(index, z, 5, None)
+    with contextlib.closing(open_index(str(place))) as index:
+        z = load_model(index, None).encode(list(queries))
+        hits = search_index(index, z, 5, None)
         answers = [[one.id for one in index.documents(rows)] for rows in hits.rows]
-        if search.is_milvus(str(place)):
+        if not is_in_folder(str(place)):
             found = index.find([f"corpus-{i}" for i in range(10**4)])
             vectors = [[round(float(x), 5) for x in index.vectors(rows[:1])[0]] for rows in hits.rows]
             return [len(index), answers, sorted(found.items()), vectors]
@@ -458,10 +460,10 @@ def damage(bench: Bench, options: argparse.Namespace) -> Figures:
             assert not ended.status, ended.said
 
         def of_index(place: Path = place) -> str:
-            with contextlib.closing(search.open_index(str(place))) as index:
-                z = search.model_of(index, None).encode(bench.queries)
-                hits = search.find(index, z, 5, None)
-                plan = search._planned(index, 5)
+            with contextlib.closing(open_index(str(place))) as index:
+                z = load_model(index, None).encode(bench.queries)
+                hits = search_index(index, z, 5, None)
+                plan = saved_plan(index, 5)
                 return json.dumps([[index.documents(rows) for rows in hits.rows], hits.scores.tolist(), plan])
 
         in_child(of_index, place)  # FAISS keeps its index when it is first asked

@@ -1,13 +1,18 @@
 """Matryoshka (nested) embeddings in JAX: train them, compare them, use them."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from mrl_jax import losses, nesting
 
 if TYPE_CHECKING:
+    from mrl_jax.evaluate import cascade
     from mrl_jax.model import EmbeddingModel, load
+    from mrl_jax.search import funnel
 
-__all__ = ["EmbeddingModel", "load", "losses", "nesting"]
+__all__ = ["EmbeddingModel", "cascade", "funnel", "load", "losses", "nesting"]
+
+MODULES = {"cascade": "mrl_jax.evaluate.cascade", "funnel": "mrl_jax.search.funnel"}
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +21,6 @@ def __getattr__(name: str) -> Any:
         from mrl_jax import model
 
         return getattr(model, name)
+    if name in MODULES:
+        return importlib.import_module(MODULES[name])
     raise AttributeError(f"module 'mrl_jax' has no attribute {name!r}")

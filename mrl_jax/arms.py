@@ -39,13 +39,15 @@ class ArmType:
     sampled: bool = False  # each step keeps a random few of the granularities
     compression: str | None = None  # of `evaluate.compress.COMPRESSIONS`: what is made of an embedding
     baseline: bool = False  # nested arms are compared with it
-    needs_classes: bool = False  # not for losses of pairs
+    tasks: tuple[str, ...] = ("classes", "pairs", "scored pairs")  # what the losses that it goes with learn from
 
+
+PAIR_TASKS = ("pairs", "scored pairs")
 
 # Colours of Okabe and Ito, and some of Tol: told apart by colour-blind readers too. The order is that of reports.
 ARMS: dict[str, ArmType] = {
     "mrl": ArmType("MRL", "#0072b2", "circle", "nested", "separate"),
-    "mrl_e": ArmType("MRL-E", "#d55e00", "square", "nested", "tied", needs_classes=True),
+    "mrl_e": ArmType("MRL-E", "#d55e00", "square", "nested", "tied", tasks=("classes",)),
     "mrl_sampled": ArmType("MRL sampled", "#56b4e9", "pentagon", "nested", "separate", sampled=True),
     "ff": ArmType("FF", "#009e73", "triangle-up", "fixed", "separate", baseline=True),
     "truncated": ArmType("truncated", "#e69f00", "triangle-down", "compressed", compression="truncated", baseline=True),
@@ -53,8 +55,12 @@ ARMS: dict[str, ArmType] = {
     "random_projection": ArmType("random projection", "#000000", "x", "compressed", compression="random_projection"),
     "pca": ArmType("PCA", "#cc79a7", "diamond", "compressed", compression="pca", baseline=True),
     "pca_whitened": ArmType("PCA whitened", "#882255", "star", "compressed", compression="pca_whitened"),
-    "untuned": ArmType("untuned", "#8c6d31", "hexagon", "untuned", compression="truncated", baseline=True),
-    "untuned_pca": ArmType("untuned, PCA", "#c49c94", "thin-diamond", "untuned", compression="pca", baseline=True),
+    "untuned": ArmType(
+        "untuned", "#8c6d31", "hexagon", "untuned", compression="truncated", baseline=True, tasks=PAIR_TASKS
+    ),
+    "untuned_pca": ArmType(
+        "untuned, PCA", "#c49c94", "thin-diamond", "untuned", compression="pca", baseline=True, tasks=PAIR_TASKS
+    ),
 }
 
 
@@ -115,8 +121,8 @@ class Member:
 def expand(names: Sequence[str], dims: Sequence[int], weights: Sequence[float] | None = None) -> tuple[Arm, ...]:
     """The trained arms among `names`: one per nested arm, one per nesting dim of a fixed-size arm.
 
-    `all` stands for every arm of `for_classes`. `weights` [K] is the relative importance of the granularities in the
-    nested arms (ones by default).
+    `all` stands for every arm that is suited to classes. `weights` [K] is the relative importance of the granularities
+    in the nested arms (ones by default).
     """
     nested = tuple(float(c) for c in weights) if weights is not None else (1.0,) * len(dims)
     arms: list[Arm] = []
@@ -148,20 +154,20 @@ def untuned(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in UNTUNED if name in _named(names))
 
 
-def for_classes() -> tuple[str, ...]:
-    """What `arms=all` stands for where classes are learnt."""
-    return (*TRAINED, *POSTHOC)
+def suited_to(task: str) -> tuple[str, ...]:
+    """What `arms=all` stands for where `task` is learnt from: classes, pairs or scored pairs."""
+    return tuple(name for name, arm in ARMS.items() if task in arm.tasks)
 
 
-def for_pairs() -> tuple[str, ...]:
-    """What `arms=all` stands for where pairs are learnt from."""
-    return tuple(name for name, arm in ARMS.items() if not arm.needs_classes)
+def default_for(task: str) -> tuple[str, ...]:
+    """The one arm that is trained where none is named: MRL-E where there are heads to tie, else MRL."""
+    return (next(name for name in ("mrl_e", "mrl") if task in ARMS[name].tasks),)
 
 
 def _named(names: Sequence[str]) -> Sequence[str]:
     for name in names:
         one_of("arms", name, (*NAMES, "all"))
-    return for_classes() if "all" in names else names
+    return suited_to("classes") if "all" in names else names
 
 
 def kinds(arms: Sequence[Arm]) -> tuple[str, ...]:

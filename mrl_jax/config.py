@@ -23,83 +23,93 @@ from omegaconf.errors import OmegaConfBaseException
 from mrl_jax import arms, nesting
 from mrl_jax.data import SOURCES, DataConfig
 from mrl_jax.encoders import ENCODERS, EncoderConfig
-from mrl_jax.errors import UserError, nearest, one_of
+from mrl_jax.errors import UserError, at_least, limited, nearest, one_of, share
 from mrl_jax.evaluate import EvaluationConfig
 from mrl_jax.evaluate.metrics import METRICS
+from mrl_jax.losses import LOSSES
 from mrl_jax.processes import DistributedConfig
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    name: Literal["cross_entropy", "info_nce", "cosent", "cosine"] = "cross_entropy"  # of classes; pairs; scored pairs
-    temperature: float = 0.05  # τ by which cosines are divided (info_nce, cosent)
+    """What is minimised; see `mrl_jax.losses`."""
+
+    name: str = "cross_entropy"  # one of `mrl_jax.losses.LOSSES`
+    temperature: float = limited(0.05, "0.01 ≤ value ≤ 1", lambda t: 0.01 <= t <= 1)  # τ that divides cosines
     learned_temperature: bool = False  # info_nce: learn τ, starting from temperature
-    symmetric: bool = True  # info_nce: documents look for their queries too
-    distillation: float = 0.0  # weight of a loss by which the whole embedding's similarities teach its prefixes
+    symmetric: bool = True  # symmetric InfoNCE: also document → query
+    distillation: float = at_least(0.0, 0)  # weight of a loss in which the full width's similarities teach the prefixes
     weights: tuple[float, ...] | None = None  # relative importance of each granularity; null: ones
     weighting: Literal["fixed", "uncertainty"] = "fixed"  # as given, or times a factor learned for each granularity
-    sampled: int = 2  # granularities that arm mrl_sampled trains in a step, drawn anew each time
-    label_smoothing: float = 0.0  # share of the target spread evenly over the classes, in [0, 1)
+    sampled: int = at_least(2, 1)  # granularities that arm mrl_sampled trains in a step, drawn anew each time
+    label_smoothing: float = share(0.0)  # share of the target spread evenly over the classes
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
+    """How parameters follow gradients."""
+
     name: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = 1e-3  # at the end of warm-up
+    learning_rate: float = limited(1e-3, "more than 0", lambda rate: rate > 0)  # at the end of warm-up
     schedule: Literal["cosine", "constant"] = "cosine"  # after warm-up; cosine ends at zero
-    warmup: float = 0.0  # share of the steps over which the learning rate rises to its value
-    weight_decay: float = 1e-2  # decoupled for adamw, added to the gradient for sgd; matrices only
-    momentum: float = 0.9  # sgd (Nesterov), and the first moment of adamw
-    clip_norm: float | None = None  # largest global norm of a gradient
+    warmup: float = limited(
+        0.0, "a share, 0 ≤ value ≤ 1", lambda w: 0 <= w <= 1
+    )  # share of the steps with a rising rate
+    weight_decay: float = at_least(1e-2, 0)  # decoupled for adamw, added to the gradient for sgd; matrices only
+    momentum: float = share(0.9)  # sgd (Nesterov), and the first moment of adamw
+    clip_norm: float | None = limited(None, "more than 0, or null", lambda norm: norm > 0)  # maximum gradient norm
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
+    """How long training takes, and what it does on the way."""
+
     epochs: float | None = 10.0  # passes over the training split; ignored when steps is given
-    steps: int | None = None  # optimiser steps
-    batch_size: int = 256  # examples a step, over all devices
-    accumulate: int = 1  # parts a batch is split into, their gradients averaged before one update
+    steps: int | None = limited(None, "at least 1, or null to use trainer.epochs", lambda n: n >= 1)  # optimiser steps
+    batch_size: int = at_least(256, 1)  # examples per step, over all devices
+    accumulate: int = 1  # parts that a batch is split into, their gradients averaged before one update
     population: Literal["auto", "loop", "vmap"] = "auto"  # members in turn, or together (auto: together off the CPU)
-    arms_at_once: int | None = None  # members trained together by vmap; null: as many as the device's memory takes
-    precision: Literal["highest", "high", "default"] = "highest"  # of float32 products in training, as JAX names it
-    evaluations: int = 10  # times the validation split is scored during training; the best moment is kept
-    log_every: int = 20  # steps between lines of metrics.jsonl
-    checkpoint_seconds: float = 60.0  # time between checkpoints of the training state; 0: at every log line
+    arms_at_once: int | None = limited(None, "at least 1, or null", lambda n: n >= 1)  # per vmap; null: what fits
+    precision: Literal["highest", "high", "default"] = (
+        "highest"  # matmul precision of the training step, as JAX names it
+    )
+    evaluations: int = at_least(10, 1)  # times the validation split is scored; the best moment is kept
+    log_every: int = at_least(20, 1)  # steps between lines of metrics.jsonl
+    checkpoint_seconds: float = at_least(60.0, 0)  # between checkpoints of the training state; 0: at every log line
 
 
 @dataclass(frozen=True)
 class Config:
+    """Everything that a run depends on."""
+
     data: DataConfig
     encoder: EncoderConfig
     name: str  # of the experiment: the folder below results_dir
     width: int  # D, the embedding width
     nesting_dims: tuple[int, ...]  # ascending, ending at the width
     arms: tuple[str, ...]
-    seeds: int  # how many: 0 … seeds-1
+    seeds: int  # how many: 0 … seeds − 1
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    results_dir: str = "results"
+    results_dir: str = "results"  # the folder of all runs
     run: str | None = None  # folder of this run; null: the date and time (or, with resume=true, the latest run)
     resume: bool | str = False  # continue an interrupted run; auto: if there is one of that name
 
-    @property
-    def contrastive(self) -> bool:
-        """Whether pairs are trained on, and not classes."""
-        return self.loss.name != "cross_entropy"
 
+DEFAULTS = {"loss": LossConfig, "trainer": TrainerConfig, "evaluation": EvaluationConfig}  # sections without groups
 
 # What may differ between a run and the command that resumes it: batches are the same, streamed or not.
 NOT_COMPARED = ("resume", "run", "results_dir", "distributed", "data.streaming", "evaluation.print")
 
 DISTRIBUTED: tuple[Literal["none", "slurm", "env", "explicit"], ...] = ("none", "slurm", "env", "explicit")
 
-MOST_BYTES = 1 << 20  # of a stored configuration
-MOST_SEEDS = 10_000
-MOST_WIDTH = 1 << 20
-LONGEST_NAME = 200  # of a folder
+MAX_CONFIG_BYTES = 1 << 20  # of a stored configuration
+MAX_SEEDS = 10_000
+MAX_WIDTH = 1 << 20
+MAX_NAME_CHARACTERS = 200  # of a folder
 
 CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if path.is_dir())
 
@@ -117,8 +127,7 @@ def register() -> None:
         "run": None,
         "resume": False,
     }
-    sections = {"loss": LossConfig, "trainer": TrainerConfig, "evaluation": EvaluationConfig}
-    store.store(name="defaults", node=base | {key: dataclasses.asdict(cls()) for key, cls in sections.items()})
+    store.store(name="defaults", node=base | {key: dataclasses.asdict(cls()) for key, cls in DEFAULTS.items()})
     for name, encoder in ENCODERS.items():
         store.store(group="encoder", name=name, node=dataclasses.asdict(encoder.config()))
     for source in SOURCES:
@@ -223,20 +232,19 @@ def parse(raw: Any) -> Config:
     raw["nesting_dims"] = _nesting_dims(raw.get("nesting_dims"), raw.get("width"))
     if isinstance(raw.get("arms"), str):
         raw["arms"] = [raw["arms"]]
-    if raw.get("arms") is None:
-        loss = raw.get("loss")
-        of_classes = not isinstance(loss, dict) or loss.get("name", "cross_entropy") == "cross_entropy"
-        raw["arms"] = ["mrl_e" if of_classes else "mrl"]
-    config: Config = build(Config, raw, "")
-    if config.contrastive and "all" in config.arms:
-        config = dataclasses.replace(config, arms=arms.for_pairs())
+    config: Config = build(Config, {**raw, "arms": []} if raw.get("arms") is None else raw, "")
+    one_of("loss.name", config.loss.name, LOSSES)
+    if raw.get("arms") is None or "all" in config.arms:
+        task = LOSSES[config.loss.name].learns_from
+        chosen = arms.default_for(task) if raw.get("arms") is None else arms.suited_to(task)
+        config = dataclasses.replace(config, arms=chosen)
     _check(config)
     return config
 
 
 def _nesting_dims(value: Any, width: Any) -> Any:
-    if not isinstance(width, int) or isinstance(width, bool) or not 1 <= width <= MOST_WIDTH:
-        raise UserError(f"width={width} is not allowed; a whole number from 1 to {MOST_WIDTH}")
+    if not isinstance(width, int) or isinstance(width, bool) or not 1 <= width <= MAX_WIDTH:
+        raise UserError(f"width={width} is not allowed; a whole number from 1 to {MAX_WIDTH}")
     if isinstance(value, str):
         one_of("nesting_dims", value, ("log", "uniform", "a list such as [8,16,32]"))
         return nesting.log_spaced(width) if value == "log" else nesting.uniform(width)
@@ -252,70 +260,27 @@ def _check(config: Config) -> None:
     arms.posthoc(config.arms)
     if not config.arms:
         raise UserError(f"arms is empty; allowed: {', '.join(arms.NAMES)}, all")
+    trainer, width = config.trainer, config.width
     for key, value, allowed, good in (
-        ("seeds", config.seeds, f"1 to {MOST_SEEDS}", 1 <= config.seeds <= MOST_SEEDS),
-        ("loss.sampled", config.loss.sampled, "at least 1", config.loss.sampled >= 1),
-        ("loss.temperature", config.loss.temperature, "0.01 ≤ value ≤ 1", 0.01 <= config.loss.temperature <= 1),
-        ("loss.distillation", config.loss.distillation, "at least 0", config.loss.distillation >= 0),
-        (
-            "trainer.arms_at_once",
-            config.trainer.arms_at_once,
-            "at least 1, or null",
-            config.trainer.arms_at_once is None or config.trainer.arms_at_once >= 1,
-        ),
-        ("loss.label_smoothing", config.loss.label_smoothing, "0 ≤ value < 1", 0 <= config.loss.label_smoothing < 1),
-        (
-            "optimizer.learning_rate",
-            config.optimizer.learning_rate,
-            "more than 0",
-            config.optimizer.learning_rate > 0,
-        ),
-        ("optimizer.warmup", config.optimizer.warmup, "a share, 0 ≤ value ≤ 1", 0 <= config.optimizer.warmup <= 1),
-        ("optimizer.weight_decay", config.optimizer.weight_decay, "at least 0", config.optimizer.weight_decay >= 0),
-        ("optimizer.momentum", config.optimizer.momentum, "0 ≤ value < 1", 0 <= config.optimizer.momentum < 1),
-        (
-            "optimizer.clip_norm",
-            config.optimizer.clip_norm,
-            "more than 0, or null",
-            config.optimizer.clip_norm is None or config.optimizer.clip_norm > 0,
-        ),
-        ("trainer.batch_size", config.trainer.batch_size, "at least 1", config.trainer.batch_size >= 1),
+        ("seeds", config.seeds, f"1 to {MAX_SEEDS}", 1 <= config.seeds <= MAX_SEEDS),
         (
             "trainer.accumulate",
-            config.trainer.accumulate,
-            f"a divisor of trainer.batch_size={config.trainer.batch_size}",
-            config.trainer.accumulate >= 1 and config.trainer.batch_size % config.trainer.accumulate == 0,
-        ),
-        (
-            "trainer.steps",
-            config.trainer.steps,
-            "at least 1, or null to use trainer.epochs",
-            config.trainer.steps is None or config.trainer.steps >= 1,
+            trainer.accumulate,
+            f"a divisor of trainer.batch_size={trainer.batch_size}",
+            trainer.accumulate >= 1 and trainer.batch_size % trainer.accumulate == 0,
         ),
         (
             "trainer.epochs",
-            config.trainer.epochs,
+            trainer.epochs,
             "more than 0 and at most 1e6 (or give trainer.steps)",
-            config.trainer.steps is not None
-            or (config.trainer.epochs is not None and 0 < config.trainer.epochs <= 1e6),
-        ),
-        ("trainer.evaluations", config.trainer.evaluations, "at least 1", config.trainer.evaluations >= 1),
-        ("trainer.log_every", config.trainer.log_every, "at least 1", config.trainer.log_every >= 1),
-        (
-            "trainer.checkpoint_seconds",
-            config.trainer.checkpoint_seconds,
-            "at least 0",
-            config.trainer.checkpoint_seconds >= 0,
+            trainer.steps is not None or (trainer.epochs is not None and 0 < trainer.epochs <= 1e6),
         ),
         (
             "evaluation.dims",
             config.evaluation.dims,
-            f"dims from 1 to width={config.width}, or null",
-            all(1 <= m <= config.width for m in config.evaluation.dims or ()),
+            f"dims from 1 to width={width}, or null",
+            all(1 <= m <= width for m in config.evaluation.dims or ()),
         ),
-        ("evaluation.batch_size", config.evaluation.batch_size, "at least 1", config.evaluation.batch_size >= 1),
-        ("evaluation.epsilon", config.evaluation.epsilon, "between 0 and 1", 0 < config.evaluation.epsilon < 1),
-        ("evaluation.delta", config.evaluation.delta, "between 0 and 1", 0 < config.evaluation.delta < 1),
     ):
         if not good:
             raise UserError(f"{key}={value} is not allowed; {allowed}")
@@ -343,34 +308,38 @@ def _check(config: Config) -> None:
         raise UserError(f"resume={config.resume} is not allowed; {needed}")
     for key, path in (("name", config.name), ("run", config.run)):
         if path is not None and (
-            path in ("", ".", "..") or "/" in path or "\\" in path or not path.isprintable() or len(path) > LONGEST_NAME
+            path in ("", ".", "..")
+            or "/" in path
+            or "\\" in path
+            or not path.isprintable()
+            or len(path) > MAX_NAME_CHARACTERS
         ):
             raise UserError(f"{key}={path!r} is not allowed; the name of one folder, without slashes")
 
 
 def _check_loss(config: Config) -> None:
-    """Options that belong to another loss than the one that was chosen."""
-    loss, said = config.loss, f"with loss.name={config.loss.name}"
-    if not config.contrastive:
-        absent = arms.untuned(config.arms)
-        wrong = [("arms", absent[0], "loss.name=info_nce, cosent or cosine")] if absent else []
-        wrong += [("loss.distillation", str(loss.distillation), "0")] if loss.distillation else []
-    else:
-        wrong = [("arms", "mrl_e", "classes, and loss.name=cross_entropy")] if "mrl_e" in config.arms else []
-        wrong += [("loss.label_smoothing", str(loss.label_smoothing), "0")] if loss.label_smoothing else []
-        wrong += [("loss.weighting", loss.weighting, "fixed")] if loss.weighting != "fixed" else []
-        wrong += [("evaluation.cascade", "true", "false")] if config.evaluation.cascade else []
-    if loss.learned_temperature and loss.name != "info_nce":
-        wrong.append(("loss.learned_temperature", "true", "false"))
-    for key, value, needed in wrong:
-        raise UserError(f"{key}={value} is not allowed {said}; it needs {needed}")
+    """Refuse arms and options that do not go with the chosen loss."""
+    name, loss = config.loss.name, LOSSES[config.loss.name]
+    problem = f"is not allowed with loss.name={name}; it needs"
+    for arm in config.arms:
+        tasks = arms.ARMS[arm].tasks
+        if loss.learns_from not in tasks:
+            fitting = [other for other, entry in LOSSES.items() if entry.learns_from in tasks]
+            raise UserError(f"arms={arm} {problem} loss.name={' or '.join(fitting)}")
+    for key in dict.fromkeys(key for entry in LOSSES.values() for key in entry.options):
+        section, _, option = key.partition(".")
+        value, usual = (getattr(part, option) for part in (getattr(config, section), DEFAULTS[section]()))
+        if key not in loss.options and value != usual:
+            raise UserError(f"{key}={_word(value)} {problem} {_word(usual)}")
+
+
+def _word(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _check_distributed(config: DistributedConfig) -> None:
     """Keys that go with distributed=explicit, and only with it."""
-    for key, seconds in (("connect", config.connect_seconds), ("heartbeat", config.heartbeat_seconds)):
-        if seconds < 1:
-            raise UserError(f"distributed.{key}_seconds={seconds} is not allowed; at least 1")
     explicit = {"coordinator": config.coordinator, "processes": config.processes, "process": config.process}
     for key, value in explicit.items():
         if config.mode != "explicit" and value is not None:
@@ -407,7 +376,12 @@ def build(cls: type, raw: Any, key: str) -> Any:
     for item in dataclasses.fields(cls):
         if item.name not in raw and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             raise UserError(f"{prefix}{item.name} is missing; it needs a value")
-    return cls(**{name: _convert(value, hints[name], prefix + name) for name, value in raw.items()})
+    values = {name: _convert(value, hints[name], prefix + name) for name, value in raw.items()}
+    for item in dataclasses.fields(cls):
+        value, test = values.get(item.name), item.metadata.get("test")
+        if test is not None and value is not None and not test(value):
+            raise UserError(f"{prefix}{item.name}={value} is not allowed; {item.metadata['allowed']}")
+    return cls(**values)
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:
@@ -434,7 +408,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(hint, value, key)  # type: ignore[arg-type]
     if hint in (int, float) and type(value) is int and abs(value) >= 2**53:
-        raise UserError(f"{key}={value} is not allowed; a number of a usual size")
+        raise UserError(f"{key}={value} is not allowed; an integer below 2**53 in magnitude")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
@@ -494,8 +468,8 @@ def from_yaml(path: Path) -> Config:
     Raises `UserError`, which names the file."""
     try:
         size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise ValueError(f"it has {size:,} bytes, a configuration at most {MOST_BYTES:,}")
+        if size > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has {size:,} bytes, a configuration at most {MAX_CONFIG_BYTES:,}")
         return parse(yaml.load(path.read_text(encoding="utf-8"), _Loader))  # a safe loader
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -1,9 +1,11 @@
 """The one exception that a user's own mistake raises: a sentence, never a traceback."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import field
 from difflib import get_close_matches
+from typing import Any
 
-LONGEST = 1000  # signs of a message; a file may put a book where a name was expected
+MAX_MESSAGE_CHARACTERS = 1000  # a file may put a book where a name was expected
 
 
 class UserError(Exception):
@@ -15,8 +17,9 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
-        text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 4 :]}"
-        return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+        most = MAX_MESSAGE_CHARACTERS
+        text = text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 4 :]}"
+        return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def one_of(key: str, value: object, allowed: Iterable[str]) -> str:
@@ -31,3 +34,24 @@ def nearest(value: str, names: Iterable[str]) -> str:
     """The hint ` (did you mean …?)` for a typo, or nothing when no name is close."""
     match = get_close_matches(value, list(names), n=1)
     return f" (did you mean {match[0]}?)" if match else ""
+
+
+def limited(default: Any, allowed: str, test: Callable[[Any], bool]) -> Any:
+    """A field of a configuration's dataclass, for which `config.build` refuses values that fail `test`.
+
+    Args:
+        default: its default value.
+        allowed: what passes, in words that end the sentence "key=value is not allowed; …".
+        test: of a value of the field's type; None passes wherever the type allows it.
+    """
+    return field(default=default, metadata={"allowed": allowed, "test": test})
+
+
+def at_least(default: float, smallest: float) -> Any:
+    """A `limited` field for numbers of `smallest` or more."""
+    return limited(default, f"at least {smallest}", lambda value: value >= smallest)
+
+
+def share(default: float, allowed: str = "0 ≤ value < 1") -> Any:
+    """A `limited` field for a share that is less than all."""
+    return limited(default, allowed, lambda value: 0 <= value < 1)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mrl_jax import arms, console, encoders, nesting, runs
+from mrl_jax import arms, console, encoders, nesting, runs, tasks
 from mrl_jax import config as configuration
 from mrl_jax.errors import UserError, one_of
 from mrl_jax.losses import heads
@@ -142,7 +142,7 @@ class EmbeddingModel:
 
         Raises `UserError` for a model that was trained on pairs.
         """
-        if not self.program.classes:
+        if "heads" not in self.weights.params:
             raise UserError("this model was trained on pairs: it has no classifier")
         found = heads.classifiers(self.weights.params["heads"][self.head], self.head, self.program.dims, self.dims)
         return {m: (np.asarray(kernel), np.asarray(bias)) for m, (kernel, bias) in found.items()}
@@ -182,7 +182,7 @@ def load(run: str | Path, arm: str | None = None, seed: int = 0) -> EmbeddingMod
     if not found:
         raise UserError(f"{label} has no finished model in {directory}; continue that run with resume=true")
     encoder = configuration.build(type(config.encoder), dataset["encoder"], "encoder")
-    program = TrainStep.of(dataclasses.replace(config, encoder=encoder), dataset)
+    program = tasks.train_step(dataclasses.replace(config, encoder=encoder), dataset)
     weights, _ = checkpoint.load(folder, found[-1], jax.eval_shape(program.init, 0).model)
     reader = encoders.load(encoder, directory, dataset["kind"])
     return EmbeddingModel(program, weights, reader, chosen.trained(config.nesting_dims), chosen.head)

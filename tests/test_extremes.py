@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import logsumexp, softmax
 
-from mrl_jax import nesting, train
+from mrl_jax import losses, nesting, train
 from mrl_jax.errors import UserError
 from mrl_jax.evaluate import adaptive, classification, neighbours, quantised, refit
-from mrl_jax.losses import contrastive, heads, nested_cross_entropy, tiled, uncertainty_weighted
+from mrl_jax.losses import heads, nested_cross_entropy, tiled, uncertainty_weighted
 from mrl_jax.report import statistics
 from mrl_jax.search import funnel
 
@@ -124,14 +124,14 @@ def pair_losses():
     """Each loss of pairs as a function of two sets of embeddings."""
     weights, scores = jnp.ones(len(WIDTHS)), jnp.arange(BATCH) / BATCH
     found = {
-        "cosent": lambda a, b: contrastive.nested_cosent(a, b[:BATCH], scores, WIDTHS, weights, 0.01),
-        "regression": lambda a, b: contrastive.nested_cosine_regression(a, b[:BATCH], scores, WIDTHS, weights),
-        "distillation": lambda a, b: contrastive.nested_distillation(a, b, WIDTHS, weights, 0.01),
-        "pair distillation": lambda a, b: contrastive.nested_pair_distillation(a, b[:BATCH], WIDTHS, weights),
+        "cosent": lambda a, b: losses.nested_cosent(a, b[:BATCH], scores, WIDTHS, weights, 0.01),
+        "regression": lambda a, b: losses.nested_cosine_regression(a, b[:BATCH], scores, WIDTHS, weights),
+        "distillation": lambda a, b: losses.nested_distillation(a, b, WIDTHS, weights, 0.01),
+        "pair distillation": lambda a, b: losses.nested_pair_distillation(a, b[:BATCH], WIDTHS, weights),
     }
     for streamed, symmetric, temperature in ((False, True, 0.01), (True, False, 0.01), (True, True, 1.0)):
         found[f"InfoNCE, {streamed=}, {symmetric=}, {temperature=}"] = partial(
-            contrastive.nested_info_nce,
+            losses.nested_info_nce,
             dims=WIDTHS,
             weights=weights,
             temperature=temperature,

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import mrl_jax
-from mrl_jax import arms, config, scoring, train
+from mrl_jax import arms, config, train
 from mrl_jax.errors import UserError
 from mrl_jax.runs import checkpoint, read_rows
+from mrl_jax.tasks.classification import Classification
 from mrl_jax.training import loop
 from mrl_jax.training.step import TrainStep
 
@@ -253,7 +254,7 @@ def test_sigterm_during_evaluation_costs_no_training(
     """The trained model is kept before it is scored; the exit status is one that says: try again."""
     words = [*tiny, f"results_dir={tmp_path}", "run=a", "evaluation.refit=null"]
     with monkeypatch.context() as patched:
-        patched.setattr(scoring, "of_member", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patched.setattr(Classification, "score", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         assert train.main(words) == 75
     assert "stopped by SIGTERM; continue with the same command and resume=true" in capsys.readouterr().err
     with monkeypatch.context() as patched:
@@ -336,7 +337,7 @@ def test_when_only_the_newest_checkpoint_is_damaged_the_one_before_is_used(
     arguments = [*tiny, f"results_dir={tmp_path}", "trainer.checkpoint_seconds=0"]
     assert train.main([*arguments, "run=whole"]) == 0
     monkeypatch.setattr(
-        train.scoring, "of_member", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        Classification, "score", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     assert train.main([*arguments, "run=a"]) == 2
     monkeypatch.undo()

@@ -16,7 +16,8 @@ from mrl_jax.config import LossConfig, OptimizerConfig
 from mrl_jax.encoders.mlp import MLPConfig
 from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.evaluate import ranking
-from mrl_jax.losses import contrastive
+from mrl_jax.losses import nested_info_nce
+from mrl_jax.tasks.pairs import ContrastiveObjective
 from mrl_jax.training.batches import Examples, PairExamples
 from mrl_jax.training.step import TrainStep
 
@@ -91,7 +92,7 @@ def test_every_arm_is_measured_and_what_was_measured_can_be_reported(bag: Path, 
     from mrl_jax import report
 
     found = {row.arm for row in runs.read_rows(bag / "evaluation.csv")}
-    assert found == set(arms.for_pairs())
+    assert found == set(arms.suited_to("pairs"))
     assert rows(bag, "ff", "mrr@10").keys() == {8, 32}
     report.report([bag], tmp_path)
     text = (tmp_path / "report.md").read_text()
@@ -199,15 +200,14 @@ def test_texts_that_are_cut_are_counted_once(
 
 
 def program(encoder, inputs: dict, vocabulary: int, **changes) -> TrainStep:
-    settings = {"loss": LossConfig(name="info_nce"), "columns": 2, "accumulate": 1} | changes
+    settings = {"loss": LossConfig(name="info_nce"), "columns": 2} | changes
+    objective = ContrastiveObjective((4, 16), settings.pop("columns"), settings.pop("loss"))
     return TrainStep(
         encoder=encoder,
         inputs=inputs,
         vocabulary=vocabulary,
         width=16,
-        dims=(4, 16),
-        kinds=("separate",),
-        classes=0,
+        objective=objective,
         optimizer_config=OptimizerConfig("sgd", learning_rate=1.0, schedule="constant", weight_decay=0.0, momentum=0.0),
         steps=1,
         **settings,
@@ -248,7 +248,7 @@ def test_pairs_of_features_train_an_adaptor() -> None:
     (arm,) = arms.expand(["mrl"], made.dims)
     state = made.init(0)
     z = made.embed(state.model, {"features": jnp.asarray(table.inputs["features"])})
-    wanted, _ = contrastive.nested_info_nce(z[pairs[:, 0]], z[pairs[:, 1:].T.ravel()], made.dims, jnp.ones(2))
+    wanted, _ = nested_info_nce(z[pairs[:, 0]], z[pairs[:, 1:].T.ravel()], made.dims, jnp.ones(2))
     examples = PairExamples(table, pairs, None)
     _, measures = made.step(state, examples.take(np.arange(8)), arm.row(made.kinds), jax.random.key(0))
     assert float(measures.losses.sum()) == pytest.approx(float(wanted), rel=1e-5)

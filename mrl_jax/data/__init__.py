@@ -1,9 +1,14 @@
 """Data sources: `load("newsgroups")` or `load(DataConfig(source="files", train="a.jsonl", test="b.jsonl"))`.
 
-Importing this package is cheap: TFDS (0.4 s) is imported by the sources that need it, TensorFlow by none.
+A new source is a module in `sources/` with a function `read(config)`, and an entry in `SOURCES`. Importing this package
+is cheap: a source is imported when it is read, and so are TFDS (0.4 s) and what else only some of them need.
 """
 
-from mrl_jax.data import pair_ops
+import dataclasses
+from dataclasses import dataclass
+from importlib import import_module
+from typing import get_args
+
 from mrl_jax.data.base import (
     DataConfig,
     Dataset,
@@ -13,7 +18,7 @@ from mrl_jax.data.base import (
     Ranking,
     Split,
     StreamedTexts,
-    assemble,
+    Task,
     check_numbers,
 )
 from mrl_jax.errors import UserError, one_of
@@ -26,102 +31,77 @@ __all__ = [
     "PairDataset",
     "Pairs",
     "Ranking",
+    "SourceType",
     "Split",
     "StreamedTexts",
     "load",
 ]
 
-SOURCES = (
-    *("newsgroups", "reuters_r8", "reuters_r52", "wordnet", "fashion_mnist", "files", "features", "tfds"),
-    *("pairs", "beir", "stsb"),
-)
-KEYS = {  # of `DataConfig`, those that only some sources use
-    "task": ("wordnet", "features"),
-    "path": ("beir",),
-    "name": ("tfds",),
-    "image_size": ("tfds",),
-    "streaming": ("files", "tfds", "pairs"),
-    "train": ("files", "features", "pairs", "beir"),
-    "test": ("files", "features", "pairs"),
-    "validation": ("files", "features", "pairs"),
-    "train_labels": ("features",),
-    "test_labels": ("features",),
-    "validation_labels": ("features",),
+
+@dataclass(frozen=True)
+class SourceType:
+    """One source of data."""
+
+    readers: dict[Task, str]  # per task, the module of `sources/` whose `read(config)` reads it; the first is default
+    keys: tuple[str, ...] = ()  # of `DataConfig`, those that it uses beside `GENERAL_KEYS`
+
+
+FILES = ("train", "test", "validation")
+LABELS = ("train_labels", "test_labels", "validation_labels")
+
+SOURCES: dict[str, SourceType] = {
+    "newsgroups": SourceType({"classes": "newsgroups"}),
+    "reuters_r8": SourceType({"classes": "reuters"}),
+    "reuters_r52": SourceType({"classes": "reuters"}),
+    "wordnet": SourceType({"classes": "wordnet", "pairs": "wordnet_pairs"}, keys=("task",)),
+    "fashion_mnist": SourceType({"classes": "fashion_mnist"}),
+    "files": SourceType({"classes": "files"}, keys=(*FILES, "streaming")),
+    "features": SourceType({"classes": "features", "pairs": "feature_pairs"}, keys=("task", *FILES, *LABELS)),
+    "tfds": SourceType({"classes": "tfds"}, keys=("name", "image_size", "streaming")),
+    "pairs": SourceType({"pairs": "pairs"}, keys=(*FILES, "streaming")),
+    "beir": SourceType({"pairs": "beir"}, keys=("path", "train")),
+    "stsb": SourceType({"pairs": "stsb"}),
 }
-TASKS = ("classes", "pairs")
+GENERAL_KEYS = ("source", "validation_fraction", "cache_dir", "limit")
 
 
 def load(config: DataConfig | str) -> Dataset | PairDataset:
     """Read a data set into memory (very large ones: lazily).
 
-    A plain name stands for `DataConfig(source=name)`. Pairs come from `pairs`, `beir` and `stsb`, and from `wordnet`
-    and `features` with `task="pairs"`. The validation split is the source's own where it has one, else cut from train,
-    class by class or anchor by anchor, the same rows in every run; the test split is never touched.
-    Raises `UserError` for anything the user can put right: unknown source, missing or broken file, no network.
+    The validation split is the source's own where it has one, else cut from train, class by class or anchor by anchor,
+    the same rows in every run; the test split is never touched.
+
+    Args:
+        config: what to read; a plain name stands for `DataConfig(source=name)`.
+
+    Returns:
+        Labelled examples, or pairs where that is the source's task or `config.task`.
+
+    Raises:
+        UserError: for anything the user can put right: unknown source, missing or broken file, no network.
     """
     config = DataConfig(source=config) if isinstance(config, str) else config
     one_of("data", config.source, SOURCES)
-    one_of("data.task", config.task or "classes", TASKS)
-    for key, sources in KEYS.items():
-        if getattr(config, key) is not None and config.source not in sources:
-            *others, last = sources
-            belongs = f"{', '.join(others)} and {last}" if others else last
-            raise UserError(f"data.{key} is not used by data={config.source}; it belongs to {belongs}")
+    one_of("data.task", config.task or "classes", get_args(Task))
+    check_keys(config)
     check_numbers(config)
-    dataset = read(config)
-    if isinstance(dataset, PairDataset):
-        return pair_ops.assemble(dataset, config)
-    return assemble(dataset, config)
+    return read(config).assemble(config)
+
+
+def check_keys(config: DataConfig) -> None:
+    """Raise `UserError` for a key that only other sources use."""
+    for key in (field.name for field in dataclasses.fields(DataConfig)):
+        if key in GENERAL_KEYS or key in SOURCES[config.source].keys or getattr(config, key) is None:
+            continue
+        *others, last = (name for name, source in SOURCES.items() if key in source.keys)
+        owners = f"{', '.join(others)} and {last}" if others else last
+        raise UserError(f"data.{key} is not used by data={config.source}; it belongs to {owners}")
 
 
 def read(config: DataConfig) -> Dataset | PairDataset:
     """The data set as its source delivers it."""
-    match config.source, config.task:
-        case "files", _:
-            from mrl_jax.data.sources import files
-
-            return files.read(config)
-        case "features", "pairs":
-            from mrl_jax.data.sources import feature_pairs
-
-            return feature_pairs.read(config)
-        case "features", _:
-            from mrl_jax.data.sources import features
-
-            return features.read(config)
-        case "tfds", _:
-            from mrl_jax.data.sources import tfds as catalogue
-
-            return catalogue.read(config)
-        case "fashion_mnist", _:
-            from mrl_jax.data.sources import fashion_mnist
-
-            return fashion_mnist.read(config)
-        case "wordnet", "pairs":
-            from mrl_jax.data.sources import wordnet_pairs
-
-            return wordnet_pairs.read(config)
-        case "wordnet", _:
-            from mrl_jax.data.sources import wordnet
-
-            return wordnet.read(config)
-        case "newsgroups", _:
-            from mrl_jax.data.sources import newsgroups
-
-            return newsgroups.read(config)
-        case "pairs", _:
-            from mrl_jax.data.sources import pairs
-
-            return pairs.read(config)
-        case "beir", _:
-            from mrl_jax.data.sources import beir
-
-            return beir.read(config)
-        case "stsb", _:
-            from mrl_jax.data.sources import stsb
-
-            return stsb.read(config)
-        case _:
-            from mrl_jax.data.sources import reuters
-
-            return reuters.read(config)
+    readers = SOURCES[config.source].readers
+    task = next(iter(readers)) if config.task is None else config.task
+    one_of("data.task", task, readers)
+    dataset: Dataset | PairDataset = import_module(f"mrl_jax.data.sources.{readers[task]}").read(config)
+    return dataset

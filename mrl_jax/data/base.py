@@ -9,7 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from mrl_jax.errors import UserError
 
 STREAMED_FROM = 1 << 30  # bytes of data.train (uncompressed, if Parquet) from which on it is not read into memory
 SPLIT_SEED = 0x5EED  # of the validation cut: never the training seed, so that every seed is validated on the same rows
+DOCUMENTS_PER_QUERY = 10  # of a ranking cut to `data.limit` queries
+
+Task = Literal["classes", "pairs"]
 
 
 @runtime_checkable
@@ -67,7 +70,27 @@ class StreamedTexts:
         return hashlib.sha256(f"{self.digest} {len(self)} ".encode() + rows).hexdigest()
 
 
-Inputs = Sequence[str] | np.ndarray | LazyInputs | StreamedTexts
+Table = Sequence[str] | np.ndarray | StreamedTexts  # t texts, or features float32 [t, d]
+Inputs = Table | LazyInputs
+
+AnyInputs = TypeVar("AnyInputs", bound=Inputs)
+AnyTable = TypeVar("AnyTable", bound=Table)
+
+
+def take(inputs: AnyInputs, rows: np.ndarray) -> AnyInputs:
+    """The inputs at these row numbers, in their order; row numbers of streamed texts must ascend."""
+    if isinstance(inputs, np.ndarray):
+        return inputs[rows]  # type: ignore[no-any-return]
+    if isinstance(inputs, LazyInputs | StreamedTexts):
+        return inputs.subset(rows)  # type: ignore[return-value]
+    return [inputs[row] for row in rows]  # type: ignore[return-value]
+
+
+def compact(table: AnyTable, rows: np.ndarray) -> tuple[AnyTable, np.ndarray]:
+    """The table without what `rows` (int, any shape) does not name, in its order, and the rows' new numbers, int32."""
+    named = np.zeros(len(table), bool)
+    named[rows] = True
+    return take(table, np.flatnonzero(named)), (np.cumsum(named, dtype=np.int32) - 1)[rows]
 
 
 @dataclass(frozen=True)
@@ -77,23 +100,34 @@ class Split:
     inputs: Inputs
     labels: np.ndarray  # int32 [n]
 
+    contents: ClassVar = "classes"  # what a loss can learn from
+
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def raw(self) -> Inputs:
+        """What a tokenizer learns from."""
+        return self.inputs
+
     def take(self, rows: np.ndarray) -> "Split":
         """The split at these row numbers, in their order."""
-        if isinstance(self.inputs, np.ndarray):
-            inputs: Inputs = self.inputs[rows]
-        elif isinstance(self.inputs, LazyInputs | StreamedTexts):
-            inputs = self.inputs.subset(rows)
-        else:
-            inputs = [self.inputs[row] for row in rows]
-        return Split(inputs, self.labels[rows])
+        return Split(take(self.inputs, rows), self.labels[rows])
+
+    def cut(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers to train on and to validate on: of each class this fraction (see `cut`)."""
+        return cut(self.labels, fraction)
+
+    def first(self, limit: int | None) -> "Split":
+        """The first `limit` examples, class by class (see `first`); all without a limit."""
+        return self if limit is None else self.take(first(self.labels, limit))
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Labelled examples in three disjoint parts. `validation` may be empty; `test` is only ever evaluated on."""
+
+    task: ClassVar[Task] = "classes"
 
     name: str
     kind: Literal["text", "image", "features"]
@@ -101,6 +135,12 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+
+    def assemble(self, config: "DataConfig") -> "Dataset":
+        """Apply `validation_fraction` (only where `validation` is empty) and `limit`."""
+        train, validation = cut_validation(self.train, self.validation, config.validation_fraction)
+        test = self.test.first(config.limit)
+        return replace(self, train=train.first(config.limit), validation=validation.first(config.limit), test=test)
 
 
 @dataclass(frozen=True)
@@ -111,12 +151,41 @@ class Pairs:
     With them there are two columns, and a score says how alike they are.
     """
 
-    table: Sequence[str] | np.ndarray | StreamedTexts  # t texts, or features float32 [t, d]
+    table: Table
     columns: np.ndarray  # int32 [n, c], c ≥ 2, rows of `table`
     scores: np.ndarray | None = None  # float32 [n]; larger is more alike, in whatever unit the source has
 
+    @property
+    def contents(self) -> Literal["pairs", "scored pairs"]:
+        """What a loss can learn from."""
+        return "pairs" if self.scores is None else "scored pairs"
+
     def __len__(self) -> int:
         return len(self.columns)
+
+    @property
+    def raw(self) -> Table:
+        """What a tokenizer learns from: every distinct text once."""
+        return self.table
+
+    def take(self, rows: np.ndarray) -> "Pairs":
+        """The pairs at these row numbers, or where this mask is true, over a table of just their texts."""
+        table, columns = compact(self.table, self.columns[rows])
+        return Pairs(table, columns, None if self.scores is None else self.scores[rows])
+
+    def cut(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers to train on and to validate on: the pairs of the rounded fraction of the anchors are held out,
+        never those of the last anchor.
+
+        Depends on the pairs and the fraction only, so every run of a study has the same validation pairs.
+        """
+        anchors = np.random.default_rng(SPLIT_SEED).permutation(np.unique(self.columns[:, 0]))
+        held_out = np.isin(self.columns[:, 0], anchors[: min(round(fraction * len(anchors)), len(anchors) - 1)])
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+    def first(self, limit: int | None) -> "Pairs":
+        """The first `limit` pairs of an order that is the same in every run; all without a limit."""
+        return self if limit is None else self.take(first_rows(len(self), limit))
 
 
 @dataclass(frozen=True)
@@ -125,12 +194,33 @@ class Ranking:
 
     queries: Sequence[str] | np.ndarray  # q texts, or features float32 [q, d]
     documents: Sequence[str] | np.ndarray  # d texts, or features
-    judgments: np.ndarray  # int32 [j, 3]: row of the query, row of the document, gain ≥ 0; each couple once
+    judgments: np.ndarray  # int32 [j, 3]: row of the query, row of the document, gain ≥ 0; each pair once
     query_ids: Sequence[str]
     document_ids: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.query_ids)
+
+    def first(self, limit: int | None) -> "Ranking":
+        """At most `limit` queries, their judged documents and, up to `DOCUMENTS_PER_QUERY` documents per query in all,
+        the first others; everything without a limit."""
+        if limit is None:
+            return self
+        queries = first_rows(len(self), limit)
+        judgments = self.judgments[np.isin(self.judgments[:, 0], queries)]
+        judged = np.unique(judgments[:, 1])
+        others = np.setdiff1d(np.arange(len(self.document_ids)), judged, assume_unique=True)
+        spare = max(DOCUMENTS_PER_QUERY * limit - len(judged), 0)
+        documents = np.union1d(judged, others[:spare])
+        query, document, gain = judgments.T
+        columns = [np.searchsorted(queries, query), np.searchsorted(documents, document), gain]
+        return Ranking(
+            take(self.queries, queries),
+            take(self.documents, documents),
+            np.stack(columns, axis=1).astype(np.int32),
+            take(self.query_ids, queries),
+            take(self.document_ids, documents),
+        )
 
 
 @dataclass(frozen=True)
@@ -141,11 +231,19 @@ class PairDataset:
     parts, which do share some).
     """
 
+    task: ClassVar[Task] = "pairs"
+
     name: str
     kind: Literal["text", "features"]
     train: Pairs
     validation: Pairs
     test: Ranking | Pairs
+
+    def assemble(self, config: "DataConfig") -> "PairDataset":
+        """Apply `validation_fraction` (only where `validation` is empty) and `limit`."""
+        train, validation = cut_validation(self.train, self.validation, config.validation_fraction)
+        test = self.test.first(config.limit)
+        return replace(self, train=train.first(config.limit), validation=validation.first(config.limit), test=test)
 
 
 @dataclass(frozen=True)
@@ -153,7 +251,7 @@ class DataConfig:
     """Which data to read."""
 
     source: str  # one of `mrl_jax.data.SOURCES`
-    task: Literal["classes", "pairs"] | None = None  # wordnet, features: what to read of it; null: classes
+    task: Task | None = None  # wordnet, features: what to read of it; null: classes
     path: str | None = None  # beir: the folder with corpus.jsonl, queries.jsonl and qrels/
     name: str | None = None  # tfds: the data set's name in the TFDS catalogue, "ag_news_subset" or "name/config"
     train: str | None = None  # files, features, pairs: path; beir: path of pairs to train on instead of its own
@@ -177,16 +275,15 @@ def check_numbers(config: DataConfig) -> None:
         raise UserError(f"data.limit={config.limit} must be at least 1")
 
 
-def assemble(dataset: Dataset, config: DataConfig) -> Dataset:
-    """Apply `validation_fraction` (only if `dataset.validation` is empty) and `limit`."""
-    if not len(dataset.validation):
-        kept, held_out = cut(dataset.train.labels, config.validation_fraction)
-        train = dataset.train.take(kept) if len(held_out) else dataset.train
-        dataset = replace(dataset, train=train, validation=dataset.train.take(held_out))
-    if config.limit is not None:
-        parts = {part: getattr(dataset, part) for part in ("train", "validation", "test")}
-        dataset = replace(dataset, **{k: v.take(first(v.labels, config.limit)) for k, v in parts.items()})
-    return dataset
+Examples = TypeVar("Examples", Split, Pairs)
+
+
+def cut_validation(train: Examples, validation: Examples, fraction: float) -> tuple[Examples, Examples]:
+    """Training and validation examples: `validation` where there is any, else cut from `train`."""
+    if len(validation):
+        return train, validation
+    rows, held_out = train.cut(fraction)
+    return train.take(rows) if len(held_out) else train, train.take(held_out)
 
 
 def cut(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -210,6 +307,11 @@ def first(labels: np.ndarray, limit: int) -> np.ndarray:
         rows = np.flatnonzero(labels == label)
         quantile[rows] = np.arange(len(rows)) / len(rows)
     return np.sort(np.argsort(quantile, kind="stable")[:limit])
+
+
+def first_rows(count: int, limit: int) -> np.ndarray:
+    """The first `limit` of `count` row numbers in an order that is the same in every run, sorted."""
+    return np.sort(np.random.default_rng(SPLIT_SEED).permutation(count)[:limit])
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from mrl_jax import nesting
 from mrl_jax.arms import Arm
+from mrl_jax.errors import at_least, limited
 from mrl_jax.evaluate import adaptive, calibration, cascade, classification, neighbours, quantised, ranking
 from mrl_jax.evaluate.classification import Classifiers
 
@@ -23,11 +24,15 @@ class EvaluationConfig:
     neighbours: bool = True  # knn_top1, map@10 and precision@10 with the training embeddings as the database
     quantised: bool = True  # the neighbours of int8 and 1-bit embeddings as well
     refit: Literal["ridge", "logistic"] | None = "logistic"  # classifier fitted anew; null: for post-hoc arms only
-    batch_size: int = 512  # examples embedded at a time
+    batch_size: int = at_least(512, 1)  # examples embedded at a time
     print: tuple[str, ...] | None = None  # metrics of the table after training, or [all]; null: the main ones
     cascade: bool = False  # adaptive classification by each nested arm, calibrated on validation
-    epsilon: float = 0.01  # accuracy that a certified cascade may lose against full width, as a share
-    delta: float = 0.1  # probability with which it may lose more
+    epsilon: float = limited(
+        0.01, "between 0 and 1", lambda share: 0 < share < 1
+    )  # accuracy that a certified cascade may lose against full width, as a share
+    delta: float = limited(
+        0.1, "between 0 and 1", lambda share: 0 < share < 1
+    )  # probability with which it may lose more
     confidence: Literal["max_softmax", "margin", "entropy"] = "margin"  # what a cascade's thresholds are set on
 
 

@@ -47,7 +47,7 @@ def check_memory(examples: int, classes: int, granularities: int) -> None:
         raise UserError(
             f"evaluation.cascade=true: the logits of {examples:,} validation and test examples for {classes:,} classes "
             f"at {granularities} dims take {needed / 2**30:,.0f} GiB; use fewer nesting_dims or examples, or calibrate "
-            f"a trained model on a sample of your own with mrl_jax.cascade"
+            f"a trained model on a sample of your own with mrl_jax.evaluate.cascade"
         )
 
 

@@ -175,3 +175,6 @@ def _best(candidates: Iterable[Classifier], z: np.ndarray, labels: np.ndarray) -
         )
 
     return max(candidates, key=right)
+
+
+CLASSIFIERS = {"logistic": logistic, "ridge": ridge}  # of `evaluation.refit`

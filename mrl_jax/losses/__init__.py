@@ -1,4 +1,13 @@
-"""Nested losses: pure functions of arrays that return a scalar and the loss of each granularity."""
+"""Nested losses: pure functions of arrays that return a scalar and the loss of each granularity.
+
+`LOSSES` is the table of those that a run can be trained with (`loss.name`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
 
 from mrl_jax.losses.classification import (
     cross_entropy,
@@ -6,6 +15,92 @@ from mrl_jax.losses.classification import (
     sample_granularities,
     uncertainty_weighted,
 )
-from mrl_jax.losses.contrastive import nested_info_nce
+from mrl_jax.losses.cosines import nested_cosines
+from mrl_jax.losses.gradient_cache import cached_gradient
+from mrl_jax.losses.info_nce import nested_info_nce
+from mrl_jax.losses.scored import (
+    nested_cosent,
+    nested_cosine_regression,
+    nested_distillation,
+    nested_pair_distillation,
+)
 
-__all__ = ["cross_entropy", "nested_cross_entropy", "nested_info_nce", "sample_granularities", "uncertainty_weighted"]
+__all__ = [
+    "LOSSES",
+    "LossType",
+    "PairBatch",
+    "cached_gradient",
+    "cross_entropy",
+    "nested_cosent",
+    "nested_cosine_regression",
+    "nested_cosines",
+    "nested_cross_entropy",
+    "nested_distillation",
+    "nested_info_nce",
+    "nested_pair_distillation",
+    "sample_granularities",
+    "uncertainty_weighted",
+]
+
+LearnsFrom = Literal["classes", "pairs", "scored pairs"]  # what the examples of a data set consist of
+
+
+class PairBatch(NamedTuple):
+    """What a loss of pairs sees of a batch of B pairs."""
+
+    anchors: jax.Array  # [B, D]
+    candidates: jax.Array  # [N, D]: the B positives, then hard negatives
+    scores: jax.Array  # float32 [B]; meaningless where the pairs have none
+
+    @property
+    def positives(self) -> jax.Array:
+        """[B, D]"""
+        return self.candidates[: len(self.anchors)]
+
+
+# (batch, dims, weights [K], temperature, symmetric) → the scalar loss and that of each granularity [K]
+PairLoss = Callable[[PairBatch, Sequence[int], jax.Array, Any, bool], tuple[jax.Array, jax.Array]]
+
+
+@dataclass(frozen=True)
+class LossType:
+    """An entry of `LOSSES`."""
+
+    learns_from: LearnsFrom
+    options: tuple[str, ...]  # keys of the configuration that only some losses use, and this one does
+    of_pairs: PairLoss | None = None  # None where classes are learnt: then it is a matter of the heads
+    distillation: PairLoss | None = None  # what `loss.distillation` weighs
+
+
+def _info_nce(
+    batch: PairBatch, dims: Sequence[int], weights: jax.Array, temperature: Any, symmetric: bool
+) -> tuple[jax.Array, jax.Array]:
+    return nested_info_nce(batch.anchors, batch.candidates, dims, weights, temperature, symmetric)
+
+
+def _cosent(
+    batch: PairBatch, dims: Sequence[int], weights: jax.Array, temperature: Any, _: bool
+) -> tuple[jax.Array, jax.Array]:
+    return nested_cosent(batch.anchors, batch.positives, batch.scores, dims, weights, temperature)
+
+
+def _cosine(batch: PairBatch, dims: Sequence[int], weights: jax.Array, *_: Any) -> tuple[jax.Array, jax.Array]:
+    return nested_cosine_regression(batch.anchors, batch.positives, batch.scores, dims, weights)
+
+
+def _teach_rankings(
+    batch: PairBatch, dims: Sequence[int], weights: jax.Array, temperature: Any, _: bool
+) -> tuple[jax.Array, jax.Array]:
+    return nested_distillation(batch.anchors, batch.candidates, dims, weights, temperature)
+
+
+def _teach_cosines(batch: PairBatch, dims: Sequence[int], weights: jax.Array, *_: Any) -> tuple[jax.Array, jax.Array]:
+    return nested_pair_distillation(batch.anchors, batch.positives, dims, weights)
+
+
+LOSSES: dict[str, LossType] = {
+    "cross_entropy": LossType("classes", ("loss.label_smoothing", "loss.weighting", "evaluation.cascade")),
+    "info_nce": LossType("pairs", ("loss.distillation", "loss.learned_temperature"), _info_nce, _teach_rankings),
+    "cosent": LossType("scored pairs", ("loss.distillation",), _cosent, _teach_cosines),
+    "cosine": LossType("scored pairs", ("loss.distillation",), _cosine, _teach_cosines),
+}

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mrl_jax.errors import UserError
+from mrl_jax.errors import UserError, at_least
 from mrl_jax.processes import heartbeat
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -43,8 +43,8 @@ class DistributedConfig:
     coordinator: str | None = None  # explicit: host:port at which process 0 can be reached
     processes: int | None = None  # explicit: how many there are
     process: int | None = None  # explicit: which of them this is, from 0
-    connect_seconds: int = 120  # within which all processes have to be there
-    heartbeat_seconds: int = 30  # a process that is silent for longer counts as gone
+    connect_seconds: int = at_least(120, 1)  # within which all processes have to be there
+    heartbeat_seconds: int = at_least(30, 1)  # a process that is silent for longer counts as gone
 
 
 def start(config: DistributedConfig) -> None:

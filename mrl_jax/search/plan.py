@@ -1,4 +1,4 @@
-"""Choose a shortlist for `funnel` that keeps a wanted recall or nDCG, with a bound, and as cheap as can be.
+"""Choose a shortlist that keeps a wanted recall or nDCG, with a bound, and as cheap as possible.
 
 For each dim the shortlist sizes are tested from the longest down, until one is no longer shown to be good enough: the
 hypothesis that its expected recall@k against exact search is below the target is to be rejected at level delta / dims,
@@ -7,17 +7,23 @@ prediction sets", Journal of the ACM 68). Testing in a fixed sequence needs no f
 So P(the plan's expected recall is below the target) ≤ delta, over the draw of the held-out queries.
 """
 
+import json
 import math
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.stats import binom
 
-from mrl_jax.search import funnel
-from mrl_jax.search.funnel import Documents
+from mrl_jax import files
+from mrl_jax.errors import UserError
+from mrl_jax.search import exact, shortlist
+from mrl_jax.search.index.base import Description
+from mrl_jax.search.layout import Documents
 
-SIZES = (100, 50, 20, 10, 5, 2, 1)  # lengths of shortlists, in multiples of k
+SIZES_PER_K = (100, 50, 20, 10, 5, 2, 1)  # shortlist sizes to try, in multiples of k
 
 
 class Cost(NamedTuple):
@@ -30,15 +36,15 @@ class Cost(NamedTuple):
 class Candidate(NamedTuple):
     """A shortlist that was tried."""
 
-    steps: tuple[tuple[int, int], ...]
+    stages: tuple[tuple[int, int], ...]
     quality: float  # recall@k or nDCG@k on the held-out queries
     p: float  # of its expectation being below the target
     certified: bool
     cost: Cost
 
 
-class Planned(NamedTuple):
-    """`chosen` is None where no plan within the budget is certified: then only exact search keeps the target."""
+class Plan(NamedTuple):
+    """`chosen` is None where no shortlist within the budget is certified: then only exact search keeps the target."""
 
     chosen: Candidate | None
     tried: tuple[Candidate, ...]
@@ -55,66 +61,75 @@ def plan(
     dims: Sequence[int] | None = None,
     truth: np.ndarray | None = None,
     metric: Literal["recall", "ndcg"] = "recall",
-) -> Planned:
+) -> Plan:
     """The cheapest shortlist whose recall@k, or nDCG@k, is shown to reach `target`.
 
     Args:
+        documents: N embeddings, from `lay_out`.
         queries: float32 [Q, D], held out: not those that the plan is reported on.
-        target: recall@k (or nDCG@k) against exact search, in (0, 1); delta: probability with which it may be missed.
-        budget: most megabytes that a query may read.
-        dims: of the prefixes to try; those that are laid out, but for D, by default.
+        k: number of results per query.
+        target: recall@k (or nDCG@k) against exact search, in (0, 1).
+        delta: probability with which the target may be missed, in (0, 1).
+        budget: maximum number of megabytes that a query may read.
+        dims: of the prefixes to try; by default all that are laid out, except D.
         truth: rows [Q, k] of exact search, where they are known already.
         metric: what the target is for.
 
+    Returns:
+        The `Plan`: the cheapest certified shortlist, and all that were tried.
+
     Raises:
-        ValueError: target or delta out of range; too few queries to show anything; no dim to try.
+        ValueError: target or delta is out of range, there are too few queries to certify anything, or no dim to try.
     """
     for name, value in (("target", target), ("delta", delta)):
         if not 0 < value < 1:
-            raise ValueError(f"{name}={value} is not allowed; between 0 and 1")
-    dims = [m for m in documents.laid_out if m < documents.dims[-1]] if dims is None else list(dims)
+            raise ValueError(f"{name}={value} is not allowed; it must be between 0 and 1")
+    dims = [m for m in documents.scan_dims if m < documents.dims[-1]] if dims is None else list(dims)
     if not dims:
         raise ValueError(f"there is no prefix to plan with: only {documents.dims[-1]} dims are laid out")
     needed = queries_needed(target, delta / len(dims))
     if len(queries) < needed:
         raise ValueError(
-            f"{len(queries)} held-out queries cannot settle recall {target} at delta={delta}, not even without a "
+            f"{len(queries)} held-out queries cannot certify {metric} {target} at delta={delta}, not even without a "
             f"single miss; at least {needed} are needed"
         )
     if truth is None:
-        truth = funnel.exact(documents, queries, k, documents.laid_out[-1])[0].rows
+        truth = exact.search(documents, queries, k, documents.scan_dims[-1])[0].rows
+    measure = {"recall": recall, "ndcg": ndcg}[metric]
     tried: list[Candidate] = []
     for dim in dims:
-        for size in sorted({min(k * n, len(documents)) for n in SIZES}, reverse=True):
+        for size in sorted({min(k * n, len(documents)) for n in SIZES_PER_K}, reverse=True):
             if size < k:
                 continue
-            found = funnel.funnel(documents, queries, k, [(dim, size)]).rows
-            misses = 1 - {"recall": recall, "ndcg": ndcg}[metric](found, truth)
-            p = p_value(misses, 1 - target)
-            cost = shortlist_cost(documents, ((dim, size),))
-            tried.append(Candidate(((dim, size),), float(1 - misses.mean()), p, p <= delta / len(dims), cost))
+            stages = ((dim, size),)
+            losses = 1 - measure(shortlist.search(documents, queries, k, stages).rows, truth)
+            p, cost = p_value(losses, 1 - target), shortlist_cost(documents, stages)
+            tried.append(Candidate(stages, float(1 - losses.mean()), p, p <= delta / len(dims), cost))
             if not tried[-1].certified:
                 break
-    good = [one for one in tried if one.certified and (budget is None or one.cost.megabytes <= budget)]
-    chosen = min(good, key=lambda one: one.cost.megabytes, default=None)
-    return Planned(chosen, tuple(tried), exact_cost(documents))
+    affordable = [one for one in tried if one.certified and (budget is None or one.cost.megabytes <= budget)]
+    chosen = min(affordable, key=lambda one: one.cost.megabytes, default=None)
+    return Plan(chosen, tuple(tried), exact_cost(documents))
 
 
-def recall(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Share [Q] of the documents in `truth` [Q, k] (−1: none) that are in `found` [Q, k]."""
-    hit = (found[:, :, None] == truth[:, None, :]) & (truth >= 0)[:, None, :]
+# ---- quality ---------------------------------------------------------------------------------------------------------
+
+
+def recall(rows: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Share [Q] of the documents in `truth` [Q, k] (−1: none) that are in `rows` [Q, k]."""
+    hit = (rows[:, :, None] == truth[:, None, :]) & (truth >= 0)[:, None, :]
     return np.asarray(hit.any(axis=1).sum(axis=1) / np.maximum(1, (truth >= 0).sum(axis=1)))
 
 
-def ndcg(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """nDCG@k [Q] of `found` [Q, k], best first; the documents in `truth` [Q, k] (−1: none) are relevant, all alike.
+def ndcg(rows: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """nDCG@k [Q] of `rows` [Q, k], best first; the documents in `truth` [Q, k] (−1: none) are equally relevant.
 
     Järvelin and Kekäläinen 2002, ACM Transactions on Information Systems 20.
     """
     discount = 1 / np.log2(np.arange(2, truth.shape[1] + 2))
-    hit = (found[:, :, None] == truth[:, None, :]) & (truth >= 0)[:, None, :]
+    hit = (rows[:, :, None] == truth[:, None, :]) & (truth >= 0)[:, None, :]
     ideal = np.cumsum(discount)[np.maximum(1, (truth >= 0).sum(axis=1)) - 1]
-    return np.asarray((hit.any(axis=2) * discount[: found.shape[1]]).sum(axis=1) / ideal)
+    return np.asarray((hit.any(axis=2) * discount[: rows.shape[1]]).sum(axis=1) / ideal)
 
 
 def p_value(losses: np.ndarray, alpha: float) -> float:
@@ -128,20 +143,57 @@ def p_value(losses: np.ndarray, alpha: float) -> float:
 
 
 def queries_needed(target: float, delta: float) -> int:
-    """The least number of queries that can show the target when none of them misses anything: target^n ≤ delta."""
+    """The least number of queries that can certify the target when none of them misses anything: target^n ≤ delta."""
     return math.ceil(math.log(delta) / math.log(target) - 1e-9)
 
 
-def shortlist_cost(documents: Documents, steps: Sequence[tuple[int, int]]) -> Cost:
-    """Of a scan at the first step's dim and of reading what each step kept up to the next dim."""
-    numbers = [len(documents) * steps[0][0]]
-    ends = [*(dim for dim, _ in steps[1:]), documents.dims[-1]]
-    numbers += [size * end for (_, size), end in zip(steps, ends, strict=True)]
-    size = 2 if documents.chunks.dtype == np.uint16 else 4
-    return Cost(2 * sum(numbers) / 1e6, (numbers[0] * size + 4 * sum(numbers[1:])) / 1e6)
+# ---- cost ------------------------------------------------------------------------------------------------------------
+
+
+def shortlist_cost(documents: Documents, stages: Sequence[tuple[int, int]]) -> Cost:
+    """Of a scan at the first stage's dim and of reading what each stage keeps up to the next dim."""
+    scanned = len(documents) * stages[0][0]
+    ends = [*(dim for dim, _ in stages[1:]), documents.dims[-1]]
+    read = sum(size * end for (_, size), end in zip(stages, ends, strict=True))
+    return Cost(2 * (scanned + read) / 1e6, (scanned * documents.chunks.dtype.itemsize + 4 * read) / 1e6)
 
 
 def exact_cost(documents: Documents) -> Cost:
     """Of reading every document in full."""
-    number = len(documents) * documents.dims[-1]
-    return Cost(2 * number / 1e6, number * (2 if documents.chunks.dtype == np.uint16 else 4) / 1e6)
+    numbers = len(documents) * documents.dims[-1]
+    return Cost(2 * numbers / 1e6, numbers * documents.chunks.dtype.itemsize / 1e6)
+
+
+# ---- plan.json in an index -------------------------------------------------------------------------------------------
+
+
+def save(
+    folder: Path, version: int, k: int, metric: str, target: float, delta: float, chosen: Candidate | None
+) -> None:
+    """Write the chosen shortlist, for an index of this version; raises UserError when the disk is full."""
+    content = {"version": version, "k": k, metric: target, "delta": delta, "steps": chosen and chosen.stages}
+    crc = zlib.crc32(json.dumps(content).encode())
+    files.write(folder / "plan.json", json.dumps(content | {"crc": crc}) + "\n")
+
+
+def load(folder: Path, version: int, k: int, description: Description) -> list[tuple[int, int]] | None:
+    """The stages that `save` wrote for these documents and at least k results; None where there are none.
+
+    Raises UserError for a damaged file and for stages that this index cannot take.
+    """
+    path = folder / "plan.json"
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        if content.pop("crc") != zlib.crc32(json.dumps(content).encode()):
+            raise ValueError
+        if content["version"] != version or content["k"] < k or content["steps"] is None:
+            return None
+        stages = [(int(dim), int(size)) for dim, size in content["steps"]]
+        shortlist.check_stages(stages, description.dims, k)
+        if stages[0][0] > description.prefix:
+            raise ValueError("more dims than are scanned")
+        return stages
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise UserError(f"{path} is damaged; delete it, or plan again") from None

@@ -24,6 +24,10 @@ WINDOW = 50  # batches within which texts are grouped by length
 class Examples:
     """One split as the model reads it: named arrays of equal length, and labels."""
 
+    separable = True  # a process can make its part of a batch from its part of the rows
+    fingerprint: str | None = None  # SHA-256 of all arrays, where it is known already
+    cut = 0  # texts that were longer than the encoder reads, where the examples know
+
     def __init__(self, inputs: Mapping[str, Any], labels: np.ndarray) -> None:
         self.inputs = dict(inputs)
         self.labels = labels
@@ -82,6 +86,7 @@ class PairExamples:
     """
 
     lengths = None  # pairs are not grouped by length
+    separable = False  # texts are packed across the whole batch, so every process packs all of them and keeps its part
 
     def __init__(
         self, table: Examples, columns: np.ndarray, scores: np.ndarray | None, chunks: int = 1, multiple: int = 1
@@ -97,6 +102,10 @@ class PairExamples:
     @property
     def inputs(self) -> dict[str, Any]:
         return self.table.inputs
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.table.fingerprint
 
     def arrays(self) -> tuple[np.ndarray, dict[str, Any]]:
         """What the split consists of: its scores; the pairs and the table's inputs by name."""
@@ -148,6 +157,8 @@ class RankingExamples:
     queries: Examples
     documents: Examples
     judgments: np.ndarray
+
+    fingerprint = None
 
     def __len__(self) -> int:
         return len(self.queries)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from tokenizers import __version__ as tokenizers_version
 
-from mrl_jax import arms, console, encoders
+from mrl_jax import console, encoders
 from mrl_jax.config import Config
 from mrl_jax.data import Dataset, PairDataset, StreamedTexts, disk_cache
 from mrl_jax.errors import UserError
@@ -34,54 +34,9 @@ from mrl_jax.text.tokenizers import Preprocessor
 from mrl_jax.training.batches import Examples, Reading
 
 CHUNK = 4096  # texts that are tokenised together, a multiple of the most texts a record
-EMBEDDINGS = 2 << 30  # bytes of embeddings that the evaluation of streamed data may hold at once
-COUPLES = 10**11  # of a query and a document that are compared to validate streamed pairs; some minutes at 128 dims
 THREADS, AHEAD = 2, 4  # that make batches, and how many these are ahead of training
 RECORDS = "examples.array_record"
 RECORD = 8192  # bytes of a record, about: more to read for each text, or more of them to index
-
-
-def check(config: Config, dataset: Dataset | PairDataset) -> None:
-    """Raise `UserError` where streamed data would be evaluated on more embeddings than `EMBEDDINGS` bytes hold, or
-    streamed pairs be ranked among more than `COUPLES` of them."""
-    if isinstance(dataset, PairDataset):
-        _check_pairs(config, dataset)
-        return
-    if not isinstance(dataset.train.inputs, StreamedTexts):
-        return
-    settings, compressed = config.evaluation, arms.posthoc(config.arms)
-    needed = 4 * config.width * (len(dataset.validation) + len(dataset.test))
-    if needed > EMBEDDINGS:
-        raise UserError(
-            f"embeddings of the {len(dataset.validation):,} validation and {len(dataset.test):,} test texts take "
-            f"{needed:,} bytes, more than {EMBEDDINGS:,}; use a smaller data.validation_fraction, data.test or width"
-        )
-    if not (settings.neighbours or settings.refit or compressed):
-        return
-    needed += 4 * config.width * len(dataset.train)
-    if needed > EMBEDDINGS:
-        fewer = f" and arms without {', '.join(compressed)}" if compressed else ""
-        raise UserError(
-            f"embeddings of the {len(dataset.train):,} training texts are needed to evaluate, and with the others they "
-            f"take {needed:,} bytes, more than {EMBEDDINGS:,}; set evaluation.neighbours=false evaluation.refit=null"
-            f"{fewer}"
-        )
-
-
-def _check_pairs(config: Config, dataset: PairDataset) -> None:
-    validation, texts = dataset.validation, dataset.validation.table
-    if not isinstance(texts, StreamedTexts):  # read from a file of its own
-        return
-    said = f"the {len(validation):,} validation pairs have {len(texts):,} different texts"
-    less = "use a smaller data.validation_fraction, or a small file as data.validation"
-    needed = 2 * 4 * config.width * len(texts)  # of the texts, and of them as queries and documents
-    if needed > EMBEDDINGS:
-        raise UserError(f"{said}, whose embeddings take {needed:,} bytes, more than {EMBEDDINGS:,}; {less}")
-    queries = len(np.unique(validation.columns[:, 0]))
-    if validation.scores is None and queries * (len(texts) - queries) > COUPLES:
-        raise UserError(
-            f"{said}; ranking all documents for {queries:,} queries is more than {COUPLES:.0e} comparisons; {less}"
-        )
 
 
 def fit(config: Config, dataset: Dataset | PairDataset) -> Preprocessor:

@@ -6,17 +6,15 @@ The moment with the best validation accuracy is kept; a killed run continues fro
 """
 
 import dataclasses
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from mrl_jax import processes
@@ -27,6 +25,8 @@ from mrl_jax.errors import UserError
 from mrl_jax.runs import Log, checkpoint
 from mrl_jax.training import batches
 from mrl_jax.training.batches import Examples, PairExamples
+from mrl_jax.training.models import FitResult, save_model
+from mrl_jax.training.placement import Best, Layout
 from mrl_jax.training.step import Measures, State, TrainStep, Weights
 
 # Steps of all seeds from which on a program of its own repays its compilation: some 8 s against 7 ms a step, two cores.
@@ -41,54 +41,6 @@ class Interrupted(Exception):
     def __init__(self, said: str, signum: int) -> None:
         super().__init__(said)
         self.signum = signum
-
-
-class Best(NamedTuple):
-    """The best moment so far, by validation accuracy averaged over an arm's granularities."""
-
-    model: Weights
-    accuracy: Any  # [] or [members]
-    step: Any
-
-
-class FitResult(NamedTuple):
-    """A trained member: its best model, that moment's validation accuracy and step."""
-
-    member: Member
-    model: Weights
-    accuracy: float
-    step: int
-
-
-def save_model(folder: Path, fitted: FitResult, trained: bool = True) -> None:
-    """Write the best model of a member, and only that, to `folder`; with whether it was trained to the end."""
-    meta = {"member": fitted.member.label, "validation_accuracy": fitted.accuracy, "trained": trained}
-    model = processes.on_host(fitted.model)
-    processes.on_process0(lambda: bool(checkpoint.save(folder, fitted.step, model, meta, keep=1)))
-
-
-def load_model(folder: Path, member: Member, program: TrainStep) -> FitResult | None:
-    """The model of a member that was trained to the end; None where there is none, or none whole."""
-    like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.shapes)
-    found: dict[str, Any] = {}
-
-    def newest() -> dict[str, Any]:
-        steps = checkpoint.saved_steps(folder)
-        try:
-            found["model"], meta = checkpoint.load(folder, steps[-1], like)
-            kept = {"step": steps[-1], "accuracy": float(meta["validation_accuracy"])}
-            return kept if meta.get("trained") else {}
-        except IndexError:
-            return {}
-        except (UserError, KeyError, TypeError, ValueError) as damaged:
-            tqdm.write(f"{damaged}; {member.label} is trained again", file=sys.stderr)
-            return {}
-
-    there = processes.on_process0(newest)
-    if not there:
-        return None
-    model = processes.broadcast(found.get("model", like))
-    return FitResult(member, model, there["accuracy"], there["step"])
 
 
 def total_steps(config: TrainerConfig, examples: int) -> int:
@@ -106,88 +58,6 @@ def grouped(members: Sequence[Member], at_once: int) -> list[tuple[Member, ...]]
 def tokens_at_once() -> int | None:
     """Tokens that are embedded together: on a CPU as many as its cache takes, elsewhere as many as the batch has."""
     return CACHED_TOKENS if jax.default_backend() == "cpu" else None
-
-
-class Layout(NamedTuple):
-    """How members and the examples of a batch lie on the devices of all processes, and the functions compiled for it.
-
-    Together, members are spread over the devices as far as their number divides evenly (axis `arms`), and the examples
-    of a batch over the rest (axis `data`). One alone has its examples spread over all.
-    """
-
-    members: int | None
-    state: NamedSharding  # of a state, its model, an arm's row: [members, …], or whole everywhere
-    batch: NamedSharding  # [members, B, …], or [B, …]
-    shared: NamedSharding  # [B, …]: the same examples for all members
-    step: Any
-    score: Any
-    keep: Any
-
-    @classmethod
-    def of(cls, program: TrainStep, members: int | None) -> "Layout":
-        devices = jax.device_count()
-        arms = math.gcd(members or 1, devices)
-        mesh = jax.make_mesh((arms, devices // arms), ("arms", "data"), axis_types=(AxisType.Auto,) * 2)
-
-        def over(*axes: str) -> NamedSharding:
-            return NamedSharding(mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]
-
-        step: Any = program.step
-        score: Any = program.score
-        state, batch = over(), over("data")
-        if members is not None:
-            step, score = jax.vmap(step), jax.vmap(score, in_axes=(0, None, None))
-            state, batch = over("arms"), over("arms", "data")
-        return cls(
-            members,
-            state,
-            batch,
-            over("data"),
-            step=jax.jit(step, donate_argnums=0, out_shardings=(state, state)),
-            score=jax.jit(score, out_shardings=(state, state)),
-            keep=jax.jit(_better, donate_argnums=1, out_shardings=state),
-        )
-
-    def on_devices(self, tree: Any, sharding: NamedSharding) -> Any:
-        """Arrays that every process has whole, each device with its part."""
-        return jax.tree.map(lambda x: _placed(x, sharding), tree)
-
-    def read(self, examples: Examples, rows: np.ndarray, length: int | None, sharding: NamedSharding) -> dict[str, Any]:
-        """The batch of `rows` [B] or [members, B]; every process reads only what its own devices hold of it."""
-        blocks: dict[tuple[Any, ...], dict[str, np.ndarray]] = {}
-        parts: dict[str, list[jax.Array]] = {}
-        for device, index in sharding.addressable_devices_indices_map(rows.shape).items():
-            wanted = rows[index]
-            place = tuple((cut.start, cut.stop) for cut in index or ())
-            if place not in blocks:
-                blocks[place] = (
-                    examples.take(wanted, length) if rows.ndim == 1 else examples.stacked(list(wanted), length)
-                )
-            for name, array in blocks[place].items():
-                parts.setdefault(name, []).append(jax.device_put(array, device))
-        shapes = {name: (*rows.shape, *arrays[0].shape[rows.ndim :]) for name, arrays in parts.items()}
-        return {
-            name: jax.make_array_from_single_device_arrays(shapes[name], sharding, arrays)
-            for name, arrays in parts.items()
-        }
-
-
-def _placed(x: Any, sharding: NamedSharding) -> Any:
-    if sharding.is_fully_addressable:
-        return jax.device_put(x, sharding)
-    whole = np.asarray(x)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
-
-
-def _better(new: Best, best: Best) -> Best:
-    """The better of two moments, member by member."""
-    better = new.accuracy > best.accuracy
-
-    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)
-
-    kept: Best = jax.tree.map(keep, new, best)
-    return kept
 
 
 class Trainer:
@@ -429,11 +299,10 @@ class _Group:
         def take(parts: tuple[np.ndarray, ...]) -> Any:
             length = self.train.padded(np.concatenate(parts))
             rows = np.stack([parts[i] for i in index]) if self.together else parts[index[0]]
-            if isinstance(self.train, Examples):
+            if self.train.separable:
                 return layout.read(self.train, rows, length, layout.batch)
-            # Texts of pairs are packed across the whole batch, so every process packs all of them and keeps its part.
-            packed = self.train.stacked(list(rows), length) if self.together else self.train.take(rows, length)
-            return layout.on_devices(packed, layout.batch)
+            batch = self.train.stacked(list(rows), length) if self.together else self.train.take(rows, length)
+            return layout.on_devices(batch, layout.batch)
 
         self.reading = self.train.reading(zip(*streams, strict=True), take, start, self.total)
         yield from self.reading

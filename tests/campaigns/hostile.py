@@ -183,7 +183,7 @@ def beir() -> Reader:
 
 
 def corpus() -> Reader:
-    from mrl_jax import search
+    from mrl_jax.search.corpus import parse_document, read_lines, read_queries
 
     def make(folder: Path) -> list[str]:
         write_table(folder / "corpus.jsonl", [{"_id": i, "title": "a", "text": f"b {i}"} for i in range(4)])
@@ -191,8 +191,8 @@ def corpus() -> Reader:
         return ["corpus.jsonl", "queries.jsonl"]
 
     def read(folder: Path) -> object:
-        found = [search.document(folder, number, row) for number, _, row in search.read_lines(folder / "corpus.jsonl")]
-        for text in [*(one.id + one.text for one in found), *search.queries_of(folder / "queries.jsonl")]:
+        found = [parse_document(folder, number, row) for number, _, row in read_lines(folder / "corpus.jsonl")]
+        for text in [*(one.id + one.text for one in found), *read_queries(folder / "queries.jsonl")]:
             text.encode()  # as the tokenizer, SQLite and the terminal need it
         return found
 
@@ -247,8 +247,8 @@ def trained(folder: Path) -> Path:
     """A run with a model that has just been initialised, as `mrl_jax.train` leaves it; returns its directory."""
     from mrl_jax import config as configuration
     from mrl_jax import data, encoders, runs, train
+    from mrl_jax.tasks import train_step
     from mrl_jax.training.loop import save_model  # noqa: F401
-    from mrl_jax.training.step import TrainStep
 
     given = {"train": folder / "train.jsonl", "test": folder / "test.jsonl"}
     for path in given.values():
@@ -266,7 +266,7 @@ def trained(folder: Path) -> Path:
     write_file(directory / "dataset.json", json.dumps(described))
     from mrl_jax.runs import checkpoint
 
-    model = TrainStep.of(config, described).init(0).model
+    model = train_step(config, described).init(0).model
     checkpoint.save(directory / "checkpoints" / "mrl_e-seed0" / "model", 1, model, {})
     return directory
 
@@ -384,8 +384,8 @@ def report(draw: bool) -> Reader:
 
 
 def index(kind: str) -> Reader:
-    from mrl_jax import search
-    from mrl_jax.search.index import Description, Document, rerank
+    from mrl_jax.search.commands import saved_plan, search_index
+    from mrl_jax.search.index import Description, Document, create_index, open_index, rerank
 
     rng = np.random.default_rng(0)
     z = rng.normal(size=(12, 8)).astype(np.float32)
@@ -393,7 +393,7 @@ def index(kind: str) -> Reader:
 
     def make(folder: Path) -> list[str]:
         place = folder / "index"
-        made = search.create_index(str(place), Description(8, (4, 8), 4, "model", "run#mrl#0", kind))
+        made = create_index(str(place), Description(8, (4, 8), 4, "model", "run#mrl#0", kind))
         made.add([Document(f"d{i}", WORDS[i % 8]) for i in range(12)], z)
         made.delete(["d3"])
         rerank(made, z[:1], 3, 6)
@@ -402,9 +402,9 @@ def index(kind: str) -> Reader:
         return [f"index/{path.name}" for path in sorted(place.iterdir()) if path.stat().st_size]
 
     def read(folder: Path) -> object:
-        opened = search.open_index(str(folder / "index"))
+        opened = open_index(str(folder / "index"))
         try:
-            hits = search.find(opened, z[:2], 3, search._planned(opened, 3))
+            hits = search_index(opened, z[:2], 3, saved_plan(opened, 3))
             assert np.isfinite(hits.scores[hits.rows >= 0]).all()
             return [opened.documents(row[row >= 0]) for row in hits.rows], len(opened), opened.find(["d1", "d3"])
         finally:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hostile import READERS, labelled, rows, trained, weights, write_table
+from hostile import labelled, rows, trained, weights, write_table
 from made_runs import config as made_config
 from made_runs import make_run
 from PIL import Image
@@ -222,29 +222,6 @@ def test_a_picture_starts_no_program(witness: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match="is not a JPEG or PNG"):
         catalogue.decode(out.getvalue(), catalogue.Geometry(4, 4, 3))
     assert not witness.exists()
-
-
-def test_a_faiss_file_from_elsewhere_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """FAISS trusts its files with its memory. Another user's is made anew, whatever it holds; one's own is read."""
-    faiss = pytest.importorskip("faiss")
-    reader, folder = READERS["faiss"](), tmp_path / "sample"
-    folder.mkdir()
-    monkeypatch.setenv("MRL_JAX_CACHE", str(tmp_path / "one"))
-    reader.make(folder)
-    wanted, seen = reader.read(folder), []
-    monkeypatch.setattr(
-        faiss, "deserialize_index", lambda content, read=faiss.deserialize_index: (seen.append(1), read(content))[1]
-    )
-    assert reader.read(folder) == wanted
-    assert seen == [1]
-    assert "made anew" not in capsys.readouterr().err
-    monkeypatch.setenv("MRL_JAX_CACHE", str(tmp_path / "another"))
-    assert reader.read(folder) == wanted
-    assert seen == [1]
-    assert "was not made here" in capsys.readouterr().err
-    assert (tmp_path / "another" / "key").stat().st_mode & 0o777 == 0o600
 
 
 def test_no_source_line_asks_for_code() -> None:

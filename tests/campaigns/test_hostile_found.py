@@ -17,16 +17,17 @@ from made_runs import config as made_config
 from made_runs import make_run
 from pyarrow import parquet
 
-from mrl_jax import config, data, encoders, search
+from mrl_jax import config, data, encoders
 from mrl_jax.data.base import class_names
 from mrl_jax.data.readers import records
 from mrl_jax.encoders import huggingface
 from mrl_jax.encoders.transformer import TransformerConfig
-from mrl_jax.errors import LONGEST, UserError
+from mrl_jax.errors import MAX_MESSAGE_CHARACTERS, UserError
 from mrl_jax.report import compare, study
 from mrl_jax.runs import checkpoint, sweeps
-from mrl_jax.search.index import Description, Document
-from mrl_jax.search.index.store import refuse_foreign_journal
+from mrl_jax.search.commands import load_model, search_index
+from mrl_jax.search.corpus import parse_document, read_lines
+from mrl_jax.search.index import Description, Document, create_index, open_index
 from mrl_jax.text import untrusted
 
 
@@ -34,7 +35,7 @@ def test_an_error_is_one_line_of_bounded_length() -> None:
     """A file may hold a book, line ends and terminal escapes where a name was expected."""
     error = UserError(f"label {'x' * 10**6}\n\x1b[2J\ud800 is unknown")
     assert str(error).isprintable()
-    assert len(str(error)) <= LONGEST
+    assert len(str(error)) <= MAX_MESSAGE_CHARACTERS
     assert str(error).startswith("label xxx")
     assert str(error).endswith(r"\n\x1b[2J\ud800 is unknown")
     assert str(UserError("a\tb")) == r"a\tb"
@@ -104,11 +105,11 @@ def test_a_corpus_with_half_a_surrogate_pair_or_endless_brackets_is_named(tmp_pa
     ):
         path.write_text('{"_id": "0", "text": "a"}\n' + line)
         with pytest.raises(UserError, match=r"corpus\.jsonl, line 2: "):
-            list(search.read_lines(path))
+            list(read_lines(path))
     for title in ([], ["x"], 5, {"a": 1}):
         if title:
-            with pytest.raises(UserError, match="line 3: title is no text"):
-                search.document(path, 3, {"_id": "a", "text": "b", "title": title})
+            with pytest.raises(UserError, match="line 3: title is not a string"):
+                parse_document(path, 3, {"_id": "a", "text": "b", "title": title})
 
 
 # ---- tokenizers and weights ------------------------------------------------------------------------------------------
@@ -468,24 +469,6 @@ def test_vectors_that_are_no_numbers_are_refused_though_their_sum_is_right(place
         READERS["index"]().read(place.parent)
 
 
-def test_a_journal_that_names_another_file_does_not_delete_it(place: Path, tmp_path: Path) -> None:
-    """SQLite deletes the file that a journal over several databases names, once it has rolled back."""
-    victim, journal = tmp_path / "victim", place / "documents.sqlite-journal"
-    victim.write_text("precious")
-    name = str(victim).encode()
-    total = sum(byte - 256 * (byte > 127) for byte in name)
-    page, count = 4096, (place / "documents.sqlite").stat().st_size // 4096
-    head = bytes.fromhex("d9d505f920a163d7") + struct.pack(">IIIII", 0, 0, count, 512, page)
-    tail = struct.pack(">I", 0x40000000 // page + 1) + name + struct.pack(">Ii", len(name), total)
-    content = head.ljust(512, b"\0") + tail + bytes.fromhex("d9d505f920a163d7")
-    journal.write_bytes(content)
-    with pytest.raises(UserError, match="is no journal of an index"):
-        READERS["index"]().read(place.parent)
-    assert victim.read_text() == "precious"
-    journal.write_bytes(content[:-8])  # any other journal is SQLite's business
-    refuse_foreign_journal(journal)
-
-
 @pytest.mark.parametrize(
     "steps",
     [[[1, 10]], [[4, 1]], "", [[4, True]], [[8, 10]], [[4, 1e400]], [[4]], "x", [[4, 10], [4, 10]], [4], {"4": 10}],
@@ -499,20 +482,20 @@ def test_a_plan_that_cannot_be_taken_is_refused(steps: Any, place: Path) -> None
 @pytest.mark.parametrize("size", [11, 12, 90, 10**15])
 def test_a_shortlist_of_more_documents_than_there_are(size: int, place: Path) -> None:
     """Where a document was deleted, its place in the list was read from before the start of the file."""
-    index = search.open_index(str(place))
+    index = open_index(str(place))
     z = index.vectors(np.array([0, 7]))
-    found = search.find(index, z, 3, [(4, size)])
-    every = search.find(index, z, 3, None)
+    found = search_index(index, z, 3, [(4, size)])
+    every = search_index(index, z, 3, None)
     index.close()
     np.testing.assert_array_equal(found.rows, every.rows)
 
 
 def test_an_index_that_names_no_run_is_a_sentence(tmp_path: Path) -> None:
     for run in ("", "a#b", "a#mrl#x"):
-        index = search.create_index(str(tmp_path / f"{run}x"), Description(8, (4, 8), 4, "m", run))
+        index = create_index(str(tmp_path / f"{run}x"), Description(8, (4, 8), 4, "m", run))
         index.add([Document("a", "b")], np.eye(1, 8, dtype=np.float32))
-        with pytest.raises(UserError, match="names no run and member"):
-            search.model_of(index, None)
+        with pytest.raises(UserError, match="should name a run, arm and seed"):
+            load_model(index, None)
         index.close()
 
 

@@ -8,7 +8,7 @@ from hostile import READERS, damage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mrl_jax.errors import LONGEST, UserError
+from mrl_jax.errors import MAX_MESSAGE_CHARACTERS, UserError
 
 MAY_BE_EMPTY = ("metrics.jsonl", "evaluation.csv", "environment.json")
 # Those that take longer than a millisecond get fewer.
@@ -41,7 +41,7 @@ def test_what_is_damaged_is_read_or_refused_in_a_sentence(
             for journal in folder.rglob("*.sqlite-*"):
                 journal.unlink()
         assert said.isprintable()
-        assert 8 < len(said) < 12 * LONGEST
+        assert 8 < len(said) < 12 * MAX_MESSAGE_CHARACTERS
 
     check()
 

@@ -343,8 +343,8 @@ def test_any_flipped_bit_of_the_documents_is_noticed_or_changes_nothing(at: int,
     [
         ("UPDATE documents SET text = 'another' WHERE id = 'id 7'", "document 'id 7' is not what was written"),
         ("UPDATE documents SET row = 99 WHERE id = 'id 7'", "document 'id 7' is not what was written"),
-        ("UPDATE about SET value = replace(value, '\"prefix\": 4', '\"prefix\": 8')", "what it says of the index"),
-        ("UPDATE batches SET start = 1", "rows 1 to 40 after 0"),
+        ("UPDATE about SET value = replace(value, '\"prefix\": 4', '\"prefix\": 8')", "the stored description"),
+        ("UPDATE batches SET start = 1", "rows 1 to 40 follow row 0"),
     ],
 )
 def test_contents_of_the_database_that_nobody_wrote_are_named(change: str, said: str, tmp_path: Path) -> None:
@@ -369,9 +369,9 @@ def test_faiss_searches_where_it_cannot_keep_its_index(tmp_path: Path, monkeypat
     def full(path: Path, content: bytes) -> None:
         raise UserError(f"no space left for {path}")
 
-    monkeypatch.setattr(runs, "write", full)
+    monkeypatch.setattr(files, "write", full)
     assert rerank(faiss.open_(folder), vectors(40), 1, 40).rows[:, 0].tolist() == list(range(40))
-    assert "is not kept: no space left" in capsys.readouterr().err
+    assert "was not saved: no space left" in capsys.readouterr().err
 
 
 # ---- prepared data ---------------------------------------------------------------------------------------------------

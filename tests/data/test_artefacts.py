@@ -207,7 +207,7 @@ def test_without_apt_get_a_debian_package_is_unavailable(tmp_path: Path, monkeyp
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path) -> None:
-    code = "from mrl_jax.data.artefacts import default_cache; print(default_cache())"
+    code = "from mrl_jax.files import default_cache; print(default_cache())"
     environment = {**os.environ, "MRL_JAX_CACHE": str(tmp_path / "elsewhere")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "elsewhere")

@@ -22,9 +22,9 @@ from mrl_jax.data.readers.artefacts import SourceUnavailableError
 from mrl_jax.encoders import huggingface
 from mrl_jax.encoders.transformer import Transformer, TransformerConfig, complete
 from mrl_jax.errors import UserError
+from mrl_jax.tasks import train_step
 from mrl_jax.training.batches import Examples
 from mrl_jax.training.loop import Trainer
-from mrl_jax.training.step import TrainStep
 
 CONFIG = {
     "model_type": "bert",
@@ -352,7 +352,7 @@ def test_training_from_a_weights_folder_ends_and_resumes(folder: Path, texts: di
     assert train.main([*words, "resume=true"]) == 0
     made = config.from_command_line(words)
     dataset = json.loads((tmp_path / "results" / "made" / "a" / "dataset.json").read_text())
-    trainer = Trainer(TrainStep.of(made, dataset), made.trainer)
+    trainer = Trainer(train_step(made, dataset), made.trainer)
     examples = Examples({"ids": np.ones((9, 8), np.int32), "mask": np.ones((9, 8), np.int8)}, np.zeros(9, np.int32))
     parameters = sum(x.size for x in jax.tree.leaves(trainer.program.shapes.params))
     member = Member(arms.expand(made.arms, made.nesting_dims)[0], 0)

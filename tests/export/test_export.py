@@ -30,8 +30,8 @@ from mrl_jax.export import embedder, onnx, sentence_transformers, stablehlo
 from mrl_jax.export.embedder import signature
 from mrl_jax.model import EmbeddingModel
 from mrl_jax.runs import read_rows
+from mrl_jax.tasks import train_step
 from mrl_jax.text.tokenizers import Subwords
-from mrl_jax.training.step import TrainStep
 
 SENTENCES = ["Orbit3 common1 común", "", "hockey1 " * 30, "kernel2 garden5 orbit9 [PAD] common7", "zzz"]
 TINY = TransformerConfig(layers=2, hidden=32, heads=4, intermediate=48, max_length=24, vocabulary=300)
@@ -72,7 +72,7 @@ def made(encoder: encoders.EncoderConfig, texts: list[str], kind: str = "feature
         trainer=TrainerConfig(epochs=None, steps=2, batch_size=4),
     )
     dataset = {"inputs": shapes, "vocabulary": reader.vocabulary, "classes": ["a", "b"], "kind": kind}
-    program = TrainStep.of(config, dataset)
+    program = train_step(config, dataset)
     random = np.random.default_rng(0)
     shapes_of_all = jax.eval_shape(program.init, 0).model
 

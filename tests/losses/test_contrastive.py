@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from mrl_jax.losses import contrastive
-from mrl_jax.losses.contrastive import (
+from mrl_jax.losses import (
     cached_gradient,
     nested_cosent,
     nested_cosine_regression,
@@ -338,7 +337,7 @@ def agrees(q, d, dims, weights, temperature, symmetric, streamed, learned, valid
 def small_tiles():
     """Tiles of 16 rows, so that small batches have several, the last of them padded."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contrastive, "_tile_rows", lambda batch, candidates: min(16, batch))
+        patch.setattr("mrl_jax.losses.info_nce._tile_rows", lambda batch, candidates: min(16, batch))
         yield
 
 
@@ -471,16 +470,16 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from mrl_jax import contrastive
+from mrl_jax.losses import info_nce
 
-contrastive._tile_rows = lambda batch, candidates: 16
+info_nce._tile_rows = lambda batch, candidates: 16
 rng = np.random.default_rng(0)
 q, d = (jnp.float32(rng.normal(size=(64, 12))) for _ in range(2))
 sharding = NamedSharding(Mesh(jax.devices(), ("data",)), P("data"))
 for streamed in (False, True):
     for temperature in (0.05, 0.01):
         def loss(q, d):
-            return contrastive.nested_info_nce(q, d, (3, 12), jnp.ones(2), temperature, streamed=streamed)
+            return info_nce.nested_info_nce(q, d, (3, 12), jnp.ones(2), temperature, streamed=streamed)
         step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
         alone, sharded = step(q, d), step(jax.device_put(q, sharding), jax.device_put(d, sharding))
         assert len(sharded[1][0].sharding.device_set) == 4

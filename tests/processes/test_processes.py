@@ -257,12 +257,12 @@ import os, sys, json, re
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax, numpy as np
 from mrl_jax import arms, config
-from mrl_jax.program import TrainStep
-from mrl_jax.trainer import Layout
+from mrl_jax.tasks import train_step
+from mrl_jax.training.placement import Layout
 words, inputs, columns, members = json.loads(sys.argv[1])
 made = config.from_command_line(words)
 described = {"inputs": {"features": [12]}, "vocabulary": 0, "classes": list("abc") * (columns == 1), "columns": columns}
-program = TrainStep.of(made, described)
+program = train_step(made, described)
 arm = arms.expand(made.arms, made.nesting_dims)[0]
 layout = Layout.of(program, members)
 shape = () if members is None else (members,)

@@ -9,7 +9,7 @@ from made_runs import DIMS, make_run
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from mrl_jax.arms import for_classes
+from mrl_jax.arms import suited_to
 from mrl_jax.report import compare, plots, study
 from mrl_jax.report.statistics import Crossover, Difference, mean_interval
 from mrl_jax.report.study import Comparison, Series, Study, gather
@@ -145,7 +145,10 @@ def test_files_are_images_that_name_the_arms_and_the_same_each_time(made, tmp_pa
     again = {path.name: path.read_bytes() for path in plots.save({"accuracy": plots.accuracy(made)}, tmp_path / "b")}
     assert first == again
     assert imread(tmp_path / "a" / "accuracy.png").std() > 0
-    assert words(figures["accuracy"], tmp_path) >= {*(study.LABELS[arm] for arm in for_classes()), *map(str, DIMS)}
+    assert words(figures["accuracy"], tmp_path) >= {
+        *(study.LABELS[arm] for arm in suited_to("classes")),
+        *map(str, DIMS),
+    }
 
 
 def test_names_are_drawn_as_they_are(tmp_path):

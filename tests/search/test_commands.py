@@ -13,6 +13,7 @@ import pytest
 
 import mrl_jax
 from mrl_jax import search, train
+from mrl_jax.search.commands import saved_plan
 from mrl_jax.search.index import exact
 
 
@@ -54,11 +55,11 @@ def test_a_query_finds_what_a_search_by_hand_finds(
     wanted = np.argsort(-(z @ model.encode(["orbit3 common2 orbit7"])[0]), kind="stable")[:5]
     capsys.readouterr()
     assert search.main(["query", str(built), "orbit3 common2 orbit7", "--k", "5"]) == 0
-    found = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
-    assert found == [lines[i]["_id"] for i in wanted]
-    for steps in ("4:240", "4:240,8:200", "exact"):
-        assert search.main(["query", str(built), "orbit3 common2 orbit7", "--k", "5", "--plan", steps]) == 0
-        assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == found
+    ids = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
+    assert ids == [lines[i]["_id"] for i in wanted]
+    for stages in ("4:240", "4:240,8:200", "exact"):
+        assert search.main(["query", str(built), "orbit3 common2 orbit7", "--k", "5", "--plan", stages]) == 0
+        assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ids
 
 
 @pytest.mark.parametrize("kind", ["faiss-flat", "faiss-hnsw"])
@@ -74,7 +75,7 @@ def test_other_kinds_of_index_answer_too(
     assert search.main(["query", place, "hockey1", "--plan", "exact"]) == 2
     assert "--plan exact needs an index of kind exact; this one is " in capsys.readouterr().err
     assert search.main(["query", place, "hockey1", "--plan", "4:50"]) == 2
-    assert "this index has one step, at 8 dims" in capsys.readouterr().err
+    assert "this index has one stage, at 8 dims" in capsys.readouterr().err
 
 
 def test_a_plan_is_kept_and_used_until_the_documents_change(
@@ -85,21 +86,21 @@ def test_a_plan_is_kept_and_used_until_the_documents_change(
     assert "←" in capsys.readouterr().out
     kept = json.loads((built / "plan.json").read_text())
     index = exact.open_(built)
-    assert search._planned(index, 5) == [tuple(step) for step in kept["steps"]]
-    assert search._planned(index, 6) is None  # it was made for 5
+    assert saved_plan(index, 5) == [tuple(step) for step in kept["steps"]]
+    assert saved_plan(index, 6) is None  # it was made for 5
     index.close()
     assert search.main(["delete", str(built), "d0", "none"]) == 0
     assert "1 deleted, 1 were not there; 239 documents" in capsys.readouterr().out
-    assert search._planned(exact.open_(built), 5) is None
+    assert saved_plan(exact.open_(built), 5) is None
     (built / "plan.json").write_text("{")
     assert search.main(["query", str(built), "x"]) == 2
     assert "plan.json is damaged" in capsys.readouterr().err
 
 
-def test_a_query_without_a_known_word_is_said(built: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_query_without_a_known_token_is_named(built: Path, capsys: pytest.CaptureFixture) -> None:
     assert search.main(["query", str(built), "zzz", "orbit3"]) == 0
     said = capsys.readouterr()
-    assert "'zzz': the model knows nothing in it" in said.err
+    assert "'zzz': no token of this query is in the vocabulary; the ranking is arbitrary" in said.err
     assert "orbit3" not in said.err
 
 
@@ -162,12 +163,12 @@ def test_a_killed_build_is_continued(run: Path, tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ('{"_id": "a", "text": "x"}\n{"_id": "b"}\n', "line 2: text is missing or no text"),
-        ('{"text": "x"}\n', "line 1: _id is missing or no text; every line has _id and text"),
+        ('{"_id": "a", "text": "x"}\n{"_id": "b"}\n', "line 2: text is missing or not a string"),
+        ('{"text": "x"}\n', "line 1: _id is missing or not a string; every line has _id and text"),
         ('{"_id": "", "text": "x"}\n', "line 1: _id is missing"),
         ('{"_id": true, "text": "x"}\n', "line 1: _id is missing"),
-        ('{"_id": "a", "text": 3}\n', "line 1: text is missing or no text"),
-        ("[1]\n", "line 1: [1] is not allowed; a JSON object"),
+        ('{"_id": "a", "text": 3}\n', "line 1: text is missing or not a string"),
+        ("[1]\n", "line 1: [1] is not a JSON object"),
         ("\n{\n", "line 2: not JSON"),
         ('{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "id a is in the index with another text"),
         ("", "is empty"),
@@ -209,12 +210,12 @@ def test_mistakes_in_the_command_are_named(run: Path, corpus: Path, built: Path,
         (["build", str(run), str(corpus), "--index", str(built), "--prefix", "8"], "was built with --prefix 4"),
         (["build", str(run), str(corpus), "--index", str(built), "--arm", "mrl_e"], "was built by another model"),
         (["query", str(tmp_path / "none"), "x"], "is not an index"),
-        (["query", str(built), "x", "--plan", "5:10"], "a step at dim 5 is not possible; the dims are [4, 8, 16]"),
-        (["query", str(built), "x", "--plan", "4-10"], "auto, exact, or steps such as 64:200"),
-        (["query", str(built), "x", "--plan", "8:20"], "documents are scanned on 4 dims at most"),
-        (["query", str(built), "x", "--plan", "4:5", "--k", "6"], "a step keeps 5 documents; at least k=6"),
+        (["query", str(built), "x", "--plan", "5:10"], "a stage at dim 5 is not possible; the dims are [4, 8, 16]"),
+        (["query", str(built), "x", "--plan", "4-10"], "auto, exact, or stages such as 64:200"),
+        (["query", str(built), "x", "--plan", "8:20"], "the first stage can scan at most 4 dims"),
+        (["query", str(built), "x", "--plan", "4:5", "--k", "6"], "a stage keeps 5 documents; at least k=6"),
         (["plan", str(built), "--queries", str(queries)], "line 2: text is missing"),
-        (["plan", str(built), "--queries", str(few)], "1 held-out queries cannot settle recall 0.99"),
+        (["plan", str(built), "--queries", str(few)], "1 held-out queries cannot certify recall 0.99"),
         (["plan", str(built), "--queries", str(few), "--recall", "2"], "target=2.0 is not allowed"),
         (["query", "http://127.0.0.1:1", "x"], "127.0.0.1:1"),
     ):

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrl_jax.search import funnel
+from mrl_jax import funnel
+from mrl_jax.search import layout, shortlist
+from mrl_jax.search import queries as batching
+from mrl_jax.search.exact import BIN_ROWS
 from mrl_jax.search.funnel import exact, lay_out
 
 DIMS = (4, 8, 16, 32)
@@ -46,7 +49,7 @@ def adversarial(name: str) -> tuple[np.ndarray, np.ndarray]:
             z[:, 31] = np.nextafter(z[:, 31], np.float32(rng.choice([-9, 9], 5000)))
         case "one bin":  # all that is good lies in one bin of the first chunk
             z = 0.01 * rng.normal(size=(8192, 32))
-            z[:: funnel.CHUNK // funnel.BIN][: funnel.BIN] = 1 + 0.01 * rng.normal(size=(funnel.BIN, 32))
+            z[:: layout.CHUNK_ROWS // BIN_ROWS][:BIN_ROWS] = 1 + 0.01 * rng.normal(size=(BIN_ROWS, 32))
         case "zeros":
             z = np.zeros((100, 32))
         case "long and short":
@@ -118,7 +121,7 @@ def test_rotated_documents_rule_out_more_where_no_prefix_carries_much() -> None:
     found = funnel.funnel(documents, queries, 10, [(16, 100)]).rows
     shared = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, hits.rows, strict=True)])
     assert shared > 0.9
-    with pytest.raises(ValueError, match="over rotated documents has one step"):
+    with pytest.raises(ValueError, match="over rotated documents has one stage"):
         funnel.funnel(documents, queries, 10, [(8, 100), (16, 50)])
 
 
@@ -164,12 +167,12 @@ def test_a_funnel_finds_what_one_by_hand_finds(steps: list[tuple[int, int]]) -> 
 
 def test_where_no_bin_is_shared_a_funnel_equals_the_one_by_hand() -> None:
     """All that is good lies in bins of its own."""
-    vectors, queries = nested(16 * funnel.CHUNK, 0), np.abs(nested(50, 1))
+    vectors, queries = nested(16 * layout.CHUNK_ROWS, 0), np.abs(nested(50, 1))
     vectors[:, :2] = -5
-    good = np.random.default_rng(0).permutation(funnel.CHUNK // funnel.PACKED)  # a row a bin
+    good = np.random.default_rng(0).permutation(layout.CHUNK_ROWS // layout.MAX_PACKED_ROWS)  # one row per bin
     vectors[good] = nested(len(good), 2)
     documents = lay_out(vectors, DIMS, jnp.float32)
-    assert len(documents) / (funnel.ROOM * 10) >= funnel.PACKED
+    assert len(documents) / (shortlist.MIN_BINS_PER_PLACE * 10) >= layout.MAX_PACKED_ROWS
     found = funnel.funnel(documents, queries, 3, [(8, 10), (16, 5)]).rows
     for query, rows in zip(queries, found, strict=True):
         np.testing.assert_array_equal(rows, funnel_by_hand(vectors, query, 3, [(8, 10), (16, 5)]))
@@ -178,7 +181,7 @@ def test_where_no_bin_is_shared_a_funnel_equals_the_one_by_hand() -> None:
 def test_documents_on_disk_give_the_same(tmp_path) -> None:
     vectors, queries = nested(9000, 0), nested(7, 1)
     vectors.tofile(tmp_path / "vectors")
-    stored = funnel.Stored(tmp_path / "vectors", *vectors.shape)
+    stored = funnel.StoredVectors(tmp_path / "vectors", *vectors.shape)
     some = np.array([[3, 8999], [0, 3]])
     np.testing.assert_array_equal(stored[some], vectors[some])
     np.testing.assert_array_equal(stored[8000:20000:7], vectors[8000:20000:7])
@@ -194,8 +197,8 @@ def test_documents_on_disk_give_the_same(tmp_path) -> None:
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 7])
 def test_any_number_of_cores_finds_the_same(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(funnel, "_cores", lambda: cores)
-    monkeypatch.setattr(funnel, "SHARE", 8)
+    monkeypatch.setattr(batching, "core_count", lambda: cores)
+    monkeypatch.setattr(batching, "CORE_QUERIES", 8)
     z, queries = nested(3000, 0), nested(101, 1)
     documents = lay_out(z, DIMS, jnp.float32)
     wanted = brute_force(z, queries, 5)
@@ -208,7 +211,7 @@ def test_any_number_of_cores_finds_the_same(cores: int, monkeypatch: pytest.Monk
 
 
 def test_what_goes_wrong_on_another_core_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(funnel, "_cores", lambda: 2)
+    monkeypatch.setattr(batching, "core_count", lambda: 2)
     with pytest.raises(ValueError, match="dim 5 was not laid out"):
         funnel.shortlist(lay_out(nested(200, 0), DIMS), nested(200, 1), 5, 10)
 
@@ -230,9 +233,9 @@ def test_queries_in_any_batch_find_the_same() -> None:
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
-        ([], "at least one step"),
-        ([(5, 100)], r"a step at dim 5 is not possible; the dims are \[4, 8, 16, 32\]"),
-        ([(4, 9)], "a step keeps 9 documents; at least k=10"),
+        ([], "at least one stage"),
+        ([(5, 100)], r"a stage at dim 5 is not possible; the dims are \[4, 8, 16, 32\]"),
+        ([(4, 9)], "a stage keeps 9 documents; at least k=10"),
         ([(8, 100), (4, 50)], "out of order"),
         ([(4, 50), (8, 100)], "out of order"),
         ([(16, 50)], r"dim 16 was not laid out; there are \[4, 8\]"),

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrl_jax.errors import UserError
-from mrl_jax.search.index import Description, Document, exact, faiss, rerank
+from mrl_jax.search.index import Description, Document, create_index, exact, faiss, rerank
 
 DIMS = (4, 8, 16)
 WIDTH = 16
@@ -113,7 +113,7 @@ def test_few_or_no_documents_leave_places_empty(kind: str, tmp_path: Path) -> No
         assert (rerank(index, vectors(2), 3, 5).rows == -1).all()
         assert (index.search(vectors(2), 3, None).rows == -1).all()
     else:
-        with pytest.raises(UserError, match=r"faiss-flat needs 1 documents or more; there are 0"):
+        with pytest.raises(UserError, match=r"faiss-flat needs at least 1 documents; there are 0"):
             rerank(index, vectors(2), 3, 5)
     index.add(named(2), vectors(2))
     assert [sorted(f) for f in ids(index, rerank(index, vectors(2, 1), 3, 5))] == [["id 0", "id 1"]] * 2
@@ -149,7 +149,7 @@ def test_any_history_of_changes_leaves_what_a_dictionary_would_hold(tmp_path_fac
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
-from mrl_jax.index import Document, exact
+from mrl_jax.search.index import Document, exact
 index = exact.open_(Path(sys.argv[1]), write=True)
 rng = np.random.default_rng(0)
 for batch in range(10_000):
@@ -198,11 +198,11 @@ def test_a_flipped_bit_is_found_before_anything_is_searched(built: Path) -> None
     content = bytearray((built / "vectors.f32").read_bytes())
     content[12345] ^= 4
     (built / "vectors.f32").write_bytes(content)
-    with pytest.raises(UserError, match=r"vectors\.f32 is damaged in rows 0 to 400; build the index anew"):
+    with pytest.raises(UserError, match=r"vectors\.f32 is damaged in rows 0 to 400; rebuild the index"):
         rerank(reopen("exact", built), vectors(1), 3, 10)
 
 
-def test_a_damaged_faiss_file_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_damaged_faiss_file_is_rebuilt(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     index = make("faiss-flat", tmp_path)
     index.add(named(100), vectors(100))
     wanted = ids(index, rerank(index, vectors(3, 1), 3, 10))
@@ -213,12 +213,12 @@ def test_a_damaged_faiss_file_is_made_anew(tmp_path: Path, capsys: pytest.Captur
     index.close()
     index = reopen("faiss-flat", tmp_path)
     assert ids(index, rerank(index, vectors(3, 1), 3, 10)) == wanted
-    assert "is damaged, or was not made here; it is made anew" in capsys.readouterr().err
+    assert "is damaged or of an earlier version; it is rebuilt" in capsys.readouterr().err
 
 
 def test_what_is_not_an_index_is_said(built: Path, tmp_path: Path) -> None:
     for change, said in (
-        (lambda: (built / "vectors.f32").write_bytes(b"short"), "5 bytes of 25,600; build the index anew"),
+        (lambda: (built / "vectors.f32").write_bytes(b"short"), "5 bytes of 25,600; rebuild the index"),
         (lambda: (built / "documents.sqlite").write_bytes(b"no database at all" * 99), "documents.sqlite is damaged"),
         (lambda: (built / "documents.sqlite").unlink(), "is not an index: documents.sqlite or vectors.f32 is missing"),
     ):
@@ -258,7 +258,7 @@ def test_vectors_that_do_not_fit_are_refused_and_nothing_is_kept(built: Path) ->
         (named(2, 900), vectors(2)[:, :8], r"vectors have shape \(2, 8\); 2 documents of this index take \[2, 16\]"),
         (named(2, 900), vectors(3), r"vectors have shape \(3, 16\)"),
         (named(2, 900), vectors(2) * np.nan, "not finite"),
-        ([Document("a", ""), Document("a", "")], vectors(2), "an id stands twice"),
+        ([Document("a", ""), Document("a", "")], vectors(2), "have the same id"),
     ):
         with pytest.raises(ValueError, match=said):
             index.add(documents, z)
@@ -268,9 +268,9 @@ def test_vectors_that_do_not_fit_are_refused_and_nothing_is_kept(built: Path) ->
 
 
 def test_kinds_that_faiss_has_not_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"kind=faiss-hsnw is unknown \(did you mean faiss-hnsw\?\)"):
-        faiss.create(tmp_path / "x", description("faiss-hsnw"))
+    with pytest.raises(UserError, match=r"--kind=faiss-hsnw is unknown \(did you mean faiss-hnsw\?\)"):
+        create_index(str(tmp_path / "x"), description("faiss-hsnw"))
     index = make("faiss-pq", tmp_path / "y")
     index.add(named(100), vectors(100))
-    with pytest.raises(UserError, match="faiss-pq needs 256 documents or more; there are 100"):
+    with pytest.raises(UserError, match="faiss-pq needs at least 256 documents; there are 100"):
         rerank(index, vectors(1), 3, 10)

@@ -14,14 +14,14 @@ import pytest
 
 from mrl_jax import search
 from mrl_jax.errors import UserError
-from mrl_jax.search.index import Description, Document, rerank
+from mrl_jax.search.index import Description, Document, create_index, rerank
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 
 from mrl_jax.search.index import milvus
 
-TOLD = Description(16, (4, 8, 16), 8, "model", "run", "milvus-flat")
+DESCRIPTION = Description(16, (4, 8, 16), 8, "model", "run", "milvus-flat")
 
 
 def vectors(count: int, seed: int = 0) -> np.ndarray:
@@ -35,7 +35,7 @@ def named(count: int, start: int = 0) -> list[Document]:
 
 @pytest.fixture
 def index(tmp_path: Path):
-    made = milvus.create(str(tmp_path / "index.db"), TOLD, "flat")
+    made = milvus.create(str(tmp_path / "index.db"), DESCRIPTION)
     yield made
     made.close()
 
@@ -43,13 +43,13 @@ def index(tmp_path: Path):
 def test_what_is_found_is_what_brute_force_finds_and_reopening_keeps_it(
     index: milvus.MilvusIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(milvus, "MESSAGE", 5000)  # several messages
+    monkeypatch.setattr(milvus, "MAX_MESSAGE_BYTES", 5000)  # several messages
     z, queries = vectors(500), vectors(8, 1)
     index.add(named(500), z)
     x = z[:, :8].astype(np.float64) / np.linalg.norm(z[:, :8].astype(np.float64), axis=1, keepdims=True)
     for _ in range(2):
         assert len(index) == 500
-        assert index.description == TOLD
+        assert index.description == DESCRIPTION
         hits = rerank(index, queries, 5, 40)
         for query, scores, rows in zip(queries, hits.scores, hits.rows, strict=True):
             shortlist = np.argsort(-(x @ query[:8]))[:40]
@@ -93,7 +93,7 @@ def test_replaced_and_deleted_documents_are_never_found(index: milvus.MilvusInde
 WRITER = """
 import sys, time
 import numpy as np
-from mrl_jax.index import Document, milvus
+from mrl_jax.search.index import Document, milvus
 index = milvus.open_(sys.argv[1])
 index.add([Document(str(i), "x") for i in range(3000)], np.ones((3000, 16), np.float32))
 print("added", flush=True)
@@ -103,7 +103,7 @@ time.sleep(60)
 
 def test_what_was_acknowledged_survives_kill_9_and_one_process_opens_a_file(tmp_path: Path) -> None:
     place = str(tmp_path / "index.db")
-    milvus.create(place, TOLD, "flat").close()
+    milvus.create(place, DESCRIPTION).close()
     process = subprocess.Popen([sys.executable, "-c", WRITER, place], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "added\n"
@@ -120,7 +120,7 @@ def test_mistakes_are_said_before_anything_is_sent(index: milvus.MilvusIndex, tm
     for documents, z, error, said in (
         (named(2), vectors(2)[:, :8], ValueError, r"vectors have shape \(2, 8\)"),
         (named(2), vectors(2) * np.nan, ValueError, "not finite"),
-        ([Document("a", "b")] * 2, vectors(2), ValueError, "an id stands twice"),
+        ([Document("a", "b")] * 2, vectors(2), ValueError, "have the same id"),
         ([Document("ü" * 300, "b")], vectors(1), UserError, "its id has 600 bytes; Milvus takes 512"),
         ([Document("a", "b" * 65536)], vectors(1), UserError, "document a: its text has 65,536 bytes"),
     ):
@@ -129,13 +129,13 @@ def test_mistakes_are_said_before_anything_is_sent(index: milvus.MilvusIndex, tm
     assert len(index) == 0
     with pytest.raises(ValueError, match=r"queries have shape \(1, 8\); the index takes \[Q, 16\]"):
         index.candidates(vectors(1)[:, :8], 3)
-    with pytest.raises(UserError, match="at most 16,384 documents at a time; 20,000 were asked for"):
+    with pytest.raises(UserError, match="at most 16,384 documents per query; 20,000 were asked for"):
         index.candidates(vectors(1), 20_000)
 
 
 def test_places_that_are_no_index_are_said(index: milvus.MilvusIndex, tmp_path: Path) -> None:
     (tmp_path / "file.db").write_text("no database")
-    milvus.create(str(tmp_path / "other.db"), TOLD, collection="letters").close()
+    milvus.create(str(tmp_path / "other.db"), DESCRIPTION, collection="letters").close()
     foreign, _ = milvus._connect(str(tmp_path / "foreign.db"), "documents", "")
     foreign.create_collection("documents", dimension=4)
     milvus._close(str(tmp_path / "foreign.db"), foreign)
@@ -147,14 +147,15 @@ def test_places_that_are_no_index_are_said(index: milvus.MilvusIndex, tmp_path: 
     ):
         with pytest.raises(UserError, match=said):
             milvus.open_(str(tmp_path / place))
-    for place, description, kind, said in (
-        ("index.db", TOLD, "flat", "has a collection documents already; it is not overwritten"),
-        ("no/folder.db", TOLD, "flat", "the folder .*no does not exist"),
-        ("new.db", TOLD, "diskann", "kind=diskann is unknown; allowed: autoindex, flat"),
-        ("new.db", TOLD._replace(width=40_000), "flat", "at most 32,768 dims; these have 40,000"),
+    diskann = DESCRIPTION._replace(kind="milvus-diskann")
+    for place, description, said in (
+        ("index.db", DESCRIPTION, "has a collection documents already; it is not overwritten"),
+        ("no/folder.db", DESCRIPTION, "the folder .*no does not exist"),
+        ("new.db", diskann, "--kind=milvus-diskann is unknown.*; allowed: milvus-autoindex, milvus-flat"),
+        ("new.db", DESCRIPTION._replace(width=40_000), "at most 32,768 dims; these have 40,000"),
     ):
         with pytest.raises(UserError, match=said):
-            milvus.create(str(tmp_path / place), description, kind)
+            create_index(str(tmp_path / place), description)
 
 
 def test_a_server_that_is_down_is_said_at_once() -> None:
@@ -166,7 +167,7 @@ def test_a_server_that_is_down_is_said_at_once() -> None:
 
 
 def test_a_server_that_is_something_else_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(milvus, "SECONDS", 1.0)
+    monkeypatch.setattr(milvus, "CONNECT_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=lambda: [server.accept() for _ in range(9)], daemon=True).start()
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"

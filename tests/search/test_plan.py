@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 from sklearn.metrics import ndcg_score
 
-from mrl_jax.search import funnel, plan
+from mrl_jax import funnel
+from mrl_jax.search import plan
 
 DIMS = (4, 8, 16, 32)
 
@@ -71,7 +72,7 @@ def test_a_plan_keeps_its_promise_on_other_queries(documents: funnel.Documents) 
     assert planned.chosen.cost.megabytes < planned.exact.megabytes
     others = nested(2000, 2)
     truth = funnel.exact(documents, others, 5)[0].rows
-    found = funnel.funnel(documents, others, 5, planned.chosen.steps).rows
+    found = funnel.funnel(documents, others, 5, planned.chosen.stages).rows
     assert plan.recall(found, truth).mean() > 0.94
     cheaper = [one for one in planned.tried if one.cost.megabytes < planned.chosen.cost.megabytes]
     assert not any(one.certified for one in cheaper)
@@ -81,15 +82,15 @@ def test_the_guarantee_holds_over_draws_of_queries(documents: funnel.Documents) 
     """Of the plans made from 60 draws, those whose recall is below the target are no more than delta allows."""
     pool = nested(6000, 3)
     truth = funnel.exact(documents, pool, 5)[0].rows
-    steps = [((dim, 5 * n),) for dim in (4, 8, 16) for n in plan.SIZES]
-    population = {s: 1 - plan.recall(funnel.funnel(documents, pool, 5, s).rows, truth) for s in steps}
+    stages = [((dim, 5 * n),) for dim in (4, 8, 16) for n in plan.SIZES_PER_K]
+    population = {s: 1 - plan.recall(funnel.funnel(documents, pool, 5, s).rows, truth) for s in stages}
     rng = np.random.default_rng(0)
     broken = planned = 0
     for _ in range(300):
         drawn = rng.integers(0, 6000, 250)
         certified = []
         for dim in (4, 8, 16):
-            for n in plan.SIZES:
+            for n in plan.SIZES_PER_K:
                 losses = population[((dim, 5 * n),)]
                 if plan.p_value(losses[drawn], 0.05) > 0.2 / 3:
                     break
@@ -103,7 +104,7 @@ def test_the_guarantee_holds_over_draws_of_queries(documents: funnel.Documents) 
 def test_a_plan_can_be_made_for_ndcg(documents: funnel.Documents) -> None:
     made = {m: plan.plan(documents, nested(600, 1), 5, 0.95, metric=m).chosen for m in ("recall", "ndcg")}
     truth = funnel.exact(documents, nested(600, 1), 5)[0].rows
-    found = funnel.funnel(documents, nested(600, 1), 5, made["ndcg"].steps).rows
+    found = funnel.funnel(documents, nested(600, 1), 5, made["ndcg"].stages).rows
     assert made["ndcg"].quality == pytest.approx(plan.ndcg(found, truth).mean())
     # Documents that are missed are mostly those at the end of the list, which count less.
     assert made["ndcg"].cost.megabytes <= made["recall"].cost.megabytes
@@ -127,7 +128,7 @@ def test_cost_counts_what_is_read(documents: funnel.Documents) -> None:
 
 def test_mistakes_are_named(documents: funnel.Documents) -> None:
     queries = nested(50, 1)
-    with pytest.raises(ValueError, match=r"50 held-out queries cannot settle recall 0.99 .* at least 408 are needed"):
+    with pytest.raises(ValueError, match=r"50 held-out queries cannot certify recall 0.99 .* at least 408 are needed"):
         plan.plan(documents, queries)
     with pytest.raises(ValueError, match=r"target=1\.0 is not allowed"):
         plan.plan(documents, queries, target=1.0)

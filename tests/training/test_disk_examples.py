@@ -17,6 +17,7 @@ from mrl_jax import config, train
 from mrl_jax.data import DataConfig, Dataset, StreamedTexts, disk_cache, load
 from mrl_jax.errors import UserError
 from mrl_jax.runs import checkpoint
+from mrl_jax.tasks import classification
 from mrl_jax.text.tokenizers import TfidfWords
 from mrl_jax.training import batches, disk_examples
 from mrl_jax.training.batches import Examples
@@ -348,7 +349,9 @@ def test_other_sources_do_not_stream() -> None:
 
 
 def test_too_many_embeddings_are_refused_before_any_work(tiny, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(disk_examples, "EMBEDDINGS", 4 * 16 * 200)  # validation and test alone: 24 and 80 texts
+    monkeypatch.setattr(
+        classification, "MAX_EMBEDDINGS_BYTES", 4 * 16 * 200
+    )  # validation and test alone: 24 and 80 texts
     arguments = [*tiny, "data.streaming=true", f"data.cache_dir={tmp_path / 'cache'}", f"results_dir={tmp_path}"]
     assert train.main([*arguments, "arms=[mrl,ff,pca]"]) == 2
     said = capsys.readouterr().err
@@ -356,6 +359,6 @@ def test_too_many_embeddings_are_refused_before_any_work(tiny, tmp_path, monkeyp
     assert not (tmp_path / "tiny").exists()
     assert not list((tmp_path / "cache" / "streamed").glob("tokenizer*"))
     assert train.main([*arguments, "evaluation.neighbours=false", "evaluation.refit=null"]) == 0
-    monkeypatch.setattr(disk_examples, "EMBEDDINGS", 4 * 16 * 100)
+    monkeypatch.setattr(classification, "MAX_EMBEDDINGS_BYTES", 4 * 16 * 100)
     assert train.main([*arguments, "evaluation.neighbours=false", "evaluation.refit=null"]) == 2
     assert "use a smaller data.validation_fraction, data.test or width" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from mrl_jax import train
 from mrl_jax.data import DataConfig, PairDataset, Pairs, StreamedTexts, disk_cache, load
 from mrl_jax.data.pair_ops import paired
 from mrl_jax.errors import UserError
-from mrl_jax.training import disk_examples
+from mrl_jax.tasks import pairs as pair_tasks
 
 BAG = ["encoder=bag", "encoder.min_documents=1", "width=32", "nesting_dims=[8,32]", "trainer.steps=30"]
 
@@ -147,12 +147,12 @@ def test_a_streamed_run_is_that_in_memory_bit_for_bit(
 
 
 def test_too_many_validation_texts_are_refused_before_any_work(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(disk_examples, "EMBEDDINGS", 4 * 32 * 10)
+    monkeypatch.setattr(pair_tasks, "MAX_EMBEDDINGS_BYTES", 4 * 32 * 10)
     assert train.main([*command("bag", tmp_path), "run=large", "data.streaming=true"]) == 2
     said = capsys.readouterr().err
     assert re.search(r"\nerror: the 15 validation pairs have .. different texts, whose embeddings take .* bytes", said)
     monkeypatch.undo()
-    monkeypatch.setattr(disk_examples, "COUPLES", 10)
+    monkeypatch.setattr(pair_tasks, "MAX_COMPARISONS", 10)
     assert train.main([*command("bag", tmp_path), "run=large", "data.streaming=true"]) == 2
     assert (
         "ranking all documents for 15 queries is more than 1e+01 comparisons; use a smaller" in capsys.readouterr().err

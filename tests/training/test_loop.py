@@ -26,6 +26,7 @@ from mrl_jax.errors import UserError
 from mrl_jax.evaluate import classification, neighbours, quantised, refit
 from mrl_jax.losses import heads
 from mrl_jax.runs import Log
+from mrl_jax.tasks.classification import ClassObjective
 from mrl_jax.training.batches import Examples, stream
 from mrl_jax.training.loop import FitResult, Trainer, grouped
 from mrl_jax.training.step import State, TrainStep, Weights
@@ -52,17 +53,16 @@ def features(count: int, seed: int = 0) -> Examples:
 
 
 def program(steps: int = 12, **changes) -> TrainStep:
+    """The step of two kinds of heads; `changes` may name fields of its objective."""
+    settings = {"dims": DIMS, "kinds": ("separate", "tied"), "classes": CLASSES, "options": LossConfig(sampled=1)}
+    objective = ClassObjective(**{key: changes.pop(key, value) for key, value in settings.items()})
     default = TrainStep(
         encoder=MLPConfig(hidden=(16,), dropout=0.2),
         inputs={"features": (6,)},
         vocabulary=0,
         width=8,
-        dims=DIMS,
-        kinds=("separate", "tied"),
-        classes=CLASSES,
-        columns=1,
+        objective=objective,
         optimizer_config=OptimizerConfig(learning_rate=0.02, warmup=0.2, clip_norm=1.0),
-        loss=LossConfig(sampled=1),
         steps=steps,
     )
     return replace(default, **changes)

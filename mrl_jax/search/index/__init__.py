@@ -1,97 +1,109 @@
-"""Where documents and their embeddings are kept and searched: one interface, three back ends.
+"""Where documents and their embeddings are stored and searched: one interface (`Index`), and `BACKENDS` that have it.
 
     exact    a folder: SQLite for ids and texts, one flat file of vectors; searched in JAX (the default)
     faiss    the same folder, its prefixes indexed by FAISS: flat, HNSW, IVF or PQ
     milvus   a Milvus Lite file, or a Milvus server by its address
 
-A document is an id, a text and one embedding of unit length. The back end searches its prefix of `prefix` coordinates;
-what is found there is ranked by the whole embedding. Handles stand for documents until the index is changed.
+A further back end is a module with the functions that `Backend` names, and an entry in `BACKENDS`.
 """
 
-import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
+from mrl_jax.errors import UserError, one_of
+from mrl_jax.search.index.base import Description, Document, Index, rerank
 
-from mrl_jax.search.funnel import Hits
-
-
-class Description(NamedTuple):
-    """What an index was made for; stored with it."""
-
-    width: int  # D, of the embeddings
-    dims: tuple[int, ...]  # the nesting dims, ending at D
-    prefix: int  # dims that are searched first, one of `dims`
-    model: str  # fingerprint of the model that made the embeddings; those of another are refused
-    run: str  # the run directory and member that it came from
-    kind: str = "exact"  # how the back end searches: exact, faiss-hnsw, …
+__all__ = [
+    "BACKENDS", "Backend", "Description", "Document", "Index",
+    "create_index", "default_kind", "exists", "is_in_folder", "open_index", "rerank",
+]  # fmt: skip
 
 
-def described(told: str) -> Description:
-    """The description in a stored text. Raises `ValueError` for one that no index has."""
-    try:
-        content = json.loads(told)
-        found = Description(**{**content, "dims": tuple(content["dims"])})
-    except (TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"no description of an index: {error}") from None
-    whole = all(type(dim) is int and dim > 0 for dim in (found.width, found.prefix, *found.dims))
-    texts = all(isinstance(text, str) for text in (found.model, found.run, found.kind))
-    if not whole or not texts or found.prefix not in found.dims or found.dims[-1] != found.width:
-        raise ValueError(f"no description of an index: {told[:200]}")
-    if any(a >= b for a, b in zip(found.dims, found.dims[1:], strict=False)):
-        raise ValueError(f"dims that do not ascend: {told[:200]}")
-    return found
+def is_server(place: str) -> bool:
+    """An address: http://host:19530."""
+    return place.startswith(("http://", "https://"))
 
 
-class Document(NamedTuple):
-    id: str
-    text: str
+def is_database(place: str) -> bool:
+    """A Milvus Lite file."""
+    return not is_server(place) and place.endswith(".db")
 
 
-class Index(Protocol):
-    """What every back end does. Mistakes of the user raise `UserError`."""
-
-    description: Description
-
-    def __len__(self) -> int:
-        """How many documents there are."""
-
-    def add(self, documents: Sequence[Document], vectors: np.ndarray) -> None:
-        """Insert or replace by id; vectors float32 [n, D]. When it returns, a kill −9 loses none of them."""
-
-    def delete(self, ids: Sequence[str]) -> int:
-        """Remove documents; returns how many of the ids there were."""
-
-    def find(self, ids: Sequence[str]) -> dict[str, Document]:
-        """Those of the ids that there are, with their documents."""
-
-    def candidates(self, queries: np.ndarray, size: int) -> Any:
-        """Handles [Q, size] of the documents with about the largest cosines on the prefix; −1 where there are fewer.
-
-        Queries are whole embeddings, float32 [Q, D].
-        """
-
-    def vectors(self, handles: np.ndarray) -> np.ndarray:
-        """The embeddings float32 [n, D] of handles [n]."""
-
-    def documents(self, handles: np.ndarray) -> list[Document]:
-        """The documents of handles [n]."""
-
-    def close(self) -> None:
-        """Release files and connections; everything acknowledged is kept."""
+def is_in_folder(place: str) -> bool:
+    """A folder: whatever is not something else."""
+    return not is_server(place) and not is_database(place)
 
 
-def rerank(index: Index, queries: np.ndarray, k: int, size: int) -> Hits:
-    """The k best by whole embedding of the `size` that the back end finds on the prefix; `rows` are handles."""
-    handles = np.asarray(index.candidates(queries, size))
-    known, place = np.unique(handles, return_inverse=True)
-    vectors = np.zeros((len(known), queries.shape[1]), np.float32)
-    vectors[known >= 0] = index.vectors(known[known >= 0])
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    rows = np.full((len(queries), k), -1, np.int64)
-    for q, (found, at) in enumerate(zip(handles, place.reshape(handles.shape), strict=True)):
-        dots = np.where(found >= 0, vectors[at] @ queries[q], -np.inf)
-        order = np.lexsort((found, -dots))[:k]
-        scores[q, : len(order)], rows[q, : len(order)] = dots[order], np.where(dots[order] > -np.inf, found[order], -1)
-    return Hits(scores, rows)
+class Backend(NamedTuple):
+    """One way to store and search documents."""
+
+    # Imported when it is first used, since clients take a second. It has `create(place, description)` and
+    # `open_(place, write)`, which return an `Index`, and `exists(place)`: whether a build there is to be continued.
+    module: str
+    is_place: Callable[[str], bool]  # whether its indexes are at places like this one
+    kinds: tuple[str, ...]  # ways to search, by the names that --kind and a stored description give them; default first
+    extra: str | None = None  # the optional dependency that it needs: pip install 'mrl_jax[extra]'
+
+    def load(self) -> Any:
+        """The module, which needs nothing of the extra before one of its functions is called."""
+        return importlib.import_module(self.module)
+
+    def missing_extra(self) -> UserError:
+        """The error for an extra that is not installed."""
+        return UserError(f"an index of kind {self.kinds[0]} needs more packages: pip install 'mrl_jax[{self.extra}]'")
+
+
+BACKENDS: dict[str, Backend] = {
+    "exact": Backend("mrl_jax.search.index.exact", is_in_folder, ("exact",)),
+    "faiss": Backend(
+        "mrl_jax.search.index.faiss", is_in_folder, ("faiss-flat", "faiss-hnsw", "faiss-ivf", "faiss-pq"), "faiss"
+    ),
+    "milvus-lite": Backend(  # it takes any other name as well, and cannot open the index again
+        "mrl_jax.search.index.milvus", is_database,
+        ("milvus-autoindex", "milvus-flat", "milvus-hnsw", "milvus-ivf_flat", "milvus-ivf_sq8"), "milvus",
+    ),
+    "milvus": Backend(
+        "mrl_jax.search.index.milvus", is_server,
+        ("milvus-autoindex", "milvus-flat", "milvus-hnsw", "milvus-ivf_flat", "milvus-ivf_sq8", "milvus-ivf_pq",
+         "milvus-diskann"), "milvus",
+    ),
+}  # fmt: skip
+
+
+def by_kind(place: str) -> dict[str, Backend]:
+    """The kinds of index that there can be at `place`, each with its back end; the default first."""
+    return {kind: backend for backend in BACKENDS.values() if backend.is_place(place) for kind in backend.kinds}
+
+
+def default_kind(place: str) -> str:
+    return next(iter(by_kind(place)))
+
+
+def create_index(place: str, description: Description) -> Index:
+    """An empty index at `place`, of `description.kind`. Raises UserError: no such kind there, or a place in use."""
+    kinds = by_kind(place)
+    index: Index = kinds[one_of("--kind", description.kind, kinds)].load().create(place, description)
+    return index
+
+
+def open_index(place: str, write: bool = False) -> Index:
+    """The index at `place`, whatever its back end. Raises UserError where there is none or it cannot be used."""
+    kinds = by_kind(place)
+    if is_in_folder(place):  # several back ends have folders, all of them with the same store
+        from mrl_jax.search.index import store
+
+        kind = store.read_description(Path(place)).kind
+        if kind not in kinds:
+            raise UserError(f"{place} is an index of kind {kind}; this version opens {', '.join(kinds)}")
+    else:
+        kind = default_kind(place)
+    index: Index = kinds[kind].load().open_(place, write)
+    return index
+
+
+def exists(place: str) -> bool:
+    """Whether there is something at `place` already: then a build continues it."""
+    there: bool = by_kind(place)[default_kind(place)].load().exists(place)
+    return there

@@ -1,8 +1,8 @@
 """The default back end: a folder, searched in JAX.
 
 The prefixes are held in memory, in bfloat16; whole embeddings stay in the file and are read for the few documents that
-are ranked by them. A million documents of 384 dims searched on 64 take 128 MB that way, whatever D is. With `rotate` an
-exact search on as many principal directions is prepared as well, at the same price.
+are ranked by them. A million documents of 384 dims searched on 64 take 128 MB that way, whatever D is. Exact search
+scans as many principal directions instead of the prefix, which take the same memory again.
 """
 
 from functools import cached_property
@@ -10,53 +10,55 @@ from pathlib import Path
 
 import numpy as np
 
-from mrl_jax.search import funnel
-from mrl_jax.search.funnel import Documents, Hits, Stored
-from mrl_jax.search.index import Description
-from mrl_jax.search.index import store as folders
-from mrl_jax.search.index.store import Store
+from mrl_jax.search import exact, shortlist
+from mrl_jax.search.index import store
+from mrl_jax.search.index.base import Description
+from mrl_jax.search.index.store import exists
+from mrl_jax.search.layout import Documents, StoredVectors, lay_out
+from mrl_jax.search.queries import SearchResults
+
+__all__ = ["ExactIndex", "create", "exists", "open_"]
 
 
-class ExactIndex(Store):
-    """See `Index`. A change lays the prefixes out anew at the next search."""
+class ExactIndex(store.Store):
+    """See `Index`. After a change, the next search lays out the prefixes again."""
 
     @cached_property
-    def laid_out(self) -> Documents:
-        """The prefixes as the model made them."""
+    def prefixes(self) -> Documents:
+        """Laid out as the model made them."""
         return self._lay_out(rotate=False)
 
     @cached_property
-    def rotated(self) -> Documents:
-        """As many principal directions, for exact search."""
+    def principal_directions(self) -> Documents:
+        """Laid out as many principal directions, for exact search."""
         return self._lay_out(rotate=True)
 
     def _lay_out(self, rotate: bool) -> Documents:
-        of, alive = self.description, self.verify()
-        # Another process may have added some since.
-        vectors = Stored(self.folder / "vectors.f32", len(alive), of.width)
-        return funnel.lay_out(vectors, of.dims, scanned=of.prefix, alive=alive, rotate=rotate)
+        alive = self.verify()
+        # Another process may have added rows since: those of `alive` are the ones that were verified.
+        vectors = StoredVectors(self.folder / "vectors.f32", len(alive), self.description.width)
+        return lay_out(vectors, self.description.dims, scanned=self.description.prefix, alive=alive, rotate=rotate)
 
-    def _changed(self) -> None:
-        for name in ("laid_out", "rotated"):
+    def _invalidate(self) -> None:
+        for name in ("prefixes", "principal_directions"):
             self.__dict__.pop(name, None)
 
     def candidates(self, queries: np.ndarray, size: int) -> np.ndarray:
-        return funnel.shortlist(self.laid_out, queries, self.description.prefix, size)
+        return shortlist.shortlist(self.prefixes, queries, self.description.prefix, size)
 
-    def search(self, queries: np.ndarray, k: int, steps: list[tuple[int, int]] | None) -> Hits:
-        """The k best of a funnel's steps, or of all documents where there are none."""
-        if steps is not None:
-            return funnel.funnel(self.laid_out, queries, k, steps)
-        return funnel.exact(self.rotated, queries, k, self.description.prefix)[0]
+    def search(self, queries: np.ndarray, k: int, stages: list[tuple[int, int]] | None) -> SearchResults:
+        """The k best by the stages of a funnel or, with None, of all documents."""
+        if stages is not None:
+            return shortlist.search(self.prefixes, queries, k, stages)
+        return exact.search(self.principal_directions, queries, k, self.description.prefix)[0]
 
 
-def create(folder: Path, description: Description) -> ExactIndex:
+def create(place: str | Path, description: Description) -> ExactIndex:
     """An empty index in a new folder, open for writing. Raises UserError when the folder holds something."""
-    folders.create(folder, description)
-    return open_(folder, write=True)
+    store.create(Path(place), description)
+    return open_(place, write=True)
 
 
-def open_(folder: Path, write: bool = False) -> ExactIndex:
-    """The index in `folder`. Raises UserError: none there, a damaged one, or one that another process writes to."""
-    connection, lock = folders.connect(folder, write)
-    return ExactIndex(folder, connection, write, lock)
+def open_(place: str | Path, write: bool = False) -> ExactIndex:
+    """The index in a folder. Raises UserError: none there, a damaged one, or one that another process writes to."""
+    return ExactIndex(Path(place), *store.connect(Path(place), write), write)

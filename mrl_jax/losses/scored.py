@@ -1,0 +1,134 @@
+"""Nested losses of scored pairs, and the full width as the teacher of its prefixes.
+
+    CoSENT        log(1 + Σ_{s_i > s_j} exp((cos_k,j − cos_k,i) / τ))    Su, 2022; Huang et al., 2024, IEEE TASLP
+    regression    (cos_k − s)²                                        Reimers and Gurevych, 2019, arXiv:1908.10084
+    distillation  the similarities at full width are the targets of the prefixes
+
+and Σ_k c_k · L_k over the granularities, with cos_k the cosine of two renormalised prefixes (see `cosines`).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from mrl_jax.losses.cosines import MASKED, check_pairs, check_temperature, cosine_matrices, prefix_cosines
+
+
+def nested_cosent(
+    a_BxD: jax.Array,
+    b_BxD: jax.Array,
+    scores_B: jax.Array,
+    dims: Sequence[int],
+    weights: jax.Array | Sequence[float],
+    temperature: jax.Array | float = 0.05,
+) -> tuple[jax.Array, jax.Array]:
+    """Σ_k weights[k] · log(1 + Σ_{i, j: scores_i > scores_j} exp((cos_j − cos_i) / τ)): pairs ordered by score.
+
+    CoSENTLoss of sentence-transformers at scale 1/τ. Sorted by score, the inner sum over i is a cumulative one:
+    O(B·D + K·B·log B), no `B × B` array. Pairs of equal scores are not compared.
+
+    Args:
+        a_BxD, b_BxD: [B, D], the two embeddings of each pair.
+        scores_B: [B], only their order counts.
+        dims: nesting dims, ascending, the last D.
+        weights: [K], summed as given.
+        temperature: τ > 0, a number or a scalar array.
+
+    Returns:
+        The scalar loss, and the unweighted loss of each granularity, float32 [K].
+
+    Raises:
+        ValueError: on shapes that do not fit, unsuitable dims, or a temperature that is not positive.
+    """
+    a_BxD, b_BxD, dims, weights = check_pairs(a_BxD, b_BxD, dims, weights)
+    check_temperature(temperature)
+    scores_B = _check_scores(scores_B, len(a_BxD))
+    order = jnp.argsort(scores_B)
+    logits_KxB = prefix_cosines(a_BxD, b_BxD, dims)[:, order] / temperature
+    scores_B = scores_B[order]
+    higher = jnp.searchsorted(
+        scores_B, scores_B, side="right"
+    )  # the first pair with a higher score, B if there is none
+    from_here = jax.lax.cumlogsumexp(-logits_KxB, axis=1, reverse=True)
+    exists = higher < len(scores_B)
+    of_higher = jnp.where(exists, from_here[:, jnp.minimum(higher, len(scores_B) - 1)], MASKED)
+    losses_K = jax.nn.logsumexp(jnp.pad(logits_KxB + of_higher, ((0, 0), (1, 0))), axis=1)
+    return jnp.dot(weights, losses_K), losses_K
+
+
+def nested_cosine_regression(
+    a_BxD: jax.Array,
+    b_BxD: jax.Array,
+    scores_B: jax.Array,
+    dims: Sequence[int],
+    weights: jax.Array | Sequence[float],
+) -> tuple[jax.Array, jax.Array]:
+    """Σ_k weights[k] · mean over pairs of (cos_k − score)²: CosineSimilarityLoss of sentence-transformers.
+
+    Embeddings [B, D], scores [B] in −1…1, weights [K]. Returns the scalar loss and the unweighted loss of each
+    granularity, float32 [K]; raises `ValueError` on shapes that do not fit or unsuitable dims.
+    """
+    a_BxD, b_BxD, dims, weights = check_pairs(a_BxD, b_BxD, dims, weights)
+    errors_KxB = prefix_cosines(a_BxD, b_BxD, dims) - _check_scores(scores_B, len(a_BxD))
+    losses_K = jnp.mean(errors_KxB**2, axis=1)
+    return jnp.dot(weights, losses_K), losses_K
+
+
+def _check_scores(scores_B: jax.Array, pairs: int) -> jax.Array:
+    scores_B = jnp.asarray(scores_B, jnp.float32)
+    if scores_B.shape != (pairs,):
+        raise ValueError(f"{pairs} pairs need as many scores; got shape {scores_B.shape}")
+    return scores_B
+
+
+def nested_distillation(
+    queries_BxD: jax.Array,
+    documents_NxD: jax.Array,
+    dims: Sequence[int],
+    weights: jax.Array | Sequence[float],
+    temperature: jax.Array | float = 0.05,
+) -> tuple[jax.Array, jax.Array]:
+    """Σ_k weights[k] · mean over queries of KL(softmax(cos_D / τ) ‖ softmax(cos_k / τ)), the softmax over documents.
+
+    The similarities of the full width, taken as they are (no gradient), are what the prefixes should reproduce
+    (Hinton, Vinyals and Dean, 2015, arXiv:1503.02531). The loss of the full width itself is 0.
+
+    Args:
+        queries_BxD, documents_NxD: [B, D] and [N, D].
+        dims: nesting dims, ascending, the last D.
+        weights: [K], summed as given.
+        temperature: τ > 0, a number or a scalar array.
+
+    Returns:
+        The scalar loss, and the unweighted loss of each granularity in nats, float32 [K].
+
+    Raises:
+        ValueError: on shapes that do not fit, unsuitable dims, or a temperature that is not positive.
+    """
+    queries_BxD, documents_NxD, dims, weights = check_pairs(queries_BxD, documents_NxD, dims, weights, paired=False)
+    check_temperature(temperature)
+    *students, teacher = (
+        jax.nn.log_softmax(cosines_BxN / temperature)
+        for cosines_BxN in cosine_matrices(queries_BxD, documents_NxD, dims)
+    )
+    teacher = jax.lax.stop_gradient(teacher)
+    losses = [jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=1)) for student in students]
+    losses_K = jnp.stack([*losses, jnp.zeros(())])
+    return jnp.dot(weights, losses_K), losses_K
+
+
+def nested_pair_distillation(
+    a_BxD: jax.Array, b_BxD: jax.Array, dims: Sequence[int], weights: jax.Array | Sequence[float]
+) -> tuple[jax.Array, jax.Array]:
+    """Σ_k weights[k] · mean over pairs of (cos_k − cos_D)², the cosine of the full width without gradient.
+
+    As `nested_distillation`, where each embedding has but one partner. Embeddings [B, D], weights [K]. Returns the
+    scalar loss and the unweighted loss of each granularity, float32 [K], 0 for the full width; raises `ValueError` on
+    shapes that do not fit or unsuitable dims.
+    """
+    a_BxD, b_BxD, dims, weights = check_pairs(a_BxD, b_BxD, dims, weights)
+    cosines_KxB = prefix_cosines(a_BxD, b_BxD, dims)
+    errors = jnp.mean((cosines_KxB[:-1] - jax.lax.stop_gradient(cosines_KxB[-1])) ** 2, axis=1)
+    losses_K = jnp.pad(errors, (0, 1))
+    return jnp.dot(weights, losses_K), losses_K

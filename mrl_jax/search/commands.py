@@ -1,0 +1,310 @@
+"""The commands of `python -m mrl_jax.search`: build, query, plan, bench and delete. Each takes its parsed options."""
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+import mrl_jax
+from mrl_jax import console, runs
+from mrl_jax.errors import UserError
+from mrl_jax.model import EmbeddingModel
+from mrl_jax.search import corpus, shortlist
+from mrl_jax.search import plan as plans
+from mrl_jax.search.index import (
+    Description,
+    Document,
+    Index,
+    create_index,
+    default_kind,
+    exists,
+    open_index,
+    rerank,
+)
+from mrl_jax.search.index.exact import ExactIndex
+from mrl_jax.search.queries import SearchResults
+
+BATCH_DOCUMENTS = 1024  # documents that are embedded, added and acknowledged together
+CANDIDATES_PER_RESULT = 10  # documents ranked by whole embedding per result, without a plan
+MAX_SHOWN_CHARACTERS = 80  # of a document's text
+BENCH_SIZES_PER_K = (2, 5, 10, 20, 50)  # shortlist sizes that are compared, in multiples of k
+BENCH_SINGLE_QUERIES = 20  # queries that are timed one by one
+BENCH_BATCH_REPEATS = 3
+MAX_BRUTE_FORCE_DOCUMENTS = 16_384  # of a back end that cannot search exactly; Milvus returns no more per query
+
+Stages = list[tuple[int, int]]
+
+
+# ---- the model of an index -------------------------------------------------------------------------------------------
+
+
+def new_description(model: EmbeddingModel, options: argparse.Namespace) -> Description:
+    """Of the index that `build` would create."""
+    width = model.program.width
+    dims = tuple(sorted({*model.dims, width}))
+    prefix = options.prefix
+    if prefix is None:
+        prefix = min((m for m in dims if m < width), key=lambda m: abs(m - width / 4), default=width)
+    if prefix not in dims:
+        raise UserError(f"--prefix={prefix} is not allowed; one of {', '.join(map(str, dims))}")
+    run = f"{runs.find(options.run)}#{options.arm or ''}#{options.seed}"
+    return Description(width, dims, prefix, model.fingerprint, run, options.kind or default_kind(options.index))
+
+
+def load_model(index: Index, run: str | None) -> EmbeddingModel:
+    """The model that made the index, from `run` or, with None, from the run that the index names."""
+    try:
+        path, arm, seed = index.description.run.rsplit("#", 2)
+        int(seed)
+    except ValueError:
+        raise UserError(
+            f"the index should name a run, arm and seed, but names {index.description.run!r}; rebuild it"
+        ) from None
+    model = mrl_jax.load(run or path, arm or None, int(seed))
+    if model.fingerprint != index.description.model:
+        raise UserError(
+            f"the index was built by another model than that of {run or path} ({arm or 'first arm'}, seed {seed}); "
+            "give its run with --run, or rebuild the index"
+        )
+    return model
+
+
+# ---- build -----------------------------------------------------------------------------------------------------------
+
+
+def build(options: argparse.Namespace) -> None:
+    """Embed a corpus and add what is new of it to an index."""
+    model = mrl_jax.load(options.run, options.arm, options.seed)
+    description = new_description(model, options)
+    size = corpus.file_size(options.corpus)
+    with contextlib.closing(_open_or_create(options.index, description)) as index:
+        _check_same(index.description, description, options)
+        added = known = 0
+        batch: list[Document] = []
+
+        def add_batch() -> None:
+            nonlocal added, known, batch
+            new = _add(index, model, batch, options)
+            added, known, batch = added + new, known + len(batch) - new, []
+
+        with console.progress(size, "build", "B") as bar:
+            bar.unit_scale = True
+            for length, one in corpus.read_documents(options.corpus):
+                batch.append(one)
+                bar.update(length)
+                if len(batch) == BATCH_DOCUMENTS:
+                    add_batch()
+            add_batch()
+        print(f"{options.index}: {len(index):,} documents, {added:,} added now, {known:,} were there")
+
+
+def _open_or_create(place: str, description: Description) -> Index:
+    return open_index(place, write=True) if exists(place) else create_index(place, description)
+
+
+def _check_same(stored: Description, wanted: Description, options: argparse.Namespace) -> None:
+    """Raises UserError for an index that was begun with another model, prefix or kind."""
+    if stored.model != wanted.model or stored.width != wanted.width:
+        raise UserError(f"{options.index} was built by another model ({stored.run}); give another --index")
+    for key, old, new in (("--prefix", stored.prefix, options.prefix), ("--kind", stored.kind, options.kind)):
+        if new is not None and old != new:
+            raise UserError(f"{options.index} was built with {key} {old}; leave {key} out, or give another --index")
+
+
+def _add(index: Index, model: EmbeddingModel, batch: Sequence[Document], options: argparse.Namespace) -> int:
+    """Embed and add the documents that the index lacks; returns how many."""
+    stored = index.find([one.id for one in batch])
+    new: dict[str, Document] = {}
+    for one in batch:
+        other = stored.get(one.id) or new.get(one.id)
+        if other is not None and other.text != one.text and not options.replace:
+            raise UserError(
+                f"{options.corpus}: id {one.id} is in the index with another text; ids are unique (or --replace it)"
+            )
+        if other is None or other.text != one.text:
+            new[one.id] = one
+    documents = list(new.values())
+    if documents:
+        index.add(documents, model.encode([one.text for one in documents], batch_size=options.batch))
+    return len(documents)
+
+
+# ---- query -----------------------------------------------------------------------------------------------------------
+
+
+def query(options: argparse.Namespace) -> None:
+    """Print the best documents for each text."""
+    with contextlib.closing(open_index(options.index)) as index:
+        size = _size(index, options)
+        if options.k > size:
+            print(f"--k={options.k}: there are only {size:,} documents", file=sys.stderr)
+        stages = parse_plan(index, options)
+        z = load_model(index, options.run).encode(options.text)
+        for text in (text for text, row in zip(options.text, z, strict=True) if not row.any()):
+            print(f"{text!r}: no token of this query is in the vocabulary; the ranking is arbitrary", file=sys.stderr)
+        results = search_index(index, z, min(options.k, size), stages)
+        for text, scores, rows in zip(options.text, results.scores, results.rows, strict=True):
+            if len(options.text) > 1:
+                print(f"\n{text}")
+            for rank, (one, score) in enumerate(zip(index.documents(rows[rows >= 0]), scores, strict=False), 1):
+                shown = " ".join(one.text.split())
+                if len(shown) > MAX_SHOWN_CHARACTERS:
+                    shown = shown[: MAX_SHOWN_CHARACTERS - 1] + "…"
+                print(f"{rank:>3}  {score:.4f}  {one.id}  {shown}")
+
+
+def search_index(index: Index, z: np.ndarray, k: int, stages: Stages | None) -> SearchResults:
+    """The k best documents of each query.
+
+    Args:
+        index: of any back end.
+        z: queries, float32 [Q, D].
+        k: number of results per query.
+        stages: of a funnel. With None, search of all documents if the back end has that, else of a shortlist.
+    """
+    if isinstance(index, ExactIndex):
+        return index.search(z, k, stages and [(dim, min(size, len(index))) for dim, size in stages])
+    size = CANDIDATES_PER_RESULT * k if stages is None else stages[0][1]
+    return rerank(index, z, k, min(size, len(index)))
+
+
+def parse_plan(index: Index, options: argparse.Namespace) -> Stages | None:
+    """The stages that --plan asks for; None for exact search."""
+    prefix = index.description.prefix
+    if options.plan == "auto":
+        return saved_plan(index, options.k)
+    if options.plan == "exact":
+        _need_exact(index, "--plan exact")
+        return None
+    try:
+        parts = (part.partition(":") for part in options.plan.split(","))
+        stages = [(int(dim), int(size)) for dim, _, size in parts]
+        shortlist.check_stages(stages, index.description.dims, options.k)
+    except ValueError as error:
+        why = "" if "invalid literal" in str(error) else f" ({error})"
+        raise UserError(
+            f"--plan={options.plan} is not allowed{why}; auto, exact, or stages such as 64:200 or 32:400,64:100"
+        ) from None
+    if not isinstance(index, ExactIndex) and (len(stages) > 1 or stages[0][0] != prefix):
+        raise UserError(f"--plan={options.plan}: this index has one stage, at {prefix} dims")
+    if stages[0][0] > prefix:
+        raise UserError(f"--plan={options.plan}: the first stage can scan at most {prefix} dims")
+    return stages
+
+
+def saved_plan(index: Index, k: int) -> Stages | None:
+    """The stages that `plan` saved for these documents; None where there are none."""
+    return plans.load(index.folder, index.version, k, index.description) if isinstance(index, ExactIndex) else None
+
+
+def _need_exact(index: Index, what: str) -> ExactIndex:
+    if not isinstance(index, ExactIndex):
+        raise UserError(f"{what} needs an index of kind exact; this one is {index.description.kind}")
+    return index
+
+
+def _size(index: Index, options: argparse.Namespace) -> int:
+    if not len(index):
+        raise UserError(f"{options.index} has no documents")
+    return len(index)
+
+
+# ---- plan ------------------------------------------------------------------------------------------------------------
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Certify the cheapest shortlist that keeps a recall, and save it."""
+    with contextlib.closing(open_index(options.index)) as opened:
+        index = _need_exact(opened, "plan")
+        z = load_model(index, options.run).encode(corpus.read_queries(options.queries))
+        documents = index.prefixes
+        dims = [m for m in documents.scan_dims if m < index.description.width]
+        truth = index.search(z, options.k, None).rows
+        try:
+            made = plans.plan(
+                documents, z, options.k, options.recall, options.delta, options.budget, dims, truth, options.metric
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        print(f"{'shortlist':>12}{options.metric:>9}{'p':>9}{'MFLOP':>9}{'MB':>9}")
+        for one in made.tried:
+            stages = ",".join(f"{dim}:{size}" for dim, size in one.stages)
+            mark = " ←" if one is made.chosen else ""
+            print(f"{stages:>12}{one.quality:>9.4f}{one.p:>9.4f}{one.cost.mflop:>9.2f}{one.cost.megabytes:>9.2f}{mark}")
+        print(f"{'full scan':>12}{1:>9.4f}{'':>9}{made.exact.mflop:>9.2f}{made.exact.megabytes:>9.2f}")
+        plans.save(
+            index.folder, index.version, options.k, options.metric, options.recall, options.delta, made.chosen
+        )  # fmt: skip
+        if made.chosen is None:
+            print(f"no shortlist is certified to keep this {options.metric}; --plan auto searches exactly")
+
+
+# ---- bench -----------------------------------------------------------------------------------------------------------
+
+
+def bench(options: argparse.Namespace) -> None:
+    """Print recall against exact search, and speed, per method."""
+    with contextlib.closing(open_index(options.index)) as index:
+        k = min(options.k, _size(index, options))
+        z = load_model(index, options.run).encode(corpus.read_queries(options.queries))
+        methods = _methods(index, k)
+        truth = search_index(index, z, k, None) if isinstance(index, ExactIndex) else _brute_force(index, z, k)
+        print(f"{'method':>24}{f'recall@{k}':>12}{'queries/s':>12}{'ms, alone':>12}")
+        for name, search in methods.items():
+            recall = float(plans.recall(search(z).rows, truth.rows).mean())
+            batch = _seconds(search, z, BENCH_BATCH_REPEATS) / len(z)
+            alone = np.median([_seconds(search, one[None], 1) for one in z[:BENCH_SINGLE_QUERIES]])
+            print(f"{name:>24}{recall:>12.4f}{1 / batch:>12,.0f}{1000 * alone:>12.2f}")
+
+
+def _methods(index: Index, k: int) -> dict[str, Callable[[np.ndarray], SearchResults]]:
+    """Name → search: exact, where the back end has it, and shortlists of several sizes."""
+    prefix, kind = index.description.prefix, index.description.kind
+
+    def with_stages(stages: Stages | None) -> Callable[[np.ndarray], SearchResults]:
+        return lambda z: search_index(index, z, k, stages)
+
+    exact = isinstance(index, ExactIndex)
+    methods = {"exact": with_stages(None)} if exact else {}
+    for size in (k * n for n in BENCH_SIZES_PER_K if k * n <= len(index)):
+        methods[f"{prefix}:{size}" if exact else f"{kind} {prefix}:{size}"] = with_stages([(prefix, size)])
+    return methods
+
+
+def _brute_force(index: Index, z: np.ndarray, k: int) -> SearchResults:
+    """Every document ranked by its whole embedding: all of them are candidates."""
+    if len(index) > MAX_BRUTE_FORCE_DOCUMENTS:
+        raise UserError(
+            f"bench compares with a search of every document; with more than {MAX_BRUTE_FORCE_DOCUMENTS:,} it needs an "
+            "index of kind exact"
+        )
+    return rerank(index, z, k, len(index))
+
+
+def _seconds(search: Callable[[np.ndarray], object], z: np.ndarray, repeats: int) -> float:
+    """The least of `repeats` measurements of a search, after one that warms up."""
+    search(z)
+    measured = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        search(z)
+        measured.append(time.perf_counter() - started)
+    return min(measured)
+
+
+# ---- delete ----------------------------------------------------------------------------------------------------------
+
+
+def delete(options: argparse.Namespace) -> None:
+    """Remove documents by id."""
+    with contextlib.closing(open_index(options.index, write=True)) as index:
+        count = index.delete(options.ids)
+        print(f"{options.index}: {count} deleted, {len(options.ids) - count} were not there; {len(index):,} documents")
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "build": build, "query": query, "plan": plan, "bench": bench, "delete": delete,
+}  # fmt: skip

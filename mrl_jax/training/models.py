@@ -1,0 +1,55 @@
+"""The best model of a member, in its folder of the run directory."""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from mrl_jax import processes
+from mrl_jax.arms import Member
+from mrl_jax.errors import UserError
+from mrl_jax.runs import checkpoint
+from mrl_jax.training.step import TrainStep, Weights
+
+
+class FitResult(NamedTuple):
+    """A trained member: its best model, that moment's validation accuracy and step."""
+
+    member: Member
+    model: Weights
+    accuracy: float
+    step: int
+
+
+def save_model(folder: Path, fitted: FitResult, trained: bool = True) -> None:
+    """Write the best model of a member, and only that, to `folder`; with whether it was trained to the end."""
+    meta = {"member": fitted.member.label, "validation_accuracy": fitted.accuracy, "trained": trained}
+    model = processes.on_host(fitted.model)
+    processes.on_process0(lambda: bool(checkpoint.save(folder, fitted.step, model, meta, keep=1)))
+
+
+def load_model(folder: Path, member: Member, program: TrainStep) -> FitResult | None:
+    """The model of a member that was trained to the end; None where there is none, or none whole."""
+    like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.shapes)
+    found: dict[str, Any] = {}
+
+    def newest() -> dict[str, Any]:
+        steps = checkpoint.saved_steps(folder)
+        try:
+            found["model"], meta = checkpoint.load(folder, steps[-1], like)
+            kept = {"step": steps[-1], "accuracy": float(meta["validation_accuracy"])}
+            return kept if meta.get("trained") else {}
+        except IndexError:
+            return {}
+        except (UserError, KeyError, TypeError, ValueError) as damaged:
+            tqdm.write(f"{damaged}; {member.label} is trained again", file=sys.stderr)
+            return {}
+
+    there = processes.on_process0(newest)
+    if not there:
+        return None
+    model = processes.broadcast(found.get("model", like))
+    return FitResult(member, model, there["accuracy"], there["step"])

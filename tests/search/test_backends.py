@@ -1,0 +1,95 @@
+"""Every entry of BACKENDS can be recognised, created, opened and searched; its kinds and errors come from the table."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mrl_jax.errors import UserError
+from mrl_jax.search.index import BACKENDS, Description, Document, create_index, exists, open_index, rerank
+
+ROOT = Path(__file__).parents[2]
+PLACES = {"exact": "index", "faiss": "index", "milvus-lite": "index.db", "milvus": "http://127.0.0.1:1"}
+
+
+def description(kind: str) -> Description:
+    return Description(16, (4, 8, 16), 8, "model", "run#mrl#0", kind)
+
+
+def test_every_back_end_has_a_place_here_and_its_extra_is_one_of_the_package() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert PLACES.keys() == BACKENDS.keys()
+    for name, backend in BACKENDS.items():
+        assert backend.is_place(PLACES[name])
+        assert backend.extra is None or backend.extra in extras
+
+
+def test_a_place_is_of_one_sort_and_no_two_back_ends_share_a_kind_there() -> None:
+    for place in ("index", "index.db/", "a.db", "a/b.db", "http://a:1", "https://a.db", "dbx"):
+        here = [backend for backend in BACKENDS.values() if backend.is_place(place)]
+        kinds = [kind for backend in here for kind in backend.kinds]
+        assert kinds
+        assert len({backend.is_place for backend in here}) == 1
+        assert len(set(kinds)) == len(kinds)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, backend in BACKENDS.items() for kind in backend.kinds if name != "milvus"]
+)
+def test_every_kind_is_created_found_again_and_searched(name: str, kind: str, tmp_path: Path) -> None:
+    if BACKENDS[name].extra:
+        pytest.importorskip({"faiss": "faiss", "milvus": "milvus_lite"}[BACKENDS[name].extra])
+    place = str(tmp_path / PLACES[name])
+    z = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    assert not exists(place)
+    index = create_index(place, description(kind))
+    index.add([Document(str(i), f"text {i}") for i in range(300)], z)
+    index.close()
+    assert exists(place)
+    index = open_index(place)
+    assert index.description == description(kind)
+    nearest = rerank(index, z[:20], 1, 100).rows[:, 0]
+    found = [one.id for one in index.documents(nearest)]
+    index.close()
+    assert np.mean([id_ == str(i) for i, id_ in enumerate(found)]) >= 0.9  # each document is nearest to itself
+    with pytest.raises(UserError, match="not overwritten"):
+        create_index(place, description(kind))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_kind_that_a_place_does_not_have_is_named_with_those_that_it_has(name: str, tmp_path: Path) -> None:
+    place = PLACES[name] if "://" in PLACES[name] else str(tmp_path / PLACES[name])
+    with pytest.raises(UserError, match="--kind=fiass-flat is unknown") as error:
+        create_index(place, description("fiass-flat"))
+    allowed = str(error.value).partition("allowed: ")[2].split(", ")
+    assert set(BACKENDS[name].kinds) <= set(allowed)
+
+
+def test_a_stored_kind_that_this_version_lacks_is_named(tmp_path: Path) -> None:
+    from mrl_jax.search.index import store
+
+    store.create(tmp_path / "index", description("usearch"))
+    with pytest.raises(UserError, match="is an index of kind usearch; this version opens exact, faiss-flat"):
+        open_index(str(tmp_path / "index"))
+
+
+def test_importing_search_imports_no_client_of_a_back_end() -> None:
+    code = (
+        "import sys, mrl_jax; mrl_jax.funnel; import mrl_jax.search.__main__; "
+        "print(sorted({'faiss', 'pymilvus', 'milvus_lite'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_modules_that_the_readme_imports_are_attributes_of_the_package() -> None:
+    import mrl_jax
+    from mrl_jax.evaluate import cascade
+    from mrl_jax.search import funnel
+
+    assert mrl_jax.cascade is cascade
+    assert mrl_jax.funnel is funnel
