@@ -479,7 +479,7 @@ def test_an_interrupted_export_leaves_nothing_and_the_next_one_works(
 ) -> None:
     command = [str(words), "--to", "stablehlo", str(tmp_path / "made")]
     with monkeypatch.context() as patch:
-        patch.setattr(export, "card", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(export, "card", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert export.main(command) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
