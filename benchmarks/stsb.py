@@ -27,7 +27,6 @@ from mrl_jax import config as configuration
 from mrl_jax import data, runs
 from mrl_jax.data import Pairs
 from mrl_jax.encoders import huggingface
-from mrl_jax.training.loop import steps
 
 
 def as_sentence_transformer(weights: str, max_length: int) -> SentenceTransformer:
@@ -62,7 +61,7 @@ def main() -> None:
     dataset = data.load(config.data)
     train, test = dataset.train, dataset.test
     dims, batch = list(config.nesting_dims), config.trainer.batch_size
-    total = options.steps or steps(config.trainer, len(train))
+    total = options.steps or config.trainer.total_steps(len(train))
     rows = Dataset.from_dict(
         {
             "sentence1": [train.table[i] for i in train.columns[:, 0]],

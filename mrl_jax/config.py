@@ -77,6 +77,12 @@ class TrainerConfig:
     log_every: int = at_least(20, 1)  # steps between lines of metrics.jsonl
     checkpoint_seconds: float = at_least(60.0, 0)  # between checkpoints of the training state; 0: at every log line
 
+    def total_steps(self, examples: int) -> int:
+        """Optimiser steps of a run on so many training examples: `steps`, or `epochs` passes."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((self.epochs or 0) * examples / self.batch_size))
+
 
 @dataclass(frozen=True)
 class Config:

@@ -20,8 +20,8 @@ from mrl_jax.runs import checkpoint
 from mrl_jax.text.tokenizers import Preprocessor
 from mrl_jax.training import batches
 from mrl_jax.training.batches import Examples
-from mrl_jax.training.loop import tokens_at_once
 from mrl_jax.training.step import TrainStep, Weights
+from mrl_jax.training.trainer import tokens_at_once
 
 CHUNK = 16_384  # texts that are read, sorted and embedded together
 

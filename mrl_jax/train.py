@@ -35,8 +35,9 @@ from mrl_jax.runs import MetricRow, checkpoint, sweeps
 from mrl_jax.tasks import Splits
 from mrl_jax.tasks.description import describe, read_splits, refuse_other_data, to_json
 from mrl_jax.training import disk_examples
-from mrl_jax.training.loop import Interrupted, Trainer, grouped, total_steps
+from mrl_jax.training.loop import Interrupted
 from mrl_jax.training.models import load_model, save_model
+from mrl_jax.training.trainer import Trainer, grouped
 
 
 def train(config: Config) -> Path:
@@ -70,7 +71,7 @@ def _prepare(config: Config, locks: contextlib.ExitStack) -> tuple[Path, Trainer
     splits = read_splits(config, dataset, reader)
     description = describe(config, dataset, reader, splits)
     processes.same("data set", json.loads(to_json(description)))
-    step = tasks.train_step(config, description, total_steps(config.trainer, len(splits["train"])))
+    step = tasks.train_step(config, description, config.trainer.total_steps(len(splits["train"])))
     trainer = Trainer(step, config.trainer)
     step.check()
     if directory is None:

@@ -20,7 +20,7 @@ from mrl_jax import arms, config, train
 from mrl_jax.errors import UserError
 from mrl_jax.runs import checkpoint, read_rows
 from mrl_jax.tasks.classification import Classification
-from mrl_jax.training import loop
+from mrl_jax.training import trainer
 from mrl_jax.training.step import TrainStep
 
 ROOT = Path(__file__).parent.parent
@@ -258,7 +258,7 @@ def test_sigterm_during_evaluation_costs_no_training(
         assert train.main(words) == 75
     assert "stopped by SIGTERM; continue with the same command and resume=true" in capsys.readouterr().err
     with monkeypatch.context() as patched:
-        patched.setattr(loop.Trainer, "fit", lambda *_: pytest.fail("trained again"))
+        patched.setattr(trainer.Trainer, "fit", lambda *_: pytest.fail("trained again"))
         assert train.main([*words, "resume=true"]) == 0
     assert train.main([*words[:-2], "run=b", words[-1]]) == 0
     assert comparable(tmp_path / "tiny" / "a") == comparable(tmp_path / "tiny" / "b")

@@ -1,8 +1,8 @@
-"""What every data source delivers (`Dataset`), what is asked of it (`DataConfig`), and the one rule for subsets.
+"""What every data source delivers (`Dataset`, `PairDataset`), what it is asked for (`DataConfig`), how parts are cut.
 
 Texts are a list of str, images uint8 `[n, h, w, c]`, features float32 `[n, d]`; labels are int32 `[n]`, indices into
-`classes`. Images too many for memory are a lazy object with `__len__`, `__getitem__(int array)` and `subset`; texts too
-many for it are `StreamedTexts`.
+`classes`. Images that exceed memory are a lazy object with `__len__`, `__getitem__(int array)` and `subset`; texts that
+exceed it are `StreamedTexts`. Pairs are row numbers of a table of distinct texts or vectors.
 """
 
 import hashlib
@@ -15,16 +15,16 @@ import numpy as np
 
 from mrl_jax.errors import UserError
 
-STREAMED_FROM = 1 << 30  # bytes of data.train (uncompressed, if Parquet) from which on it is not read into memory
+STREAMING_MIN_BYTES = 1 << 30  # a data.train of at least this size (uncompressed, if Parquet) stays on disk
 SPLIT_SEED = 0x5EED  # of the validation cut: never the training seed, so that every seed is validated on the same rows
-DOCUMENTS_PER_QUERY = 10  # of a ranking cut to `data.limit` queries
+DOCUMENTS_PER_QUERY = 10  # of a ranking that `data.limit` cuts
 
 Task = Literal["classes", "pairs"]
 
 
 @runtime_checkable
 class LazyInputs(Protocol):
-    """Inputs that are read when asked for."""
+    """Inputs that are read on demand."""
 
     def __len__(self) -> int: ...
 
@@ -39,12 +39,12 @@ class LazyInputs(Protocol):
 
 @dataclass(frozen=True)
 class StreamedTexts:
-    """Texts too many for memory: read from their source, in its order, each time they are iterated over."""
+    """Texts that exceed memory: read from their source, in its order, each time they are iterated over."""
 
-    read: Callable[[], Iterator[str]]  # every text of the source
-    total: int  # of them
-    digest: str  # says what the source holds
-    rows: np.ndarray | None = None  # int32, ascending: those of the source that these are; null: all
+    read: Callable[[], Iterator[str]]  # yields every text of the source
+    total: int  # number of texts of the source
+    digest: str  # identifies the content of the source
+    rows: np.ndarray | None = None  # int32, ascending: the selected texts of the source; None: all
 
     def __len__(self) -> int:
         return self.total if self.rows is None else len(self.rows)
@@ -59,13 +59,13 @@ class StreamedTexts:
         return itertools.compress(self.read(), wanted.tobytes())
 
     def subset(self, rows: np.ndarray) -> "StreamedTexts":
-        """A view of these rows, which ascend."""
+        """A view of these rows, which must ascend."""
         rows = rows.astype(np.int32) if self.rows is None else self.rows[rows]
         return replace(self, rows=rows)
 
     @property
     def key(self) -> str:
-        """SHA-256 of what these texts are."""
+        """SHA-256 that identifies these texts."""
         rows = b"" if self.rows is None else np.ascontiguousarray(self.rows).tobytes()
         return hashlib.sha256(f"{self.digest} {len(self)} ".encode() + rows).hexdigest()
 
@@ -87,10 +87,18 @@ def take(inputs: AnyInputs, rows: np.ndarray) -> AnyInputs:
 
 
 def compact(table: AnyTable, rows: np.ndarray) -> tuple[AnyTable, np.ndarray]:
-    """The table without what `rows` (int, any shape) does not name, in its order, and the rows' new numbers, int32."""
-    named = np.zeros(len(table), bool)
-    named[rows] = True
-    return take(table, np.flatnonzero(named)), (np.cumsum(named, dtype=np.int32) - 1)[rows]
+    """The part of a table that is used.
+
+    Args:
+        table: t texts, or features [t, d].
+        rows: the row numbers that are used, int of any shape.
+
+    Returns:
+        The used rows of the table in its order, and `rows` renumbered for it, int32.
+    """
+    used = np.zeros(len(table), bool)
+    used[rows] = True
+    return take(table, np.flatnonzero(used)), (np.cumsum(used, dtype=np.int32) - 1)[rows]
 
 
 @dataclass(frozen=True)
@@ -119,8 +127,8 @@ class Split:
         return cut(self.labels, fraction)
 
     def first(self, limit: int | None) -> "Split":
-        """The first `limit` examples, class by class (see `first`); all without a limit."""
-        return self if limit is None else self.take(first(self.labels, limit))
+        """The first examples of each class, `limit` in all (see `first_per_class`); None: all examples."""
+        return self if limit is None else self.take(first_per_class(self.labels, limit))
 
 
 @dataclass(frozen=True)
@@ -145,15 +153,15 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Texts (or feature vectors) that belong together, each as a row of a table that holds every distinct one once.
+    """Texts (or feature vectors) that belong together, as row numbers of a table that holds every distinct one once.
 
     Without `scores` the first two columns are an anchor and its positive, further ones hard negatives of the anchor.
-    With them there are two columns, and a score says how alike they are.
+    With `scores` there are two columns, and a score says how similar they are.
     """
 
     table: Table
     columns: np.ndarray  # int32 [n, c], c ≥ 2, rows of `table`
-    scores: np.ndarray | None = None  # float32 [n]; larger is more alike, in whatever unit the source has
+    scores: np.ndarray | None = None  # float32 [n]; larger is more similar, in the unit of the source
 
     @property
     def contents(self) -> Literal["pairs", "scored pairs"]:
@@ -174,8 +182,8 @@ class Pairs:
         return Pairs(table, columns, None if self.scores is None else self.scores[rows])
 
     def cut(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers to train on and to validate on: the pairs of the rounded fraction of the anchors are held out,
-        never those of the last anchor.
+        """Row numbers to train on and to validate on: all pairs of this fraction of the anchors (rounded; at least one
+        anchor stays in training) are held out.
 
         Depends on the pairs and the fraction only, so every run of a study has the same validation pairs.
         """
@@ -184,13 +192,13 @@ class Pairs:
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
     def first(self, limit: int | None) -> "Pairs":
-        """The first `limit` pairs of an order that is the same in every run; all without a limit."""
+        """`limit` pairs, the same in every run, in their order; None: all pairs."""
         return self if limit is None else self.take(first_rows(len(self), limit))
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Queries, the documents to be found and the judgments (qrels) that say which should be."""
+    """Queries, the documents to search and the judgments (qrels) that say which documents are relevant."""
 
     queries: Sequence[str] | np.ndarray  # q texts, or features float32 [q, d]
     documents: Sequence[str] | np.ndarray  # d texts, or features
@@ -202,8 +210,8 @@ class Ranking:
         return len(self.query_ids)
 
     def first(self, limit: int | None) -> "Ranking":
-        """At most `limit` queries, their judged documents and, up to `DOCUMENTS_PER_QUERY` documents per query in all,
-        the first others; everything without a limit."""
+        """At most `limit` queries with their judged documents, filled up with the first others to `DOCUMENTS_PER_QUERY`
+        documents per query; None: everything."""
         if limit is None:
             return self
         queries = first_rows(len(self), limit)
@@ -225,10 +233,10 @@ class Ranking:
 
 @dataclass(frozen=True)
 class PairDataset:
-    """Pairs to train on, pairs to choose by, and what to be tested on: a ranking, or pairs with scores.
+    """Training pairs, validation pairs, and the test: a ranking, or pairs with scores.
 
-    No anchor of the training pairs is an anchor of the validation pairs or the test (`stsb` alone keeps its published
-    parts, which do share some).
+    No anchor of the training pairs is an anchor of the validation pairs or the test (only `stsb` keeps its published
+    parts, which share some).
     """
 
     task: ClassVar[Task] = "pairs"
@@ -250,21 +258,21 @@ class PairDataset:
 class DataConfig:
     """Which data to read."""
 
-    source: str  # one of `mrl_jax.data.SOURCES`
-    task: Task | None = None  # wordnet, features: what to read of it; null: classes
-    path: str | None = None  # beir: the folder with corpus.jsonl, queries.jsonl and qrels/
-    name: str | None = None  # tfds: the data set's name in the TFDS catalogue, "ag_news_subset" or "name/config"
-    train: str | None = None  # files, features, pairs: path; beir: path of pairs to train on instead of its own
-    test: str | None = None  # files, features, pairs: path
-    validation: str | None = None  # files, features, pairs: path; cut from train if absent
-    train_labels: str | None = None  # features in .npy: path of the labels
-    test_labels: str | None = None
-    validation_labels: str | None = None
-    validation_fraction: float = 0.1  # of train's classes or anchors; not used where the source has a validation part
-    image_size: int | None = None  # tfds images: side in pixels; stored size if absent
-    cache_dir: str | None = None  # default: $MRL_JAX_CACHE or ~/.cache/mrl_jax
-    streaming: bool | None = None  # files, tfds, pairs: texts stay on disk; null: from `STREAMED_FROM` bytes on
-    limit: int | None = None  # at most so many examples, pairs or queries a split (for smoke runs)
+    source: str  # name of the data source, one of `mrl_jax.data.SOURCES`
+    task: Task | None = None  # wordnet, features: whether to learn classes or pairs; null: classes
+    path: str | None = None  # beir: folder with corpus.jsonl, queries.jsonl and qrels/
+    name: str | None = None  # tfds: name in the TFDS catalogue, such as ag_news_subset or name/config
+    train: str | None = None  # files, features, pairs: training file; beir: file of pairs instead of its own judgments
+    test: str | None = None  # files, features, pairs: test file
+    validation: str | None = None  # files, features, pairs: validation file; null: cut from the training data
+    train_labels: str | None = None  # features as .npy: file with the labels of data.train
+    test_labels: str | None = None  # features as .npy: file with the labels of data.test
+    validation_labels: str | None = None  # features as .npy: file with the labels of data.validation
+    validation_fraction: float = 0.1  # share of each class or the anchors held out; 0 if there is a validation part
+    image_size: int | None = None  # tfds images: side in pixels; null: the stored size
+    cache_dir: str | None = None  # folder of downloads and prepared data; null: $MRL_JAX_CACHE, or ~/.cache/mrl_jax
+    streaming: bool | None = None  # files, tfds, pairs: read inputs from disk during training; null: only large data
+    limit: int | None = None  # maximum number of examples (pairs, queries) per split, for smoke runs
 
 
 def check_numbers(config: DataConfig) -> None:
@@ -287,7 +295,8 @@ def cut_validation(train: Examples, validation: Examples, fraction: float) -> tu
 
 
 def cut(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to keep and rows to hold out, both sorted: of each class the rounded fraction, never its last example.
+    """Row numbers to train on and to hold out, both sorted: of each class this fraction is held out (rounded; at least
+    one example of a class stays in training).
 
     Depends on the labels and the fraction only, so every run of a study has the same validation set.
     """
@@ -299,9 +308,11 @@ def cut(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def first(labels: np.ndarray, limit: int) -> np.ndarray:
-    """The first rows of each class in proportion to its size, sorted, `limit` in all: every class has one before any
-    has two shares. Row r of a class of n is taken at quantile r/n."""
+def first_per_class(labels: np.ndarray, limit: int) -> np.ndarray:
+    """The first rows of each class in proportion to its size, sorted, `limit` in all.
+
+    Every class gets one row before any gets a second share: row r of a class of n is taken at quantile r/n.
+    """
     quantile = np.empty(len(labels))
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
@@ -310,13 +321,13 @@ def first(labels: np.ndarray, limit: int) -> np.ndarray:
 
 
 def first_rows(count: int, limit: int) -> np.ndarray:
-    """The first `limit` of `count` row numbers in an order that is the same in every run, sorted."""
+    """`limit` of `count` row numbers, drawn at random but the same in every run, sorted."""
     return np.sort(np.random.default_rng(SPLIT_SEED).permutation(count)[:limit])
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """The different labels, sorted: as numbers if all are whole numbers (2 before 10), else as text."""
-    found = set(labels)
-    if all(label.isascii() and label.isdigit() for label in found):  # of any length: Python's int() has a limit
-        return tuple(sorted(found, key=lambda label: (len(label.lstrip("0")), label.lstrip("0"), label)))
-    return tuple(sorted(found))
+    """The distinct labels, sorted: as numbers if all are whole numbers (2 before 10), else as text."""
+    names = set(labels)
+    if all(name.isascii() and name.isdigit() for name in names):  # of any length: Python's int() has a limit
+        return tuple(sorted(names, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name)))
+    return tuple(sorted(names))

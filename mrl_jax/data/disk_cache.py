@@ -1,4 +1,4 @@
-"""What is worked out once about data larger than memory, kept in CACHE/streamed for the runs that follow."""
+"""Results about data larger than memory that are computed once and stored in CACHE/streamed for later runs."""
 
 import fcntl
 import hashlib
@@ -16,20 +16,21 @@ import numpy as np
 from mrl_jax.errors import UserError
 from mrl_jax.files import cache_folder, sha256_of
 
-FORMAT = 1  # of what is kept
-CHUNK = 1 << 16  # keys that are compared at a time
+FORMAT_VERSION = 1  # of the stored files
+KEYS_PER_COMPARISON = 1 << 16  # rows of keys compared at a time
 
 
-def folder(cache_dir: str | None, what: str, *said: str) -> Path:
-    """The place of what is worked out from `said`."""
-    key = hashlib.sha256("\n".join((str(FORMAT), *said)).encode()).hexdigest()
-    return cache_folder(cache_dir) / "streamed" / f"{what}-{key[:24]}"
+def folder(cache_dir: str | None, name: str, *inputs: str) -> Path:
+    """Where the result `name` that follows from `inputs` is stored."""
+    key = hashlib.sha256("\n".join((str(FORMAT_VERSION), *inputs)).encode()).hexdigest()
+    return cache_folder(cache_dir) / "streamed" / f"{name}-{key[:24]}"
 
 
-def kept(place: Path, make: Callable[[Path], None]) -> Path:
-    """The folder `place`, which `make(partial folder)` fills unless it is there: whole or absent, made by one process.
+def build_once(place: Path, build: Callable[[Path], None]) -> Path:
+    """Have `build(partial folder)` fill the folder `place` unless it exists, and return it.
 
-    Others wait for it; the kernel releases the lock of a killed one. Raises `UserError` when it cannot be written.
+    The folder is complete or absent, and one process builds it. Others wait; the kernel releases the lock of a killed
+    process. Raises `UserError` if the folder cannot be written.
     """
     if place.is_dir():
         return place
@@ -40,7 +41,7 @@ def kept(place: Path, make: Callable[[Path], None]) -> Path:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"waiting for {place}, which another process prepares", file=sys.stderr, flush=True)
+                print(f"waiting for {place}, which another process is preparing", file=sys.stderr, flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
             if place.is_dir():
                 return place
@@ -48,28 +49,28 @@ def kept(place: Path, make: Callable[[Path], None]) -> Path:
             partial.mkdir()
             print(f"preparing {place}", file=sys.stderr, flush=True)
             try:
-                make(partial)
+                build(partial)
                 os.replace(partial, place)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # ArrayRecord reports a full disk as RuntimeError
-        said = " ".join(str(error).split())
-        raise UserError(f"{place} cannot be written ({said}); free some space, or set data.cache_dir") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{place} cannot be written ({reason}); free some space, or set data.cache_dir") from error
     return place
 
 
 class Labels(NamedTuple):
-    """The labels of a file: the different ones in the order of their first rows, where those stand, and one a row."""
+    """The labels of a file."""
 
-    names: list[str]
-    places: list[str]
-    rows: np.ndarray  # int32 [n], indices into `names`
+    names: list[str]  # the distinct labels in order of first occurrence
+    places: list[str]  # where each of them occurs first
+    rows: np.ndarray  # int32 [n], the label of each row as an index into `names`
 
 
 def labels(place: Path, rows: Callable[[], Iterable[tuple[str, str]]]) -> Labels:
-    """The labels of `rows`, (place, label) each, read once and then kept."""
+    """The labels of `rows`, (place, label) each, read once and then stored."""
 
-    def make(partial: Path) -> None:
+    def build(partial: Path) -> None:
         first: dict[str, int] = {}
         places: list[str] = []
         numbers = array("i")
@@ -78,30 +79,30 @@ def labels(place: Path, rows: Callable[[], Iterable[tuple[str, str]]]) -> Labels
             if number == len(places):
                 places.append(at)
             numbers.append(number)
-        found = np.array(numbers, np.int32)
-        np.save(partial / "rows.npy", found)
-        (partial / "labels.json").write_text(json.dumps([list(first), places, checksum(found)]), encoding="utf-8")
+        indices = np.array(numbers, np.int32)
+        np.save(partial / "rows.npy", indices)
+        (partial / "labels.json").write_text(json.dumps([list(first), places, checksum(indices)]), encoding="utf-8")
 
-    kept(place, make)
+    build_once(place, build)
     try:
         names, places, expected = json.loads((place / "labels.json").read_text(encoding="utf-8"))
         return Labels(names, places, load(place / "rows.npy", expected))
     except (OSError, ValueError, EOFError) as error:
-        raise damaged(place, error) from error
+        raise damaged_error(place, error) from error
 
 
-class Distinct(NamedTuple):
-    """The texts of a file of pairs, counted column after column: n anchors, n positives, …"""
+class DistinctTexts(NamedTuple):
+    """The distinct texts of a file of pairs. Texts are counted column after column: n anchors, n positives, …"""
 
-    first: np.ndarray  # int32 [t], ascending: where each distinct text stands first
-    columns: np.ndarray  # int32 [n, c]: which of the distinct ones each is
+    first: np.ndarray  # int32 [t], ascending: where each distinct text occurs first
+    columns: np.ndarray  # int32 [n, c]: the text of each cell as an index into `first`
     scores: np.ndarray | None  # float32 [n]
 
 
-def distinct(place: Path, rows: Callable[[], Iterable[tuple[list[str], float | None]]]) -> Distinct:
-    """What distinguishes the texts of `rows`, (texts, score) each, read once and then kept; by 128 bits of a hash."""
+def deduplicate(place: Path, rows: Callable[[], Iterable[tuple[list[str], float | None]]]) -> DistinctTexts:
+    """The distinct texts of `rows`, (texts, score) each, read once and then stored; identified by 128-bit hashes."""
 
-    def make(partial: Path) -> None:
+    def build(partial: Path) -> None:
         hashes: list[bytearray] = []
         scores = array("f")
         for texts, score in rows():
@@ -111,31 +112,38 @@ def distinct(place: Path, rows: Callable[[], Iterable[tuple[list[str], float | N
             if score is not None:
                 scores.append(score)
         width, keys = len(hashes) or 2, np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, 2)
-        hashes.clear()  # 16 bytes a text, as the keys
-        first, numbers = _numbered(keys)
+        hashes.clear()  # as large as the keys: 16 bytes per text
+        first, numbers = number_keys(keys)
         columns = np.ascontiguousarray(numbers.reshape(width, -1).T)
-        found = {"first": first, "columns": columns} | ({"scores": np.array(scores, np.float32)} if scores else {})
-        for name, content in found.items():
+        arrays = {"first": first, "columns": columns} | ({"scores": np.array(scores, np.float32)} if scores else {})
+        for name, content in arrays.items():
             np.save(partial / f"{name}.npy", content)
-        sums = {name: checksum(content) for name, content in found.items()}
+        sums = {name: checksum(content) for name, content in arrays.items()}
         (partial / "sums.json").write_text(json.dumps(sums), encoding="utf-8")
 
-    kept(place, make)
+    build_once(place, build)
     try:
         sums = json.loads((place / "sums.json").read_text(encoding="utf-8"))
-        found = {name: load(place / f"{name}.npy", expected) for name, expected in sums.items()}
-        return Distinct(found["first"], found["columns"], found.get("scores"))
+        arrays = {name: load(place / f"{name}.npy", expected) for name, expected in sums.items()}
+        return DistinctTexts(arrays["first"], arrays["columns"], arrays.get("scores"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-        raise damaged(place, error) from error
+        raise damaged_error(place, error) from error
 
 
-def _numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For keys [n, 2]: the rows where a new one stands, and for each row which of those it is, int32."""
-    order = np.lexsort(keys.T)  # stable: of equal keys the first comes first
+def number_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the distinct keys in order of first occurrence. O(n log n).
+
+    Args:
+        keys: uint64 [n, 2].
+
+    Returns:
+        The row of the first occurrence of each distinct key, int32 [t], and the number of each row's key, int32 [n].
+    """
+    order = np.lexsort(keys.T)  # stable: the first of equal keys comes first
     starts = np.ones(len(keys), bool)
-    for part in range(1, len(keys), CHUNK):
-        near = keys[order[part - 1 : part + CHUNK]]
-        starts[part : part + CHUNK] = (near[1:] != near[:-1]).any(axis=1)
+    for part in range(1, len(keys), KEYS_PER_COMPARISON):
+        chunk = keys[order[part - 1 : part + KEYS_PER_COMPARISON]]
+        starts[part : part + KEYS_PER_COMPARISON] = (chunk[1:] != chunk[:-1]).any(axis=1)
     is_first = np.zeros(len(keys), bool)
     is_first[order[starts]] = True
     number = np.cumsum(is_first, dtype=np.int32) - 1
@@ -150,18 +158,18 @@ def checksum(array: np.ndarray) -> str:
 
 
 def load(path: Path, expected: str) -> np.ndarray:
-    """An array whose checksum is known; raises `ValueError` where it has another one."""
-    found: np.ndarray = np.load(path, allow_pickle=False)
-    if checksum(found) != expected:
+    """Load an array; raises `ValueError` unless it has the `expected` checksum."""
+    array: np.ndarray = np.load(path, allow_pickle=False)
+    if checksum(array) != expected:
         raise ValueError(f"{path.name} is not as it was written")
-    return found
+    return array
 
 
-def damaged(place: Path, why: object) -> UserError:
-    """What to say of a folder whose files are not as they were written."""
-    return UserError(f"{place} is damaged ({' '.join(str(why).split())}); delete it, and it is prepared again")
+def damaged_error(place: Path, reason: object) -> UserError:
+    """The error for a folder whose files are not as they were written."""
+    return UserError(f"{place} is damaged ({' '.join(str(reason).split())}); delete it, and it is prepared again")
 
 
-def sha256(path: Path) -> str:
-    """Of a file's content and of its kind."""
+def file_digest(path: Path) -> str:
+    """What identifies a file: SHA-256 of its content, and its suffix."""
     return f"{sha256_of(path)} {path.suffix.lower()}"

@@ -1,4 +1,4 @@
-"""Pairs as row numbers of a table of distinct texts or vectors: how they are built and kept apart."""
+"""Pairs as row numbers of a table of distinct texts or vectors: how they are built, and how anchors are kept apart."""
 
 import hashlib
 import sys
@@ -10,56 +10,78 @@ import numpy as np
 from mrl_jax.data.base import PairDataset, Pairs, Ranking, StreamedTexts, Table, compact, take
 from mrl_jax.errors import UserError
 
-Held = Sequence[str] | np.ndarray  # t texts, or features float32 [t, d]
+MemoryTable = Sequence[str] | np.ndarray  # t texts, or features float32 [t, d]
 
 
-def keys(table: Table) -> Iterable[Hashable]:
-    """One value a row that is equal where the rows are: the text, or 128 bits of a vector's hash."""
+def row_keys(table: Table) -> Iterable[Hashable]:
+    """One key per row, equal where the rows are: the text, or 128 bits of a vector's hash."""
     if not isinstance(table, np.ndarray):
         return table
     return (hashlib.blake2b((row + 0.0).tobytes(), digest_size=16).digest() for row in table)  # + 0.0: −0 becomes 0
 
 
-def distinct(table: Held) -> tuple[Held, np.ndarray]:
-    """The table with every distinct row once, in order of first occurrence, and for each row where it went, int32."""
+def deduplicate(table: MemoryTable) -> tuple[MemoryTable, np.ndarray]:
+    """Keep every distinct row once.
+
+    Args:
+        table: n texts, or features [n, d].
+
+    Returns:
+        The distinct rows in order of first occurrence, and for each row of `table` its row number there, int32 [n].
+    """
     index: dict[Hashable, int] = {}
-    rows = np.fromiter((index.setdefault(key, len(index)) for key in keys(table)), np.int32, len(table))
+    rows = np.fromiter((index.setdefault(key, len(index)) for key in row_keys(table)), np.int32, len(table))
     return take(table, np.unique(rows, return_index=True)[1]), rows
 
 
-def paired(columns: Sequence[Held], scores: np.ndarray | None = None) -> Pairs:
-    """Pairs from at least two columns of n texts (or vectors) each: anchors, positives, negatives, …"""
+def build_pairs(columns: Sequence[MemoryTable], scores: np.ndarray | None = None) -> Pairs:
+    """Pairs over a table of their distinct texts or vectors.
+
+    Args:
+        columns: at least two columns of n texts, or features [n, d], each: anchors, positives, negatives, …
+        scores: float32 [n], of pairs with scores.
+    """
     if isinstance(columns[0], np.ndarray):
-        table, rows = distinct(np.concatenate(columns))
+        table, rows = deduplicate(np.concatenate(columns))
     else:
-        table, rows = distinct([text for column in columns for text in column])
+        table, rows = deduplicate([text for column in columns for text in column])
     return Pairs(table, np.ascontiguousarray(rows.reshape(len(columns), -1).T), scores)
 
 
 def ranking(pairs: Pairs) -> Ranking:
-    """The search task of unscored pairs: to find each distinct anchor's positives, each of gain 1, among all distinct
-    positives and negatives. Ids are row numbers."""
+    """The search task of unscored pairs: to find the positives of each distinct anchor, each of gain 1, among all
+    distinct positives and negatives. Ids are row numbers."""
     assert not isinstance(pairs.table, StreamedTexts)
-    queries, of_query = compact(pairs.table, pairs.columns[:, 0])
-    documents, of_document = compact(pairs.table, pairs.columns[:, 1:])
-    couples = np.unique(np.stack([of_query, of_document[:, 0]], axis=1), axis=0)
-    judgments = np.concatenate([couples, np.ones((len(couples), 1), np.int32)], axis=1)
-    return Ranking(queries, documents, judgments, numbered(queries), numbered(documents))
+    queries, query_rows = compact(pairs.table, pairs.columns[:, 0])
+    documents, document_rows = compact(pairs.table, pairs.columns[:, 1:])
+    judgments = binary_judgments(query_rows, document_rows[:, 0])
+    return Ranking(queries, documents, judgments, row_ids(queries), row_ids(documents))
 
 
-def numbered(table: Held) -> list[str]:
+def binary_judgments(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """The judgments that these documents are relevant: int32 [j, 3], each distinct pair once, with gain 1.
+
+    Args:
+        queries: row numbers of queries, int [n].
+        documents: for each, the row number of a relevant document, int [n].
+    """
+    pairs = np.unique(np.stack([queries, documents], axis=1), axis=0).astype(np.int32)
+    return np.concatenate([pairs, np.ones((len(pairs), 1), np.int32)], axis=1)
+
+
+def row_ids(table: MemoryTable) -> list[str]:
     """Row numbers as ids."""
     return [str(row) for row in range(len(table))]
 
 
-def held_apart(dataset: PairDataset) -> PairDataset:
-    """Drop from train the anchors of validation and test, and from validation those of test, and say how many.
+def separate_anchors(dataset: PairDataset) -> PairDataset:
+    """Drop from train the anchors of validation and test, and from validation those of the test, and say how many.
 
     Raises `UserError` if nothing is left to train on.
     """
     test = set(anchor_keys(dataset.test))
-    validation = without(dataset.validation, test, "validation", "the test")
-    train = without(dataset.train, test.union(anchor_keys(validation)), "training", "validation or the test")
+    validation = drop_anchors(dataset.validation, test, "validation", "the test")
+    train = drop_anchors(dataset.train, test.union(anchor_keys(validation)), "training", "validation or the test")
     if not len(train):
         raise UserError(f"{dataset.name} has no training pair whose anchor is not in validation or the test too")
     return replace(dataset, train=train, validation=validation)
@@ -67,16 +89,16 @@ def held_apart(dataset: PairDataset) -> PairDataset:
 
 def anchor_keys(part: Pairs | Ranking) -> Iterable[Hashable]:
     """The keys of the anchors, or queries, of a part."""
-    return keys(part.queries if isinstance(part, Ranking) else compact(part.table, part.columns[:, 0])[0])
+    return row_keys(part.queries if isinstance(part, Ranking) else compact(part.table, part.columns[:, 0])[0])
 
 
-def without(pairs: Pairs, taken: set[Hashable], name: str, where: str) -> Pairs:
-    """The pairs whose anchor is not `taken`; what is dropped is counted on stderr."""
+def drop_anchors(pairs: Pairs, taken: set[Hashable], name: str, owner: str) -> Pairs:
+    """The pairs whose anchor is not `taken` by `owner`; stderr gets the number of those that are dropped."""
     anchors = np.unique(pairs.columns[:, 0])
-    found = [key in taken for key in keys(take(pairs.table, anchors))]
-    if not any(found):
+    is_taken = [key in taken for key in row_keys(take(pairs.table, anchors))]
+    if not any(is_taken):
         return pairs
-    drop = np.isin(pairs.columns[:, 0], anchors[found])
-    count = f"{sum(found):,} of {len(anchors):,} anchors ({drop.sum():,} of {len(drop):,} pairs)"
-    print(f"{name}: dropped {count}, which {where} has too", file=sys.stderr, flush=True)
+    drop = np.isin(pairs.columns[:, 0], anchors[is_taken])
+    count = f"{sum(is_taken):,} of {len(anchors):,} anchors ({drop.sum():,} of {len(drop):,} pairs)"
+    print(f"{name}: dropped {count}, which {owner} has too", file=sys.stderr, flush=True)
     return pairs.take(~drop)

@@ -23,12 +23,11 @@ import numpy as np
 from mrl_jax import arms, runs
 from mrl_jax import config as configuration
 from mrl_jax.config import Config
+from mrl_jax.data.readers.arrays import DAMAGED
 from mrl_jax.data.readers.records import check_expansion
-from mrl_jax.data.sources.features import DAMAGED
 from mrl_jax.errors import UserError
 from mrl_jax.report.statistics import Crossover, Difference, Interval, mean_interval
 from mrl_jax.runs import MetricRow
-from mrl_jax.training.loop import total_steps
 
 LABELS = {
     "mrl": "MRL",
@@ -462,7 +461,7 @@ def _refuse(first: Run, other: Run) -> None:
     if differ:
         raise UserError(f"{said}: their {' and '.join(differ)} data differ (fingerprint in dataset.json)")
     for key, a, b in (
-        ("steps", *(total_steps(run.config.trainer, run.dataset["examples"]["train"]) for run in (first, other))),
+        ("steps", *(run.config.trainer.total_steps(run.dataset["examples"]["train"]) for run in (first, other))),
         ("trainer.batch_size", first.config.trainer.batch_size, other.config.trainer.batch_size),
     ):
         if a != b:

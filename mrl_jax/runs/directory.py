@@ -17,44 +17,24 @@ rewritten are replaced atomically.
 """
 
 import contextlib
-import csv
 import errno
 import fcntl
-import io
 import json
 import os
-import platform
 import secrets
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import jax
+from typing import Any
 
 from mrl_jax import config as configuration
-from mrl_jax import processes
 from mrl_jax.errors import UserError, nearest
 from mrl_jax.files import cannot_write_error, path_of, sha256_of, write
+from mrl_jax.runs.environment import environment
 
 SEALED = ("config.yaml", "dataset.json", "tokenizer.json", "idf.json")
-PACKAGES = ("mrl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
-
-
-class MetricRow(NamedTuple):
-    """A line of evaluation.csv."""
-
-    experiment: str
-    arm: str
-    seed: int
-    dim: int
-    split: str
-    metric: str
-    value: float
 
 
 def refuse_existing(config: configuration.Config) -> None:
@@ -215,104 +195,6 @@ def _check_seal(directory: Path) -> None:
         if file.is_file() and sha256_of(file) != expected:
             again = "; delete it and use resume=true to write it again" if name in SEALED[2:] else ""
             raise UserError(f"{file} is not what SHA256SUMS says: one of the two is damaged; restore it{again}")
-
-
-def environment() -> dict[str, Any]:
-    """What a reader needs to reproduce a run: versions, device, cores, commit."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    devices = jax.local_devices()
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": versions,
-        "devices": [device.device_kind for device in devices],
-        "processes": processes.count(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-class Log:
-    """metrics.jsonl: appended line by line, and cut back to a checkpoint when a run resumes from it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Add lines and hand them to the operating system, so that a killed process keeps them."""
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        if not processes.is_process0():
-            return
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise cannot_write_error(self.path, error) from error
-
-    def rewind(self, labels: Iterable[str], step: int) -> None:
-        """Drop what the members `labels` logged after `step` (and a last line that was cut off by a kill)."""
-        if not processes.is_process0():
-            return
-        dropped = set(labels)
-        kept = [line for line in self.read() if line["member"] not in dropped or line["step"] <= step]
-        write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-
-    def read(self) -> Iterator[dict[str, Any]]:
-        if not self.path.exists():
-            return
-        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(line, dict) and {"member", "step", "split"} <= line.keys():
-                yield line
-
-
-def write_rows(path: Path, rows: Iterable[MetricRow]) -> None:
-    """evaluation.csv, in one atomic replacement. Values are written with 6 decimals, below any real difference."""
-    if not processes.is_process0():
-        return
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(MetricRow._fields)
-    writer.writerows((*row[:-1], f"{row.value:.6f}") for row in rows)
-    write(path, buffer.getvalue())
-
-
-def read_rows(path: Path) -> list[MetricRow]:
-    """The lines of an evaluation.csv; an absent file has none."""
-    if not path.exists():
-        return []
-    rows = []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for r in csv.DictReader(file):
-                place = (r["experiment"], r["arm"], int(r["seed"]), int(r["dim"]), r["split"], r["metric"])
-                rows.append(MetricRow(*place, float(r["value"])))
-    except (KeyError, TypeError, ValueError, OSError, csv.Error) as error:
-        raise UserError(
-            f"{path} is damaged after line {len(rows) + 1} ({error}); delete it and use resume=true to write it again"
-        ) from None
-    return rows
 
 
 def read_dataset(directory: Path) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from mrl_jax.evaluate import Score
 from mrl_jax.losses import LOSSES
 from mrl_jax.runs import MetricRow
 from mrl_jax.training.batches import Examples
-from mrl_jax.training.loop import Trainer
 from mrl_jax.training.models import FitResult
 from mrl_jax.training.step import Objective
+from mrl_jax.training.trainer import Trainer
 
 Splits = Mapping[str, Any]  # train, validation, test: `Examples`, `PairExamples` or `RankingExamples`
 

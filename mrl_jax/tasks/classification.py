@@ -23,8 +23,8 @@ from mrl_jax.losses import heads, uncertainty_weighted
 from mrl_jax.runs import MetricRow
 from mrl_jax.tasks.base import MAX_EMBEDDINGS_BYTES, Preprocess, Splits, check_data, write_scores
 from mrl_jax.training.batches import Examples
-from mrl_jax.training.loop import Trainer
 from mrl_jax.training.models import FitResult
+from mrl_jax.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from mrl_jax.nesting import truncate
 from mrl_jax.runs import MetricRow
 from mrl_jax.tasks.base import MAX_EMBEDDINGS_BYTES, Preprocess, Splits, check_data, write_scores
 from mrl_jax.training.batches import Examples, PairExamples, RankingExamples
-from mrl_jax.training.loop import Trainer
 from mrl_jax.training.models import FitResult
 from mrl_jax.training.step import Weights
+from mrl_jax.training.trainer import Trainer
 
 COLDEST = 0.01  # the smallest temperature that is learned, as in CLIP (Radford et al., 2021, arXiv:2103.00020)
 MAX_COMPARISONS = 10**11  # of a query and a document, to validate streamed pairs; some minutes at 128 dims

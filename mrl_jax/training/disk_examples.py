@@ -52,7 +52,7 @@ def fit(config: Config, dataset: Dataset | PairDataset) -> Preprocessor:
         return learn()
     key = json.dumps([config.encoder.name, settings, tokenizers_version])
     place = disk_cache.folder(config.data.cache_dir, "tokenizer", texts.key, key)
-    disk_cache.kept(place, lambda folder: learn().save(folder))
+    disk_cache.build_once(place, lambda folder: learn().save(folder))
     return encoders.load(config.encoder, place, dataset.kind)
 
 
@@ -74,7 +74,7 @@ def examples(
     reads = hashlib.sha256(json.dumps([files, getattr(reader, "max_words", None)]).encode()).hexdigest()
     begun = digest_of(labels, {} if columns is None else {"columns": columns})
     place = disk_cache.folder(cache_dir, "examples", texts.key, begun.hexdigest(), reads, tokenizers_version)
-    disk_cache.kept(place, partial(_write, texts=texts, begun=begun, reader=reader, name=name))
+    disk_cache.build_once(place, partial(_write, texts=texts, begun=begun, reader=reader, name=name))
     return StreamedExamples(place, labels if columns is None else np.zeros(len(texts), np.int32))
 
 
@@ -188,7 +188,7 @@ class StreamedExamples(Examples):
             if len(lengths) != len(labels) or self.reader.num_records() != -(-len(labels) // self.texts_a_record):
                 raise ValueError(f"{RECORDS} and lengths.npy are not of {len(labels):,} texts")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
-            raise disk_cache.damaged(folder, error) from error
+            raise disk_cache.damaged_error(folder, error) from error
         self.labels: np.ndarray = labels
         self.lengths: np.ndarray = lengths
         self.longest = max(1, int(lengths.max(initial=0)))
@@ -211,9 +211,9 @@ class StreamedExamples(Examples):
         try:
             content = self.reader.read(wanted.tolist())
         except RuntimeError as error:
-            raise disk_cache.damaged(self.path.parent, error) from error
+            raise disk_cache.damaged_error(self.path.parent, error) from error
         if [len(one) for one in content] != (lengths.sum(1) * self.token.itemsize).tolist():
-            raise disk_cache.damaged(self.path.parent, f"{RECORDS} does not go with lengths.npy")
+            raise disk_cache.damaged_error(self.path.parent, f"{RECORDS} does not go with lengths.npy")
         start = (np.cumsum(lengths) - lengths.ravel()).reshape(lengths.shape)[which, place]
         length = self.lengths[rows]
         within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)

@@ -1,16 +1,13 @@
-"""Train a population: members (an arm and a seed) through one compiled step, in turn (`loop`) or together (`vmap`).
+"""The fit loop of one group of members: steps, log lines, validation, checkpoints.
 
-Members that share a seed see the same batches, dropout and initial parameters. In both ways of running, a *group* of
-members is trained to the end before the next: one member a group in `loop`, all of them in one for `vmap`.
 The moment with the best validation accuracy is kept; a killed run continues from its last checkpoint to the same bits.
 """
 
-import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +17,6 @@ from tqdm import tqdm
 from mrl_jax import processes
 from mrl_jax.arms import LossWeights, Member
 from mrl_jax.config import TrainerConfig
-from mrl_jax.console import progress
 from mrl_jax.errors import UserError
 from mrl_jax.runs import Log, checkpoint
 from mrl_jax.training import batches
@@ -29,166 +25,38 @@ from mrl_jax.training.models import FitResult, save_model
 from mrl_jax.training.placement import Best, Layout
 from mrl_jax.training.step import Measures, State, TrainStep, Weights
 
-# Steps of all seeds from which on a program of its own repays its compilation: some 8 s against 7 ms a step, two cores.
-WORTH_COMPILING = 1500
-
-CACHED_TOKENS = 1024
-
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM (`signum`): the state has been saved, the run can be resumed."""
 
-    def __init__(self, said: str, signum: int) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
         self.signum = signum
 
 
-def total_steps(config: TrainerConfig, examples: int) -> int:
-    """Optimiser steps of a run: `trainer.steps`, or `trainer.epochs` passes."""
-    if config.steps is not None:
-        return config.steps
-    return max(1, round((config.epochs or 0) * examples / config.batch_size))
+class Evaluator(Protocol):
+    """What the loop asks of its `trainer.Trainer`."""
 
+    config: TrainerConfig
+    program: TrainStep
 
-def grouped(members: Sequence[Member], at_once: int) -> list[tuple[Member, ...]]:
-    """The members in groups of at most `at_once` that are trained together."""
-    return [tuple(members[i : i + at_once]) for i in range(0, len(members), at_once)]
-
-
-def tokens_at_once() -> int | None:
-    """Tokens that are embedded together: on a CPU as many as its cache takes, elsewhere as many as the batch has."""
-    return CACHED_TOKENS if jax.default_backend() == "cpu" else None
-
-
-class Trainer:
-    """The compiled functions of a `TrainStep`, shared by all groups of a run, and their placement on the devices."""
-
-    def __init__(self, program: TrainStep, config: TrainerConfig) -> None:
-        self.program = program
-        self.config = config
-        devices = jax.device_count()
-        if config.batch_size % (devices * config.accumulate):
-            raise UserError(
-                f"trainer.batch_size={config.batch_size} cannot be split evenly over {devices} devices "
-                f"with trainer.accumulate={config.accumulate}; use a multiple of {devices * config.accumulate}"
-            )
-        self._narrow: dict[int, Trainer | None] = {}
-        self._embed = jax.jit(program.embed)
-        self._layouts: dict[int | None, Layout] = {}
-
-    def layout(self, members: int | None) -> "Layout":
+    def layout(self, members: int | None) -> Layout:
         """The compiled functions for `members` trained together, None for one that is trained alone."""
-        if members not in self._layouts:
-            self._layouts[members] = Layout.of(self.program, members)
-        return self._layouts[members]
-
-    def at_once(self, members: Sequence[Member], train: Examples | PairExamples) -> int:
-        """How many of the members to train together, by `trainer.population` and `trainer.arms_at_once`.
-
-        `auto` trains one a device on CPUs, where more would compete for the same cores and a larger working set only
-        costs cache, and elsewhere as many as fit in 80 % of the devices' memory, by XLA's account of a member's step.
-        """
-        population, devices = self.config.population, jax.device_count()
-        if population == "loop" or len(members) == 1:
-            return 1
-        if self.config.arms_at_once is not None:
-            return min(self.config.arms_at_once, len(members))
-        if population == "auto" and jax.default_backend() == "cpu":
-            return devices if devices <= len(members) else 1
-        stats = jax.local_devices()[0].memory_stats() or {}
-        if "bytes_limit" not in stats:
-            return len(members)
-        fitting = int(0.8 * stats["bytes_limit"] * devices / max(1, self._bytes_of_member(members[0], train)))
-        chunk = max(1, min(fitting, len(members)))
-        return int(processes.on_process0(lambda: chunk - chunk % devices if chunk > devices else chunk))
-
-    def _bytes_of_member(self, member: Member, train: Examples | PairExamples) -> int:
-        """Memory of one member's step on its longest batch, and of its best model so far."""
-        rows = np.zeros(self.config.batch_size, np.int32)
-        longest = None if train.lengths is None else train.padded(np.array([np.argmax(train.lengths)]))
-        row, key = member.arm.row(self.program.kinds), jax.random.key(0)
-        model = self.program.shapes
-        state = State(model, jax.eval_shape(self.program.optimizer.init, model.params), jnp.int32(0))
-        step = jax.jit(self.program.step, donate_argnums=0)
-        analysis = step.lower(state, train.take(rows, longest), row, key).compile().memory_analysis()
-        if analysis is None:  # not every backend keeps this account
-            return 0
-        used = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
-        return int(used + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.model)))
-
-    def fit(
-        self,
-        group: Sequence[Member],
-        seeds: Sequence[int],
-        train: Examples | PairExamples,
-        validation: Examples | PairExamples,
-        directory: Path,
-        log: Log,
-        bar: tqdm,
-    ) -> list[FitResult]:
-        """Train the members of one group to the end and return the best model of each.
-
-        `seeds` are those of the whole population.
-
-        Training states are checkpointed below `directory` and continued from there when there are any.
-
-        Raises:
-            UserError: a loss or gradient is not finite (names step, arm, granularity); no intact checkpoint; disk full.
-            Interrupted: after a signal, with the state saved.
-        """
-        trainer, members = self, tuple(group)
-        if len(members) == 1 and (width := members[0].arm.width) is not None:
-            narrow = self._narrowed(width, len(seeds))
-            if narrow is not None:
-                alone = dataclasses.replace(members[0].arm, weights=(1.0,))
-                trainer, members = narrow, (dataclasses.replace(members[0], arm=alone),)
-        fitted = _Group(trainer, members, tuple(seeds), train, validation, directory, log, bar).fit()
-        return [one._replace(member=member) for one, member in zip(fitted, group, strict=True)]
-
-    def _narrowed(self, width: int, seeds: int) -> "Trainer | None":
-        """The trainer of fixed-size models of `width`, where they are cheaper to train in a program of their own."""
-        if width not in self._narrow:
-            worth = width < self.program.width and self.program.steps * seeds >= WORTH_COMPILING
-            program = self.program.narrowed(width) if worth else None
-            self._narrow[width] = None if program is None else Trainer(program, self.config)
-        return self._narrow[width]
-
-    def embed(self, model: Weights, examples: Examples, batch_size: int) -> np.ndarray:
-        """Embeddings float32 [n, D] of one member for every example, in their order.
-
-        Every process embeds its share of the batches, and all of them get all embeddings.
-        """
-        z, found = [np.empty((0, self.program.width), np.float32)], [np.empty(0, np.int64)]
-        model = jax.device_put(processes.on_host(model), jax.local_devices()[0])
-        share = (processes.rank(), processes.count())
-        with progress(len(examples), "embed", "example", leave=False) as bar:
-            for rows, batch, valid in batches.slices(examples, batch_size, tokens_at_once(), share):
-                del batch["label"]
-                z.append(np.asarray(self._embed(model, batch))[valid])
-                found.append(rows)
-                bar.update(len(rows) * share[1])
-        return processes.joined(np.concatenate(z), np.concatenate(found), len(examples))
+        ...
 
     def accuracy(
         self, model: Weights, examples: Examples | PairExamples, batch_size: int, members: int | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Accuracy and mean loss [(members,) kinds, K] over a split."""
-        layout = self.layout(members)
-        right: Any = 0
-        lost: Any = 0
-        for _, batch, valid in batches.slices(examples, batch_size):
-            found = layout.score(model, *layout.on_devices([batch, valid], layout.shared))
-            hits, losses = processes.on_host(found)
-            right, lost = right + hits, lost + losses.astype(np.float64)
-        return right / len(examples), lost / len(examples)
+        ...
 
 
-class _Group:
+class GroupLoop:
     """The fit loop of one group of members."""
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: Evaluator,
         members: tuple[Member, ...],
         seeds: tuple[int, ...],
         train: Examples | PairExamples,
@@ -245,7 +113,7 @@ class _Group:
                 if stop:
                     raise Interrupted(f"stopped at step {step} of {self.total} ({self._names()})", stop)
         best = processes.on_host(best)
-        return [self._fitted(best, i) for i in range(len(self.members))]
+        return [self._result(best, i) for i in range(len(self.members))]
 
     def _start(self) -> tuple[State, Best, int, list[Measures]]:
         """The initial state, or that of the newest intact checkpoint, with its step and what it had not logged yet."""
@@ -253,14 +121,14 @@ class _Group:
         state = jax.tree.map(lambda *leaves: np.stack(leaves), *states) if self.together else states[0]
         shape = (len(self.members),) if self.together else ()
         best = Best(state.model, np.full(shape, -1.0, np.float32), np.zeros(shape, np.int32))
-        found: dict[str, Any] = {}
+        newest_state: dict[str, Any] = {}
 
         def newest() -> dict[str, Any]:
-            """The step of the newest intact checkpoint and its log window; the arrays are left in `found`."""
+            """The step of the newest intact checkpoint and its log window; the arrays are left in `newest_state`."""
             present = checkpoint.saved_steps(self.directory)
             for at in reversed(present):
                 try:
-                    found["state"], meta = checkpoint.load(self.directory, at, (state, best))
+                    newest_state["state"], meta = checkpoint.load(self.directory, at, (state, best))
                 except UserError as damaged:
                     if at == present[0]:
                         raise UserError(
@@ -277,7 +145,7 @@ class _Group:
 
         start = processes.on_process0(newest)
         if start["step"]:
-            state, best = processes.broadcast(found.get("state", (state, best)))
+            state, best = processes.broadcast(newest_state.get("state", (state, best)))
         self.log.rewind([m.label for m in self.members], start["step"])
         self.bar.n = self.bar.initial = start["step"]
         self.bar.refresh()
@@ -350,12 +218,12 @@ class _Group:
 
     def _keep_best(self, i: int, best: Best) -> str:
         """Save the best model so far of member i where `load` finds it; says where."""
-        fitted = self._fitted(processes.on_host(best), i)
-        if fitted.step == 0:
+        result = self._result(processes.on_host(best), i)
+        if result.step == 0:
             return "nothing is kept: it had not been validated yet"
-        folder = self.directory.parent.parent / fitted.member.label / "model"
-        save_model(folder, fitted, trained=False)
-        return f"its best model, of step {fitted.step}, is kept in {folder}"
+        folder = self.directory.parent.parent / result.member.label / "model"
+        save_model(folder, result, trained=False)
+        return f"its best model, of step {result.step}, is kept in {folder}"
 
     def _validate(self, step: int, state: State, best: Best) -> Best:
         """Score the validation split and keep each member's model if it is its best so far."""
@@ -372,8 +240,8 @@ class _Group:
         moment: Any = average, np.full(len(average), step, np.int32)
         if not self.together:
             moment = average[0], np.int32(step)
-        kept: Best = self.layout.keep(Best(state.model, *self.layout.on_devices(moment, self.layout.state)), best)
-        return kept
+        better: Best = self.layout.keep(Best(state.model, *self.layout.on_devices(moment, self.layout.state)), best)
+        return better
 
     def _save(self, step: int, state: State, best: Best, window: list[Measures]) -> None:
         meta = {"members": [m.label for m in self.members], "window": [[x.tolist() for x in m] for m in window]}
@@ -381,7 +249,7 @@ class _Group:
         whole = processes.on_host((state, best))
         processes.on_process0(lambda: bool(checkpoint.save(self.directory, step, whole, meta)))
 
-    def _fitted(self, best: Best, i: int) -> FitResult:
+    def _result(self, best: Best, i: int) -> FitResult:
         """The best model of member i; `best` holds NumPy arrays."""
         one = jax.tree.map(lambda x: x[i], best) if self.together else best
         return FitResult(self.members[i], self.program.widen(one.model), float(one.accuracy), int(one.step))

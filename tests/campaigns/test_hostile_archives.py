@@ -18,10 +18,9 @@ from hostile import weights
 from PIL import Image
 
 from mrl_jax import data
-from mrl_jax.data.readers import artefacts, records
+from mrl_jax.data.readers import arrays, artefacts, images, records
 from mrl_jax.data.readers.artefacts import Artefact, fetch
-from mrl_jax.data.sources import fashion_mnist, features
-from mrl_jax.data.sources import tfds as catalogue
+from mrl_jax.data.sources import fashion_mnist
 from mrl_jax.encoders import huggingface
 from mrl_jax.errors import UserError
 from mrl_jax.files import sha256_of
@@ -179,7 +178,7 @@ def test_an_array_that_claims_a_terabyte_is_refused(shape: tuple[int, ...], tmp_
         file.writestr("features.npy", header(shape))
         file.writestr("labels.npy", header(shape))
     with pytest.raises(UserError, match=r"a\.npy"):
-        features.check_features(tmp_path / "a.npy", features.load_npy(tmp_path / "a.npy"))
+        arrays.check_features(tmp_path / "a.npy", arrays.load_npy(tmp_path / "a.npy"))
     with pytest.raises(UserError, match=r"a\.npz"):
         data.load(data.DataConfig("features", train=str(tmp_path / "a.npz"), test=str(tmp_path / "a.npz")))
 
@@ -187,11 +186,11 @@ def test_an_array_that_claims_a_terabyte_is_refused(shape: tuple[int, ...], tmp_
 def test_an_npz_bomb_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, features=np.zeros((1 << 20, 16), np.float32), labels=np.zeros(1 << 20, np.int8))
-    assert features.load_npz(path, ("features",))["features"].shape == (1 << 20, 16)  # below a gigabyte all is well
+    assert arrays.load_npz(path, ("features",))["features"].shape == (1 << 20, 16)  # below a gigabyte all is well
     monkeypatch.setattr(records, "EXPANDED", 1 << 20)
     monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(UserError, match="over 100 times as many"):
-        features.load_npz(path, ("features", "labels"))
+        arrays.load_npz(path, ("features", "labels"))
 
 
 def test_a_safetensors_header_that_claims_terabytes_is_refused(tmp_path: Path) -> None:
@@ -225,7 +224,7 @@ def test_a_text_repeated_in_parquet_is_held_once(tmp_path: Path) -> None:
     assert path.stat().st_size < 100_000
     found = [row["text"] for _, row in records.records("data.train", str(path), lambda _, names: names)]
     assert len(found) == 50_000
-    assert len({id(text) for text in found}) <= -(-50_000 // records.ROWS)
+    assert len({id(text) for text in found}) <= -(-50_000 // records.PARQUET_BATCH_ROWS)
 
 
 def test_rows_without_number_in_a_small_parquet_file_are_refused(
@@ -242,7 +241,7 @@ def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fashion_mnist, "MOST_BYTES", 1 << 20)
     (tmp_path / "a.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 128, 0, 0]) + bytes(8 << 20)))
     with pytest.raises(UserError, match="is not an IDX file"):
-        fashion_mnist.idx(tmp_path / "a.gz")
+        fashion_mnist.read_idx(tmp_path / "a.gz")
 
 
 def png(width: int, height: int) -> bytes:
@@ -262,7 +261,7 @@ def png(width: int, height: int) -> bytes:
 def test_a_picture_bomb_is_refused_undecoded(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("was decoded"))
     with pytest.raises(UserError, match="is not a JPEG or PNG that can be decoded"):
-        catalogue.decode(png(*size), catalogue.Geometry(224, 224, 3))
+        images.decode(png(*size), images.Geometry(224, 224, 3))
 
 
 def test_pipes_and_devices_are_no_files(tmp_path: Path) -> None:

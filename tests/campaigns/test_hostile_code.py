@@ -20,7 +20,7 @@ from PIL import Image
 
 import mrl_jax
 from mrl_jax import config, data, files
-from mrl_jax.data.sources import tfds as catalogue
+from mrl_jax.data.readers import images
 from mrl_jax.encoders import huggingface
 from mrl_jax.errors import UserError
 from mrl_jax.report import study
@@ -149,8 +149,8 @@ def test_no_checkpoint_runs_code(witness: Path, tmp_path: Path) -> None:
             baits.append(json.dumps(told).encode())
         for bait in baits:
             (where / name).write_bytes(bait)
-            files = {n: files.sha256_of(where / n) for n in names if (where / n).exists()}
-            manifest.write_text(json.dumps(content | {"files": files}))
+            sums = {n: files.sha256_of(where / n) for n in names if (where / n).exists()}
+            manifest.write_text(json.dumps(content | {"files": sums}))
             try:
                 tree, _ = checkpoint.load(tmp_path / "model", 1, like)
                 np.testing.assert_array_equal(tree["a"], like["a"])
@@ -220,7 +220,7 @@ def test_a_picture_starts_no_program(witness: Path, tmp_path: Path, monkeypatch:
     out = io.BytesIO()
     Image.new("RGB", (4, 4)).save(out, format="EPS")
     with pytest.raises(UserError, match="is not a JPEG or PNG"):
-        catalogue.decode(out.getvalue(), catalogue.Geometry(4, 4, 3))
+        images.decode(out.getvalue(), images.Geometry(4, 4, 3))
     assert not witness.exists()
 
 

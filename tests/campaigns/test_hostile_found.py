@@ -91,7 +91,7 @@ def test_a_label_of_numpy_that_is_not_unicode_is_refused(point: int, tmp_path: P
     for kind in ("<U1", ">U1"):
         stored = labels if kind == "<U1" else labels.byteswap().view(kind)
         np.savez(tmp_path / "a.npz", features=np.eye(4), labels=stored)
-        with pytest.raises(UserError, match=r"label in row 2 \(from 0\) holds a sign that is not in Unicode"):
+        with pytest.raises(UserError, match=r"label in row 2 \(from 0\) holds a character that is not in Unicode"):
             data.load(data.DataConfig("features", train=str(tmp_path / "a.npz"), test=str(tmp_path / "a.npz")))
 
 

@@ -1,4 +1,4 @@
-"""Damaged files of every kind: each reader answers, or says in one sentence what is wrong. See hostile.py."""
+"""Damaged files of every kind: each reader answers, or says in one sentence what is wrong. See `hostile`."""
 
 import random
 from pathlib import Path

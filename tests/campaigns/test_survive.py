@@ -398,7 +398,7 @@ class Numbers(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def test_damaged_prepared_data_is_made_anew(tmp_path: Path, capsys) -> None:
     def read() -> list[str]:
-        return list(builders.texts("numbers", builders.prepared(Numbers, str(tmp_path))).train.inputs)
+        return list(builders.text_dataset("numbers", builders.prepare(Numbers, str(tmp_path))).train.inputs)
 
     expected = read()
     assert expected == [f"number {i}" for i in range(40)]
@@ -415,7 +415,7 @@ def test_damaged_prepared_data_is_made_anew(tmp_path: Path, capsys) -> None:
 
 def test_a_damaged_record_is_a_sentence(tmp_path: Path) -> None:
     """Of catalogue data sets, which are too large to be hashed: a chunk of ArrayRecord has a hash of its own."""
-    builder = builders.prepared(Numbers, str(tmp_path))
+    builder = builders.prepare(Numbers, str(tmp_path))
     file = next(Path(builder.data_path).glob("*train.array_record*"))
     content = bytearray(file.read_bytes())
     at = content.find(b"number 17")

@@ -65,9 +65,9 @@ def test_no_text_of_a_held_out_synset_is_trained_on(wordnet: PairDataset) -> Non
     ],
 )
 def test_a_gloss_is_a_definition_and_examples(gloss: str, definition: str, examples: list[str]) -> None:
-    from mrl_jax.data.sources.wordnet_pairs import divided
+    from mrl_jax.data.sources.wordnet_pairs import split_gloss
 
-    assert divided(gloss) == (definition, examples)
+    assert split_gloss(gloss) == (definition, examples)
 
 
 def test_the_sts_benchmark() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrl_jax.data import DataConfig, PairDataset, Pairs, Ranking, load
-from mrl_jax.data.pair_ops import paired
+from mrl_jax.data.pair_ops import build_pairs
 from mrl_jax.errors import UserError
 
 UNSCORED = [{"anchor": "a", "positive": "A"}, {"anchor": "b", "positive": "B"}, {"anchor": "a", "positive": "B"}]
@@ -77,7 +77,7 @@ def test_other_names_of_the_columns(tmp_path: Path, names: tuple[str, str]) -> N
 
 
 def test_pairs_without_scores_are_tested_by_a_search(tmp_path: Path) -> None:
-    """Each distinct positive and negative is a document, also one that is a query too; a couple counts once."""
+    """Each distinct positive and negative is a document, also one that is a query too; a pair counts once."""
     test = read(tmp_path, [{"text1": "a", "text2": "A", "score": "1e-3"}], [*TEST]).test
     assert isinstance(test, Ranking)
     assert (test.queries, test.documents) == (["q", "r"], ["q", "A"])
@@ -118,10 +118,10 @@ def test_validation_is_cut_from_train_by_anchor(tmp_path: Path) -> None:
     st.floats(0, 1, exclude_max=True),
     st.booleans(),
 )
-def test_the_cut_keeps_every_pair_and_parts_no_anchor(couples: list, fraction: float, scored: bool) -> None:
-    scores = np.arange(len(couples), dtype=np.float32) if scored else None
-    pairs = paired(list(zip(*[(str(a), str(b)) for a, b in couples], strict=True)), scores)
-    parts = [pairs.take(rows) for rows in pairs.cut(fraction)]
+def test_the_cut_keeps_every_pair_and_parts_no_anchor(rows: list, fraction: float, scored: bool) -> None:
+    scores = np.arange(len(rows), dtype=np.float32) if scored else None
+    pairs = build_pairs(list(zip(*[(str(a), str(b)) for a, b in rows], strict=True)), scores)
+    parts = [pairs.take(numbers) for numbers in pairs.cut(fraction)]
     kept, out = (texts(part) for part in parts)
     assert sorted(kept + out) == sorted(texts(pairs))
     assert {a for a, _ in kept}.isdisjoint(a for a, _ in out)

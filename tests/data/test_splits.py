@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mrl_jax.data import DataConfig, Split, load
-from mrl_jax.data.base import class_names, cut, first
+from mrl_jax.data.base import class_names, cut, first_per_class
 
 LABELS = hnp.arrays(np.int32, st.integers(1, 200), elements=st.integers(0, 7))
 FRACTIONS = st.floats(0, 0.95)
@@ -50,7 +50,7 @@ def test_the_cut_does_not_follow_the_file_order() -> None:
 
 @given(LABELS, st.integers(1, 250))
 def test_limit_keeps_the_order_and_every_class_that_fits(labels: np.ndarray, limit: int) -> None:
-    rows = first(labels, limit)
+    rows = first_per_class(labels, limit)
     classes = len(np.unique(labels))
     assert len(rows) == min(limit, len(labels))
     assert np.all(np.diff(rows) > 0)
@@ -59,7 +59,7 @@ def test_limit_keeps_the_order_and_every_class_that_fits(labels: np.ndarray, lim
 
 @given(LABELS, st.integers(10, 100))
 def test_limit_takes_the_first_rows_of_each_class_in_proportion(labels: np.ndarray, limit: int) -> None:
-    rows = first(labels, limit)
+    rows = first_per_class(labels, limit)
     for label in np.unique(labels):
         whole, taken = np.flatnonzero(labels == label), rows[labels[rows] == label]
         assert np.array_equal(taken, whole[: len(taken)])

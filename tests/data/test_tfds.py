@@ -181,7 +181,7 @@ def test_photos_are_scaled_and_cropped_to_their_centre(cache: str) -> None:
 
 def test_a_set_too_large_for_memory_is_lazy_and_gives_the_same(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     eager = load(config("mrl_photos", cache, image_size=16))
-    monkeypatch.setattr(catalogue, "MEMORY", 0)
+    monkeypatch.setattr(catalogue, "MAX_DECODED_BYTES", 0)
     for attempt in ("labels read from the records", "labels read from their file"):
         lazy = load(config("mrl_photos", cache, image_size=16))
         for part in ("train", "validation", "test"):
@@ -196,8 +196,9 @@ def test_a_set_too_large_for_memory_is_lazy_and_gives_the_same(cache: str, monke
 
 
 def test_a_lazy_view_reads_the_rows_it_names(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "MEMORY", 0)
-    monkeypatch.setattr(catalogue, "LABEL_CHUNK", 4)  # several reads a batch
+    monkeypatch.setattr(catalogue, "MAX_DECODED_BYTES", 0)
+    monkeypatch.setattr("mrl_jax.data.readers.images.READ_IMAGES", 4)  # several reads per batch
+    monkeypatch.setattr("mrl_jax.data.readers.tfds.READ_RECORDS", 5)
     inputs = load(config("mrl_photos", cache, image_size=8)).test.inputs
     assert isinstance(inputs, LazyInputs)
     whole = inputs[np.arange(12)]

@@ -24,7 +24,7 @@ from mrl_jax.encoders.transformer import Transformer, TransformerConfig, complet
 from mrl_jax.errors import UserError
 from mrl_jax.tasks import train_step
 from mrl_jax.training.batches import Examples
-from mrl_jax.training.loop import Trainer
+from mrl_jax.training.trainer import Trainer
 
 CONFIG = {
     "model_type": "bert",

@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 Start = Callable[..., list[subprocess.Popen[str]]]
 
 # Several runs by the same processes, as the jobs of a sweep would be.
-WORKER = "import json, sys\nfrom mrl_jax import distributed, train\n" + (
-    "distributed.leave(max(train.main(words) for words in json.loads(sys.argv[1])))"
+WORKER = "import json, sys\nfrom mrl_jax import processes, train\n" + (
+    "processes.leave(max(train.main(words) for words in json.loads(sys.argv[1])))"
 )
 
 
@@ -42,7 +42,7 @@ def start() -> Iterator[Start]:
     """Start `count` processes that run the command lines `jobs` one after another; none outlives the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def processes(count: int, jobs: Sequence[Sequence[str]], mode: str = "explicit") -> list[subprocess.Popen[str]]:
+    def begin(count: int, jobs: Sequence[Sequence[str]], mode: str = "explicit") -> list[subprocess.Popen[str]]:
         port = free_port()
         for rank in range(count):
             words, variables = [f"distributed={mode}"], {}
@@ -60,16 +60,16 @@ def start() -> Iterator[Start]:
             started.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, **pipes))  # type: ignore[call-overload]
         return started
 
-    yield processes
+    yield begin
     for process in started:
         process.kill()
         process.communicate()
 
 
-def ends(processes: list[subprocess.Popen[str]], timeout: float = 900) -> list[tuple[int, str]]:
+def ends(workers: list[subprocess.Popen[str]], timeout: float = 900) -> list[tuple[int, str]]:
     """Exit status and standard error of each."""
-    said = [process.communicate(timeout=timeout)[1] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+    errors = [worker.communicate(timeout=timeout)[1] for worker in workers]
+    return [(worker.returncode, text) for worker, text in zip(workers, errors, strict=True)]
 
 
 def jobs(tiny: list[str], pairs: Path, folder: Path) -> list[list[str]]:
@@ -137,11 +137,11 @@ def test_processes_give_the_numbers_of_one(
             assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
 
-def begun(log: Path, processes: list[subprocess.Popen[str]]) -> None:
+def begun(log: Path, workers: list[subprocess.Popen[str]]) -> None:
     """Wait until a run is trained."""
     while not log.exists() or log.read_text().count("\n") < 4:
-        for process in processes:
-            assert process.poll() is None, process.communicate()
+        for worker in workers:
+            assert worker.poll() is None, worker.communicate()
         time.sleep(0.02)
 
 
@@ -152,11 +152,11 @@ def test_a_killed_process_ends_the_others_and_one_continues_the_run_of_two(
     words = [*tiny, "trainer.steps=3000", "trainer.batch_size=36", "evaluation.refit=null", f"results_dir={tmp_path}"]
     words += ["trainer.checkpoint_seconds=0.2", "trainer.log_every=20", "nesting_dims=[4,16]", "run=shared"]
     log = tmp_path / "tiny" / "shared" / "metrics.jsonl"
-    processes = start(2, [[*words, "resume=auto"]])
-    begun(log, processes)
-    processes[1].kill()
+    workers = start(2, [[*words, "resume=auto"]])
+    begun(log, workers)
+    workers[1].kill()
     killed = time.monotonic()
-    status, said = ends(processes)[0]
+    status, said = ends(workers)[0]
     assert status == 75
     assert time.monotonic() - killed < 30
     assert "another of the 2 processes is gone" in said
@@ -165,13 +165,13 @@ def test_a_killed_process_ends_the_others_and_one_continues_the_run_of_two(
 
     reached = Log(log)
     before = max(line["step"] for line in reached.read())
-    processes.clear()
-    processes = start(3, [[*words, "resume=auto"]])
+    workers.clear()
+    workers = start(3, [[*words, "resume=auto"]])
     while max(line["step"] for line in reached.read()) <= before + 20:
-        assert all(process.poll() is None for process in processes), processes[0].communicate()
+        assert all(process.poll() is None for process in workers), workers[0].communicate()
         time.sleep(0.02)
-    processes[2].send_signal(signal.SIGTERM)
-    for status, said in ends(processes):
+    workers[2].send_signal(signal.SIGTERM)
+    for status, said in ends(workers):
         assert status == 75
         assert re.search(r"stopped at step \d+ of 3000", said), said
         assert "Traceback" not in said
@@ -189,13 +189,13 @@ def test_a_killed_process_ends_the_others_and_one_continues_the_run_of_two(
 
 IDLE = """
 import sys, time
-from mrl_jax import distributed
+from mrl_jax import processes
 from mrl_jax.config import DistributedConfig
 rank = int(sys.argv[1])
-distributed.start(DistributedConfig("explicit", f"127.0.0.1:{sys.argv[2]}", 2, rank, 60, heartbeat_seconds=4))
+processes.start(DistributedConfig("explicit", f"127.0.0.1:{sys.argv[2]}", 2, rank, 60, heartbeat_seconds=4))
 print("connected", flush=True)
 time.sleep(float(sys.argv[3]) / (2 - rank))
-distributed.leave(0)
+processes.leave(0)
 """
 
 
@@ -355,9 +355,9 @@ def test_an_environment_that_says_half_is_refused(monkeypatch: pytest.MonkeyPatc
 
 def test_a_process_that_nobody_joins_says_so(start: Start, tiny: list[str], tmp_path: Path) -> None:
     words = [*tiny, f"results_dir={tmp_path}", "distributed.connect_seconds=3"]
-    processes = start(2, [words])
-    processes[0].kill()
-    status, said = ends(processes)[1]
+    workers = start(2, [words])
+    workers[0].kill()
+    status, said = ends(workers)[1]
     assert status == 2
     assert "have not found each other within distributed.connect_seconds=3" in said
     assert "stack trace" not in said
@@ -365,7 +365,7 @@ def test_a_process_that_nobody_joins_says_so(start: Start, tiny: list[str], tmp_
 
 
 @given(st.lists(st.integers(1, 9), max_size=12), st.integers(1, 5))
-def test_each_item_is_computed_by_one_process_and_known_to_all(items: list[int], processes: int) -> None:
+def test_each_item_is_computed_by_one_process_and_known_to_all(items: list[int], count: int) -> None:
     """Every process in turn, with a sum in place of the network."""
     computed: list[list[int]] = []
     sent: list[np.ndarray] = []
@@ -379,7 +379,7 @@ def test_each_item_is_computed_by_one_process_and_known_to_all(items: list[int],
             return np.full((item, 2), item, np.float32)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(processes, "count", lambda: processes)
+            patched.setattr(processes, "count", lambda: count)
             patched.setattr(processes, "rank", lambda: rank)
             patched.setattr(processes.multihost_utils, "broadcast_one_to_all", broadcast)
             return processes.by_items(work, items, lambda item: (item, 2))
@@ -389,11 +389,11 @@ def test_each_item_is_computed_by_one_process_and_known_to_all(items: list[int],
         sent.append(part)
         return part
 
-    for rank in range(processes):
+    for rank in range(count):
         run(rank, send)
     loads = [sum(mine) for mine in computed]
     assert sorted(itertools.chain(*computed)) == sorted(items)
-    assert max(loads) <= sum(items) / processes + max(items, default=0)  # the bound of a greedy schedule
+    assert max(loads) <= sum(items) / count + max(items, default=0)  # the bound of a greedy schedule
     found = run(0, lambda part, is_source: np.sum(sent, axis=0))
     assert [part.tolist() for part in found] == [[[item, item]] * item for item in items]
 

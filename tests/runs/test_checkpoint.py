@@ -204,7 +204,7 @@ def test_a_real_limit_on_file_size_is_one_sentence_and_harms_nothing(saved):
 import resource, signal, time
 from pathlib import Path
 import numpy as np, jax.numpy as jnp
-from mrl_jax import checkpoint
+from mrl_jax.runs import checkpoint
 from mrl_jax.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))

@@ -215,7 +215,7 @@ def test_what_a_killed_process_left_is_made_anew(tmp_path: Path) -> None:
     place = tmp_path / "a"
     (tmp_path / ".a.partial").mkdir()
     (tmp_path / ".a.partial" / "half").write_text("")
-    disk_cache.kept(place, lambda folder: (folder / "whole").write_text("") and None)
+    disk_cache.build_once(place, lambda folder: (folder / "whole").write_text("") and None)
     assert [path.name for path in place.iterdir()] == ["whole"]
 
 
@@ -225,7 +225,7 @@ def test_nothing_is_kept_of_a_failure(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match=r"a cannot be written .*No space left.*data\.cache_dir"):
-        disk_cache.kept(tmp_path / "a", fail)
+        disk_cache.build_once(tmp_path / "a", fail)
     assert [path.name for path in tmp_path.iterdir()] == [".a.lock"]
 
 
@@ -291,7 +291,7 @@ def parts(dataset: object) -> dict[str, tuple[list[str], list[int]]]:
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_streamed_files_hold_the_same_examples(tmp_path: Path, options: dict, suffix: str, monkeypatch) -> None:
     """Classes, the validation cut and `limit` included; Parquet in several batches."""
-    monkeypatch.setattr("mrl_jax.data.readers.records.ROWS", 7)
+    monkeypatch.setattr("mrl_jax.data.readers.records.PARQUET_BATCH_ROWS", 7)
     train_rows = [(f"text, {i}", i % 3 if i else 10) for i in range(40)]
     paths = {
         "train": write(tmp_path / f"train.{suffix}", train_rows),
@@ -311,7 +311,7 @@ def test_the_size_of_the_training_file_decides(tmp_path: Path, monkeypatch: pyte
     path = lines(tmp_path / "a.jsonl", ["x", "y"] * 10)
     asked = DataConfig("files", train=path, test=path, cache_dir=str(tmp_path / "cache"))
     assert isinstance(load(asked).train.inputs, list)
-    monkeypatch.setattr("mrl_jax.data.readers.records.STREAMED_FROM", Path(path).stat().st_size)
+    monkeypatch.setattr("mrl_jax.data.readers.records.STREAMING_MIN_BYTES", Path(path).stat().st_size)
     assert isinstance(load(asked).train.inputs, StreamedTexts)
 
 

@@ -14,7 +14,7 @@ from test_train_pairs import TRANSFORMER, WORDS, pair
 
 from mrl_jax import train
 from mrl_jax.data import DataConfig, PairDataset, Pairs, StreamedTexts, disk_cache, load
-from mrl_jax.data.pair_ops import paired
+from mrl_jax.data.pair_ops import build_pairs
 from mrl_jax.errors import UserError
 from mrl_jax.tasks import pairs as pair_tasks
 
@@ -25,9 +25,9 @@ BAG = ["encoder=bag", "encoder.min_documents=1", "width=32", "nesting_dims=[8,32
 def test_distinct_texts_are_numbered_as_in_memory(rows: list[list[str]]) -> None:
     hashes = np.array([hash((text, k)) for text in "abcdefgh" for k in range(2)]).view(np.uint64).reshape(-1, 2)
     letters = [row[column] for column in range(len(rows[0]) if rows else 0) for row in rows]
-    first, numbers = disk_cache._numbered(hashes[["abcdefgh".index(letter) for letter in letters]])
+    first, numbers = disk_cache.number_keys(hashes[["abcdefgh".index(letter) for letter in letters]])
     if rows:
-        expected = paired(list(zip(*rows, strict=True)))
+        expected = build_pairs(list(zip(*rows, strict=True)))
         assert [letters[at] for at in first] == expected.table
         np.testing.assert_array_equal(numbers.reshape(-1, len(rows)).T, expected.columns)
     assert first.dtype == numbers.dtype == np.int32
@@ -78,7 +78,7 @@ def test_the_size_of_the_training_file_decides(tmp_path: Path, monkeypatch: pyte
     paths = {name: write(tmp_path / f"{name}.jsonl", rows) for name, rows in (("train", UNSCORED), ("test", TEST))}
     asked = DataConfig("pairs", cache_dir=str(tmp_path / "cache"), **paths)
     assert isinstance(load(asked).train.table, list)
-    monkeypatch.setattr("mrl_jax.data.readers.records.STREAMED_FROM", Path(paths["train"]).stat().st_size)
+    monkeypatch.setattr("mrl_jax.data.readers.records.STREAMING_MIN_BYTES", Path(paths["train"]).stat().st_size)
     assert isinstance(load(asked).train.table, StreamedTexts)
 
 

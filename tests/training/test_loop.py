@@ -28,8 +28,9 @@ from mrl_jax.losses import heads
 from mrl_jax.runs import Log
 from mrl_jax.tasks.classification import ClassObjective
 from mrl_jax.training.batches import Examples, stream
-from mrl_jax.training.loop import FitResult, Trainer, grouped
+from mrl_jax.training.models import FitResult
 from mrl_jax.training.step import State, TrainStep, Weights
+from mrl_jax.training.trainer import Trainer, grouped
 
 DIMS, CLASSES = (2, 4, 8), 5
 
@@ -272,7 +273,7 @@ def test_a_fixed_size_arm_in_a_program_of_its_own_width_is_the_one_hot_row(
         train = Examples({"ids": ids, "weights": weights}, (np.arange(60) % CLASSES).astype(np.int32))
         encoder, shapes = BagConfig(word_dropout=0.3, dropout=0.3), {"ids": (12,), "weights": (12,)}
         setup = program(encoder=encoder, inputs=shapes, vocabulary=50)
-    monkeypatch.setattr("mrl_jax.training.loop.WORTH_COMPILING", 2 * setup.steps)
+    monkeypatch.setattr("mrl_jax.training.trainer.WORTH_COMPILING_STEPS", 2 * setup.steps)
     members = [Member(arm, seed) for arm in arms.expand(["ff"], DIMS) for seed in (0, 1)]
     assert [setup.narrowed(m) is not None for m in DIMS] == [True, True, False]
     apart, together = (fit(setup, members, tmp_path, population, train, train) for population in ("loop", "vmap"))

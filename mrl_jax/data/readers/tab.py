@@ -1,4 +1,4 @@
-"""Labelled texts in the pinned artefact's table form: three header lines, then `label<TAB>text`, no quoting."""
+"""Labelled texts in the pinned artefact's .tab files: three header lines, then `label<TAB>text`, without quoting."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +9,9 @@ HEADER = ["Category\tText", "d\tstring", "class\t"]
 
 
 def rows(path: Path, expected: int) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (row number, {"text", "label"}) for TFDS, and check the published number of rows.
+    """Yield (row number, {"text", "label"}) for TFDS; raises `UserError` unless there are `expected` rows.
 
-    Rows without label and text (one file has one) are dropped.
+    Rows with neither label nor text (one file has one) are dropped.
     """
     lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: texts may hold other line separators
     if lines[:3] != HEADER:

@@ -1,7 +1,7 @@
-"""Run a TFDS builder without TensorFlow: prepare it once as ArrayRecord files, then read a split into memory once.
+"""TFDS builders without TensorFlow: prepare one once as ArrayRecord files, then read its records.
 
 Needs `file_format="array_record"` and features that decode without TensorFlow (Text, ClassLabel, Tensor).
-Reading costs one pass of `__getitems__`; afterwards an epoch is an index permutation over memory.
+Reading a split costs one pass of `__getitems__`; afterwards an epoch is a permutation of row numbers in memory.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import fcntl
 import io
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,17 +22,19 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mrl_jax.data.base import Dataset, Split
+from mrl_jax.data.readers.arrays import DAMAGED
 from mrl_jax.errors import UserError
 from mrl_jax.files import cache_folder, sha256_of
 
 Example = tf_example_pb2.Example
 SUMS = "sha256.json"  # {file: SHA-256} in a prepared folder
+READ_RECORDS = 4096  # records held in memory at a time when only a part of each is wanted
 
 
-def prepared(builder_class: type[Any], cache_dir: str | None, **options: Any) -> Any:
-    """An instance of one of our builders with its files written under CACHE/prepared.
+def prepare(builder_class: type[Any], cache_dir: str | None, **options: Any) -> Any:
+    """An instance of one of our builders, with its files in CACHE/prepared.
 
-    They are hashed on every use, 1 to 2 ms a megabyte, and made anew when they are not what was written.
+    The files are hashed on every use, which costs 1 to 2 ms per megabyte, and prepared again if they have changed.
     """
     cache = cache_folder(cache_dir)
 
@@ -44,7 +47,7 @@ def prepared(builder_class: type[Any], cache_dir: str | None, **options: Any) ->
     if is_intact(folder):
         return builder
     try:
-        with one_process(cache / "prepared"):
+        with lock(cache / "prepared"):
             if is_intact(folder):  # another process was faster
                 return new()
             if folder.exists():
@@ -70,7 +73,7 @@ def discard_damaged(parent: Path) -> None:
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether every file of a prepared data set is there as it was written."""
+    """Whether every file of a prepared data set is as it was written."""
     try:
         sums = json.loads((folder / SUMS).read_text())
         return bool(sums) and all(sha256_of(folder / name) == expected for name, expected in sums.items())
@@ -79,8 +82,8 @@ def is_intact(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def one_process(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in here, where the file system has locks."""
+def lock(folder: Path) -> Iterator[None]:
+    """Wait until no other process holds this lock; where the file system has no locks, do not wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         with contextlib.suppress(OSError):
@@ -90,7 +93,7 @@ def one_process(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence TFDS' progress bars, its messages on stdout (ours may be read by a program) and logs below warnings."""
+    """Silence TFDS' progress bars, its messages on stdout (a program may read ours) and its logs below warnings."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -105,9 +108,9 @@ def quiet() -> Iterator[None]:
 class Records:
     """Random access to the fields of one split's records, without TFDS' per-example decoding.
 
-    A record is a serialised `tf.train.Example`. TFDS' own decoding costs 65 µs an example (18,821 posts: 1.2 s),
-    reading and parsing the message alone 12 µs (0.2 s). That is enough here: texts, labels and encoded images are
-    plain top-level fields.
+    A record is a serialised `tf.train.Example`. TFDS' own decoding costs 65 µs per example (18,821 posts: 1.2 s),
+    reading and parsing the message alone 12 µs (0.2 s). That suffices here: texts, labels and encoded images are plain
+    top-level fields.
     """
 
     def __init__(self, builder: Any, split: str) -> None:
@@ -129,11 +132,14 @@ class Records:
         with self._readable():
             return [field[key].bytes_list.value[0] for field in fields]
 
-    def labels(self, rows: Sequence[int]) -> np.ndarray:
+    def labels(self, rows: range) -> np.ndarray:
         """The labels of these rows, int32 [n]."""
-        fields = self.fields(rows)
-        with self._readable():
-            return np.array([field["label"].int64_list.value[0] for field in fields], np.int32)
+        labels = [np.zeros(0, np.int32)]
+        for start in range(0, len(rows), READ_RECORDS):
+            fields = self.fields(rows[start : start + READ_RECORDS])
+            with self._readable():
+                labels.append(np.array([field["label"].int64_list.value[0] for field in fields], np.int32))
+        return np.concatenate(labels)
 
     def all(self, key: str) -> tuple[list[bytes], np.ndarray]:
         """The bytes field `key` and the labels, int32 [n], of every row in stored order."""
@@ -144,7 +150,7 @@ class Records:
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
-        """What the libraries raise for a damaged record becomes a sentence that says what to do."""
+        """Turn what the libraries raise for a damaged record into a `UserError` that says what to do."""
         try:
             yield
         except (DecodeError, RuntimeError, ValueError, OverflowError, IndexError, OSError) as error:
@@ -152,7 +158,24 @@ class Records:
             raise UserError(f"{self.folder} is damaged ({reason}); delete it, and it is prepared anew") from error
 
 
-def decoded(texts: Sequence[bytes], name: str) -> list[str]:
+def cached_labels(records: Records, builder: Any, split: str, cache_dir: str | None) -> np.ndarray:
+    """All labels of a large split, int32 [n]. A record holds input and label together, so all records are read for
+    them, once; then they are stored in CACHE/labels."""
+    name = f"{builder.info.full_name.replace('/', '-')}-{split}-{len(records)}.npz"
+    path = cache_folder(cache_dir) / "labels" / name
+    with contextlib.suppress(*DAMAGED), np.load(path, allow_pickle=False) as arrays:
+        labels: np.ndarray = arrays["labels"]  # the archive has a checksum
+        if labels.shape == (len(records),) and labels.dtype == np.int32:
+            return labels
+    labels = records.labels(range(len(records)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{os.getpid()}-{name}")
+    np.savez(partial, labels=labels)
+    partial.replace(path)
+    return labels
+
+
+def decode_texts(texts: Sequence[bytes], name: str) -> list[str]:
     """Stored texts as str."""
     try:
         return [text.decode("utf-8") for text in texts]
@@ -160,12 +183,12 @@ def decoded(texts: Sequence[bytes], name: str) -> list[str]:
         raise UserError(f"{name} holds a text that is not valid UTF-8 ({error.reason}, byte {error.start})") from error
 
 
-def texts(name: str, builder: Any) -> Dataset:
+def text_dataset(name: str, builder: Any) -> Dataset:
     """The text data set of a prepared builder with the features `text` and `label`; its validation split is empty."""
 
     def part(split: str) -> Split:
         inputs, labels = Records(builder, split).all("text")
-        return Split(decoded(inputs, name), labels)
+        return Split(decode_texts(inputs, name), labels)
 
     classes = tuple(builder.info.features["label"].names)
     return Dataset(name, "text", classes, part("train"), Split([], np.zeros(0, np.int32)), part("test"))

@@ -1,10 +1,10 @@
-"""Fashion-MNIST: 70,000 grey 28x28 pictures of clothing in 10 classes, 60,000 to train on and 10,000 to test.
+"""Fashion-MNIST: 70,000 grey 28x28 images of clothing in 10 classes, 60,000 to train on and 10,000 to test on.
 
 The four IDX files come from the Debian package `dataset-fashion-mnist` where `apt-get` has it, else from the authors'
-server; either way each must have the SHA-256 below, so both give the same bytes. Images are stored as plain uint8
-arrays, because TFDS' `features.Image` encodes with TensorFlow.
+server; each must have the SHA-256 below, so both give the same bytes. Images are stored as plain uint8 arrays, because
+TFDS' `features.Image` encodes with TensorFlow.
 
-IDX format: two zero bytes, type (8 = uint8), number of axes, one big-endian int32 an axis, then the values row by row.
+IDX format: two zero bytes, type (8 = uint8), number of axes, a big-endian int32 per axis, then the values row by row.
 """
 
 import gzip
@@ -21,7 +21,14 @@ import tensorflow_datasets as tfds
 
 from mrl_jax.data.base import DataConfig, Dataset, Split
 from mrl_jax.data.readers import tfds as builders
-from mrl_jax.data.readers.artefacts import Artefact, SourceUnavailableError, check_hash, fetch, partial_folder
+from mrl_jax.data.readers.artefacts import (
+    Artefact,
+    SourceUnavailableError,
+    check_hash,
+    fetch,
+    partial_folder,
+    wrong_hash_error,
+)
 from mrl_jax.errors import UserError
 
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
@@ -40,13 +47,13 @@ DEBIAN = Artefact(
     kind="deb",
 )
 ORIGINAL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"  # named by github.com/zalandoresearch
-MOST_BYTES = 1 << 27  # of a file, packed or not; the largest has 47 MB
+MAX_FILE_BYTES = 1 << 27  # of a file, compressed or not; the largest has 47 MB
 SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
 
 
 # Not registered by name, because TFDS' own catalogue has a data set of this name. (mypy sees TFDS as untyped.)
 class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg, misc]
-    """Pictures of clothing; the task is to name the kind."""
+    """Images of clothing; the task is to name the kind."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "The authors' IDX files."}
@@ -72,8 +79,8 @@ journal={arXiv:1708.07747}, year={2017}}""",
 
     def _generate_examples(self, folder: Path, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         stem, expected = SPLITS[split]
-        images = idx(folder / f"{stem}-images-idx3-ubyte.gz")
-        labels = idx(folder / f"{stem}-labels-idx1-ubyte.gz")
+        images = read_idx(folder / f"{stem}-images-idx3-ubyte.gz")
+        labels = read_idx(folder / f"{stem}-labels-idx1-ubyte.gz")
         if images.shape != (expected, 28, 28) or labels.shape != (expected,):
             raise UserError(f"{stem} has {images.shape} images and {labels.shape} labels, expected {expected}")
         for row, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -82,7 +89,7 @@ journal={arXiv:1708.07747}, year={2017}}""",
 
 def read(config: DataConfig) -> Dataset:
     """The data set `fashion_mnist`: uint8 [n, 28, 28, 1], 10 classes."""
-    builder = builders.prepared(FashionMnist, config.cache_dir)
+    builder = builders.prepare(FashionMnist, config.cache_dir)
 
     def part(split: str) -> Split:
         images, labels = builders.Records(builder, split).all("image")
@@ -105,7 +112,7 @@ def source_folder(cache: Path) -> Path:
 
 
 def download_originals(cache: Path, tried: str) -> Path:
-    """Download the authors' files into CACHE/fashion-mnist, each under its name only when whole and right."""
+    """Download the authors' files into CACHE/fashion-mnist; each is renamed when complete and correct."""
     folder = cache / "fashion-mnist"
     with partial_folder(cache) as partial:
         folder.mkdir(exist_ok=True)
@@ -114,28 +121,28 @@ def download_originals(cache: Path, tried: str) -> Path:
                 continue
             try:
                 with urllib.request.urlopen(f"{ORIGINAL}/{name}", timeout=30) as answer:
-                    content = answer.read(MOST_BYTES)
+                    content = answer.read(MAX_FILE_BYTES)
             except OSError as error:
                 raise SourceUnavailableError(
                     f"cannot get {name}: {ORIGINAL} does not answer ({error}), and before that: {tried}; "
                     f"or put the four files {', '.join(FILES)} into {folder} by hand"
                 ) from error
-            found = hashlib.sha256(content).hexdigest()
-            if found != sha256:
-                raise UserError(f"{ORIGINAL}/{name} has SHA-256 {found}, expected {sha256}; nothing from it was used")
+            actual = hashlib.sha256(content).hexdigest()
+            if actual != sha256:
+                raise wrong_hash_error(f"{ORIGINAL}/{name}", sha256, actual)
             (partial / name).write_bytes(content)
             (partial / name).replace(folder / name)
     return folder
 
 
-def idx(path: Path) -> np.ndarray:
+def read_idx(path: Path) -> np.ndarray:
     """Read a gzipped IDX file of unsigned bytes."""
     try:
         with gzip.open(path) as file:
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(MAX_FILE_BYTES + 1)
         zero, kind, axes = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{axes}i", content[4 : 4 + 4 * axes])
-        if zero != 0 or kind != 8 or min(shape, default=-1) < 0 or len(content) > MOST_BYTES:
+        if zero != 0 or kind != 8 or min(shape, default=-1) < 0 or len(content) > MAX_FILE_BYTES:
             raise ValueError("not these axes and this many bytes")
         return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
     except (OSError, EOFError, ValueError, zlib.error, struct.error) as error:

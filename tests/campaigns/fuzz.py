@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of everything that reads files: `pip install 'mrl_jax[fuzz]'`, then
 
-    python benchmarks/fuzz.py --reader files.jsonl --seconds 60
+    python tests/campaigns/fuzz.py --reader files.jsonl --seconds 60
 
-The readers, and valid samples of what they read, are those of tests/hostile.py. One file of a sample at a time is
+The readers, and valid samples of what they read, are those of `hostile`. One file of a sample at a time is
 damaged, by libFuzzer and by the structured changes of the tests. A right reader answers, or raises `UserError` with a
 sentence; everything else is a finding: it is printed with its place, and the bytes are kept in --keep. A call that
 takes longer than --slow seconds, or that needs more than 4 GB, is one too. The last line is JSON; exit status 1 with
@@ -26,7 +26,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("RUST_BACKTRACE", "0")
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "campaigns"))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where made_runs.py is
 
 import atheris
 

@@ -1,4 +1,4 @@
-"""Forked children that are killed, starved and misled: what `survive.py` does to commands of mrl_jax.
+"""Forked children that are killed, starved and misled: what the campaigns do to commands of mrl_jax.
 
 The parent imports everything once and never touches JAX' backend, so that a child costs a fork instead of five seconds
 of imports, and is otherwise the command that a user starts. Each child leads a process group of its own.
@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mrl_jax import runs
+from mrl_jax import console
 
 # What changes files, by the events that Python announces before it acts.
 CHANGES = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink")
@@ -116,7 +116,7 @@ class Child:
 def _count_steps(shared: mmap.mmap) -> None:
     """Note each training step where the parent sees it, also when this process is killed."""
 
-    class Counting(runs.tqdm):  # type: ignore[misc, name-defined]
+    class Counting(console.tqdm):  # type: ignore[misc, name-defined]
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             self._kind, self._count = options.get("unit"), 0
@@ -130,7 +130,7 @@ def _count_steps(shared: mmap.mmap) -> None:
                 struct.pack_into("Q", shared, 8, getattr(self, "initial", 0) + self._count)
             return super().update(n)
 
-    runs.tqdm = Counting
+    console.tqdm = Counting
 
 
 def _count_changes(shared: mmap.mmap, root: Path, trap: Trap | None) -> None:
