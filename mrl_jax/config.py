@@ -22,8 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mrl_jax import arms, nesting
 from mrl_jax.data import SOURCES, DataConfig
-from mrl_jax.encoders import CONFIGS as ENCODERS
-from mrl_jax.encoders import EncoderConfig
+from mrl_jax.encoders import ENCODERS, EncoderConfig
 from mrl_jax.errors import UserError, at_least, limited, nearest, one_of, share
 from mrl_jax.evaluate import EvaluationConfig
 from mrl_jax.evaluate.metrics import METRICS
@@ -136,7 +135,7 @@ def register() -> None:
     }
     store.store(name="defaults", node=base | {key: dataclasses.asdict(cls()) for key, cls in DEFAULTS.items()})
     for name, encoder in ENCODERS.items():
-        store.store(group="encoder", name=name, node=dataclasses.asdict(encoder()))
+        store.store(group="encoder", name=name, node=dataclasses.asdict(encoder.config()))
     for source in SOURCES:
         store.store(group="data", name=source, node=dataclasses.asdict(DataConfig(source=source)))
     for name, optimizer in {
@@ -230,7 +229,7 @@ def parse(raw: Any) -> Config:
     encoder = raw.get("encoder", {})
     if not isinstance(encoder, dict):
         raise UserError(f"encoder={encoder} is not allowed; a section with the name of one of {', '.join(ENCODERS)}")
-    encoder_class = ENCODERS[one_of("encoder.name", encoder.get("name"), ENCODERS)]
+    encoder_class = ENCODERS[one_of("encoder.name", encoder.get("name"), ENCODERS)].config
     raw["encoder"] = build(encoder_class, encoder, "encoder")
     raw["data"] = build(DataConfig, raw.get("data", {}), "data")
     if raw.get("name") is None:

@@ -14,8 +14,8 @@ from helpers import TRANSFORMER, WORDS, random_pair, write_jsonl
 import mrl_jax
 from mrl_jax import arms, data, runs, train
 from mrl_jax.config import LossConfig, OptimizerConfig
-from mrl_jax.encoders import TransformerConfig
 from mrl_jax.encoders.mlp import MLPConfig
+from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.evaluate import ranking
 from mrl_jax.losses import nested_info_nce
 from mrl_jax.tasks.pairs import ContrastiveObjective

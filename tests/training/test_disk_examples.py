@@ -14,10 +14,9 @@ from test_files import write
 
 from mrl_jax import config, train
 from mrl_jax.data import DataConfig, Dataset, StreamedTexts, disk_cache, load
-from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.errors import UserError
 from mrl_jax.tasks import classification
-from mrl_jax.text.tokenizers import Words
+from mrl_jax.text.tokenizers import TfidfWords
 from mrl_jax.training import batches, disk_examples
 from mrl_jax.training.batches import Examples
 
@@ -86,7 +85,7 @@ WORDS = st.lists(st.sampled_from([*KNOWN, "gnu"]), max_size=9).map(" ".join)
 
 def both(texts: list[str], folder: Path) -> tuple[Examples, disk_examples.StreamedExamples]:
     """The same texts in memory and streamed, read as bags of words."""
-    reader = Words.fit(["ape bee cat dog", "eel fox"], BagConfig(min_documents=1, max_words=5))
+    reader = TfidfWords.fit(["ape bee cat dog", "eel fox"], min_documents=1, max_words=5)
     labels = np.arange(len(texts), dtype=np.int32)
     source = StreamedTexts(lambda: iter(texts), len(texts), json.dumps(texts))
     return Examples(reader(texts), labels), disk_examples.examples(source, labels, reader, str(folder), "train")
@@ -303,7 +302,7 @@ def test_what_is_wrong_is_named_by_its_place(tmp_path, train_labels, test_labels
 @pytest.mark.parametrize("count", [1, 3])
 def test_texts_that_change_between_two_passes_are_noticed(tmp_path: Path, count: int) -> None:
     texts = StreamedTexts(lambda: iter(["ape", "bee"]), count, "changed")
-    reader = Words.fit(["ape bee"], BagConfig(min_documents=1))
+    reader = TfidfWords.fit(["ape bee"], min_documents=1, max_words=9)
     with pytest.raises(UserError, match=f"the train texts changed while they were read: they are no longer {count};"):
         disk_examples.examples(texts, np.zeros(count, np.int32), reader, str(tmp_path), "train")
     assert not list((tmp_path / "streamed").glob("examples*"))
