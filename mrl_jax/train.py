@@ -237,7 +237,7 @@ def _run(settings: Config) -> tuple[int, str]:
     try:
         directory = train(settings)
         if processes.is_process0():
-            print(report.table(directory))
+            print(report.table(directory, settings.evaluation.print))
             drawn = report.draw(directory)
             said = f"{time.monotonic() - started:.0f} s; plots: {', '.join(str(path) for path in drawn)}"
         status = 0

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mrl_jax import arms, report, runs
+from mrl_jax import arms, runs
 from mrl_jax import config as configuration
 from mrl_jax.errors import UserError
+from mrl_jax.evaluate.metrics import METRICS
 from mrl_jax.model import EmbeddingModel
-from mrl_jax.report import study
 from mrl_jax.text.tokenizers import Plain
 
 LIBRARIES = {"sentence-transformers": "sentence-transformers", "onnx": "onnx", "stablehlo": "jax"}
@@ -61,7 +61,7 @@ def card(directory: Path, model: EmbeddingModel, arm: str | None, seed: int, to:
         about.append("Trained with bfloat16 operands of matrix products, exported in float32: the last digits differ.")
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
-        f"# {config.name}: {study.LABELS.get(member.name, member.name)}{f' {member.width}' if member.width else ''}",
+        f"# {config.name}: {arms.ARMS[member.name].label}{f' {member.width}' if member.width else ''}",
         " ".join(about),
         f"## Use\n\n```python\n{usage}```\n\n{NOTES[to]} Any of {dims} dims may take the place of {typical(model)}.",
         "## Quality on the test split\n\n" + _quality(directory, member, seed, model.dims),
@@ -89,7 +89,7 @@ def _quality(directory: Path, member: arms.Arm, seed: int, dims: Sequence[int]) 
     if not own:
         return "The run has no evaluation on a test split."
     found = {metric for _, metric in own}
-    metrics = [m for m in report.METRICS if m in found] + sorted(found - set(report.METRICS))
+    metrics = [m for m in METRICS if m in found] + sorted(found - METRICS.keys())
     lines = ["| dims | " + " | ".join(metrics) + " |", "|---:" * (len(metrics) + 1) + "|"]
     for dim in sorted({dim for dim, _ in own}):
         cells = []

@@ -9,19 +9,16 @@ Writes report.md, report.html, tables.tex, differences.csv and plots/ into `<fir
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mrl_jax import console, files, runs
-from mrl_jax.errors import UserError
-from mrl_jax.report import compare, page, plots, study, tables
-from mrl_jax.runs import MetricRow
-
-OF_CLASSES = ("linear_top1", "linear_top5", "ece", "knn_top1", "map@10", "precision@10")
-OF_PAIRS = ("ndcg@10", "mrr@10", "recall@1", "recall@10", "recall@100", "spearman")
-METRICS = (*OF_CLASSES, *OF_PAIRS)
+from mrl_jax import console, files
+from mrl_jax.arms import ARMS
+from mrl_jax.evaluate.metrics import METRICS
+from mrl_jax.report import compare, figures, formats, page, plots, study, validate
+from mrl_jax.report.sections import sections
 
 
 def report(paths: list[Path], out: Path) -> tuple[list[Path], str]:
@@ -31,7 +28,7 @@ def report(paths: list[Path], out: Path) -> tuple[list[Path], str]:
         UserError: no runs, runs that cannot be compared, damaged files, or a folder that cannot be written.
     """
     gathered = study.gather(paths)
-    total = sum(len(compare.pairs(gathered)) for _ in gathered.measures)
+    total = len(compare.pairs(gathered)) * len(gathered.compared)
     with console.progress(total + 3, "read", "step") as bar:
 
         def tick(label: str) -> None:
@@ -39,93 +36,87 @@ def report(paths: list[Path], out: Path) -> tuple[list[Path], str]:
             bar.update()
 
         comparisons = compare.compare(gathered, tick)
-        parts = tables.sections(gathered, comparisons)
         tick("plots")
-        figures = plots.of_study(gathered, comparisons)
-        drawn = plots.save(figures, out / "plots")
+        parts = sections(gathered, comparisons)
+        drawn = plots.save([figure for part in parts for figure in part.figures], out / "plots")
         tick("page")
         contents = {
-            "report.md": tables.markdown(gathered, parts, figures),
-            "tables.tex": tables.latex(gathered, parts),
-            "differences.csv": tables.tidy(comparisons),
-            "report.html": page.html(gathered, comparisons),
+            "report.md": formats.markdown(gathered, parts),
+            "tables.tex": formats.latex(gathered, parts),
+            "differences.csv": formats.tidy(comparisons),
+            "report.html": page.html(gathered, parts),
         }
         tick("done")
     for name, content in contents.items():
         files.write(out / name, content)
     written = [out / name for name in contents] + drawn
     main = next((part for part in parts if part.heading.startswith("Differences")), parts[0])
-    grids = [tables.text(table) for table in main.tables]
+    grids = [formats.text(table) for table in main.tables]
     return written, "\n\n".join("\n".join(lines) for lines in (gathered.notes, grids, main.sentences) if lines)
 
 
-def table(directory: Path, split: str = "test") -> str:
-    """Every metric of a run at every dim, arm by arm, as fixed-width text; with several seeds mean ± standard
-    deviation."""
-    rows = [row for row in runs.read_rows(directory / "evaluation.csv") if row.split == split]
-    values = _by_seed(rows)
-    seeds = max((len(v) for v in values.values()), default=0)
-    width = 16 if seeds > 1 else 14
-    lines = []
-    for arm in (arm for arm in study.LABELS if any(key[0] == arm for key in values)):
-        note = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
-        metrics = [m for m in METRICS if any(key[0] == arm and key[2] == m for key in values)]
-        lines += ["", f"{study.LABELS[arm]}, {split} split{note}", "   dim" + "".join(f"{m:>{width}}" for m in metrics)]
-        for dim in sorted({key[1] for key in values if key[0] == arm}):
-            cells = (_cell(values.get((arm, dim, metric))) for metric in metrics)
-            lines.append(f"{dim:>6}" + "".join(f"{cell:>{width}}" for cell in cells))
-    return "\n".join(lines[1:])
+def table(directory: Path, metrics: Sequence[str] | None = None, split: str = "test") -> str:
+    """A run's metrics at every dim, arm by arm, as fixed-width text; with several seeds mean ± standard deviation.
+
+    Args:
+        directory: the run.
+        metrics: names, `all` for every metric that was measured; None for those that are `printed` in `METRICS`.
+        split: test or validation.
+
+    Raises:
+        UserError: evaluation.csv is damaged.
+    """
+    values: dict[tuple[str, int, str], list[float]] = defaultdict(list)  # arm, dim, metric → one value per seed
+    for row in validate.metric_rows(directory):
+        if row.split == split:
+            values[row.arm, row.dim, row.metric].append(row.value)
+    measured = {metric for _, _, metric in values}
+    known = (*METRICS, *sorted(measured - METRICS.keys()))
+    wanted = [name for name, metric in METRICS.items() if metric.printed] if metrics is None else metrics
+    columns = [name for name in known if name in measured and ("all" in wanted or name in wanted)]
+    if measured and not columns:
+        return (
+            f"{split} split: {', '.join(wanted)} not measured; measured: {', '.join(m for m in known if m in measured)}"
+        )
+    seeds = max(map(len, values.values()), default=0)
+    note = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
+    blocks = []
+    for arm, kind in ARMS.items():
+        shown = [name for name in columns if any((arm, name) == (a, m) for a, _, m in values)]
+        widths = [max(16 if seeds > 1 else 14, len(name) + 2) for name in shown]
+        lines = [f"{kind.label}, {split} split{note}", "   dim" + "".join(map(str.rjust, shown, widths))]
+        for dim in sorted({dim for a, dim, metric in values if a == arm and metric in shown}):
+            cells = (_cell(values.get((arm, dim, name))) for name in shown)
+            lines.append(f"{dim:>6}" + "".join(map(str.rjust, cells, widths)))
+        blocks += ["\n".join(lines)] if shown else []
+    return "\n\n".join(blocks)
 
 
 def draw(directory: Path) -> list[Path]:
     """Draw `plots/accuracy` and `plots/training` of a run, as PNG and SVG; returns the files."""
     gathered = study.gather([directory])
-    return plots.save({"accuracy": plots.accuracy(gathered), "training": plots.training(gathered)}, directory / "plots")
-
-
-def _by_seed(rows: Iterable[MetricRow]) -> dict[tuple[str, int, str], list[float]]:
-    """(arm, dim, metric) → one value a seed."""
-    values = defaultdict(list)
-    for row in rows:
-        values[row.arm, row.dim, row.metric].append(row.value)
-    return dict(values)
+    return plots.save([figures.accuracy(gathered), figures.training(gathered)], directory / "plots")
 
 
 def _cell(values: list[float] | None) -> str:
     if values is None:
         return "–"
     mean = f"{np.mean(values):.4f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"[:14]
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0 done, 2 a mistake in the command or the files."""
-    console.replace_unencodable()
+    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m mrl_jax.report", description="Compare runs: statistics, tables, plots and a page."
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a run, or a folder with runs below it")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; by default <first PATH>/report")
-    try:
-        given = parser.parse_args(arguments)
-    except SystemExit as stopped:  # argparse has said why
-        return int(stopped.code or 0)
-    try:
-        written, said = report(given.paths, given.out or given.paths[0] / "report")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except OSError as error:
-        print(f"error: {error.filename or given.paths[0]}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    print(said)
-    print(f"{written[0].parent}: {', '.join(str(path.relative_to(written[0].parent)) for path in written)}",
-          file=sys.stderr)  # fmt: skip
-    return 0
+    return console.run(parser, _run, arguments, place="out")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _run(options: argparse.Namespace) -> None:
+    written, summary = report(options.paths, options.out or options.paths[0] / "report")
+    print(summary)
+    folder = written[0].parent
+    print(f"{folder}: {', '.join(str(path.relative_to(folder)) for path in written)}", file=sys.stderr)

@@ -1,71 +1,105 @@
 """What a study says: arms compared pair by pair, what nesting costs, what an oracle would save, who needs more dims.
 
-Everything is computed from per-example outcomes of the test split, at the nesting dims; `tables.py` and `plots.py` show
-it. Accuracies are shares in [0, 1].
+Everything is computed from per-example outcomes of the test split, at the nesting dims; `sections.py` and `figures.py`
+show it. Accuracies are shares in [0, 1].
 """
 
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import numpy as np
 
-from mrl_jax.arms import POSTHOC, UNTUNED
+from mrl_jax.arms import names_of
 from mrl_jax.report import statistics
-from mrl_jax.report.statistics import Crossover, Interval
-from mrl_jax.report.study import BASELINES, NESTED, Comparison, Series, Study
+from mrl_jax.report.statistics import Crossover, Difference, Interval
+from mrl_jax.report.study import Series, Study
 
-KINDS = {"float32": ("knn_top1", 4.0), "int8": ("int8_knn_top1", 1.0), "1 bit": ("bit_knn_top1", 0.125)}  # bytes a dim
+
+class Precision(NamedTuple):
+    """How the coordinates of a database are stored."""
+
+    prefix: str  # of the metrics that were measured with it
+    bytes_per_dim: float
+
+
+PRECISIONS = {"float32": Precision("", 4.0), "int8": Precision("int8_", 1.0), "1 bit": Precision("bit_", 0.125)}
+RULES = ("greedy", "certified")  # of cascades
+
+
+class Comparison(NamedTuple):
+    """Arm `a` minus arm `b`, paired by seed and test example, at the nesting dims that both have."""
+
+    a: Series
+    b: Series
+    differences: list[Difference]
+    crossover: Crossover
+    tax: Difference | None  # b − a at full width: what nesting costs there; None where it was not measured
+
+    @property
+    def between_runs(self) -> bool:
+        """Whether one arm is compared in two variants."""
+        return self.a.arm == self.b.arm
+
+    @property
+    def against(self) -> str:
+        """What the second arm stands for: comparisons of one kind are shown together."""
+        return f"minus {self.b.variant if self.between_runs else self.b.name}"
+
+
+Comparisons = Mapping[str, Mapping[str, Comparison]]  # metric → label (`MRL − FF`) → comparison
 
 
 def pairs(study: Study) -> list[tuple[Series, Series]]:
-    """What is compared: nested arms with the baselines and with MRL, and each nested arm between variants."""
+    """What is compared: nested arms with the baselines and with MRL, and each trained arm between variants."""
     chosen: list[tuple[Series, Series]] = []
+    first = names_of("nested")[0]
     for variant in study.variants:
-        wanted = [*itertools.product(NESTED, (*BASELINES, *UNTUNED)), ("mrl_e", "mrl"), ("mrl_sampled", "mrl")]
-        both = [(study.find(a, variant), study.find(b, variant)) for a, b in wanted]
-        chosen += [(a, b) for a, b in both if a is not None and b is not None]
-    for arm in (*NESTED, "ff"):
+        present = [s for s in study.series if s.variant == variant]
+        nested = [s for s in present if s.origin == "nested"]
+        chosen += itertools.product(nested, [s for s in present if s.baseline])
+        chosen += [(a, b) for a in nested for b in nested if b.arm == first != a.arm]
+    for arm in names_of("nested", "fixed"):
         same = [s for s in study.series if s.arm == arm]
         chosen += [(other, same[0]) for other in same[1:]]
     return chosen
 
 
 def compare(study: Study, tick: Callable[[str], object] = lambda label: None) -> dict[str, dict[str, Comparison]]:
-    """metric → label (`MRL − FF`) → comparison; `tick` is told each label before its bootstrap.
+    """Every comparison of the study; `tick` is called with each label before its bootstrap.
 
     Nothing is compared on less than two test examples, or where outcomes were not kept.
     """
-    made: dict[str, dict[str, Comparison]] = {}
-    for metric in study.measures:
+    comparisons: dict[str, dict[str, Comparison]] = {}
+    for metric in study.compared:
         for a, b in pairs(study):
             x, y = nesting(study, a, fair(study, a, b, metric)), nesting(study, b, metric)
             if not x.keys() & y.keys() or len(study.labels) < 2:
                 continue
             label = f"{a.label} − {b.label}"
             tick(label)
-            made.setdefault(metric, {})[label] = Comparison(
+            comparisons.setdefault(metric, {})[label] = Comparison(
                 a, b, statistics.differences(x, y), statistics.crossover(x, y), _tax(study, a, b, x, y)
             )
-    return made
+    return comparisons
 
 
 def fair(study: Study, a: Series, b: Series, metric: str) -> str:
     """The metric of `a` to set against `metric` of `b`: post-hoc arms have a refitted classifier, so `a` gets one too
     (where it was measured), or the difference would be that of the classifiers."""
-    refit = metric == "linear_top1" and b.arm in POSTHOC and a.arm not in POSTHOC and study.values(a, "refit_top1")
+    refit = metric == "linear_top1" and b.origin == "compressed" != a.origin and study.values(a, "refit_top1")
     return "refit_top1" if refit else metric
 
 
 def _tax(
     study: Study, a: Series, b: Series, x: dict[int, np.ndarray], y: dict[int, np.ndarray]
 ) -> statistics.Difference | None:
-    """FF(D) − MRL(D): what the fixed-size model of full width is better by, where a nested arm meets one."""
+    """FF(D) − MRL(D): what the fixed-size model of full width is better by, where a nested arm is compared with one."""
     width = max(x, default=0)
-    if b.arm != "ff" or a.arm not in NESTED or width not in y:
+    if b.origin != "fixed" or a.origin != "nested" or width not in y:
         return None
     return statistics.differences({width: y[width]}, {width: x[width]})[0]
 
@@ -77,32 +111,42 @@ def nesting(study: Study, series: Series, metric: str) -> dict[int, np.ndarray]:
 
 def verdict(comparison: Comparison) -> str:
     """Where the first arm of a comparison wins, as a sentence."""
-    a, b, found = comparison.a.label, comparison.b.label, comparison.crossover
-    match found.verdict:
+    a, b, crossover = comparison.a.label, comparison.b.label, comparison.crossover
+    match crossover.verdict:
         case "wins_below":
-            return f"{a} wins below {_dims(found)}, not above."
+            return f"{a} wins below {_dims(crossover)}, not above."
         case "wins_above":
-            return f"{a} wins above {_dims(found)}, not below."
+            return f"{a} wins above {_dims(crossover)}, not below."
         case "wins_everywhere":
             return f"{a} wins at every dim."
         case "wins_nowhere":
             return f"{b} wins at every dim."
+        case "cannot_settle":
+            return _unsettled(comparison)
         case _:
-            unsettled = "this data cannot settle where either of them starts to win"
-            settled = [d for d in comparison.differences if d.p_holm < statistics.LEVEL]
-            ahead = {a: [d.dim for d in settled if d.mean > 0], b: [d.dim for d in settled if d.mean < 0]}
-            said = [f"{name} is ahead at {', '.join(map(str, dims))}" for name, dims in ahead.items() if dims]
-            if not said:
-                unknown = all(math.isnan(d.p_holm) for d in comparison.differences)
-                return f"{unsettled}." if unknown else f"{unsettled}; neither is ahead at any dim."
-            return f"{unsettled}; {', '.join(said)} (p < 0.05 after Holm)."
+            assert_never(crossover.verdict)
 
 
-def _dims(found: Crossover) -> str:
-    if found.dim is None:
+def _unsettled(comparison: Comparison) -> str:
+    """What can be said without a verdict."""
+    sentence = "this data cannot settle where either of them starts to win"
+    settled = [d for d in comparison.differences if d.p_holm < statistics.LEVEL]
+    ahead = {
+        comparison.a.label: [d.dim for d in settled if d.mean > 0],
+        comparison.b.label: [d.dim for d in settled if d.mean < 0],
+    }
+    leads = [f"{name} is ahead at {', '.join(map(str, dims))}" for name, dims in ahead.items() if dims]
+    if leads:
+        return f"{sentence}; {', '.join(leads)} (p < 0.05 after Holm)."
+    untested = all(math.isnan(d.p_holm) for d in comparison.differences)
+    return f"{sentence}." if untested else f"{sentence}; neither is ahead at any dim."
+
+
+def _dims(crossover: Crossover) -> str:
+    if crossover.dim is None:
         return "some dim"
-    interval = "" if found.low is None or found.high is None else f" [{found.low:.0f}, {found.high:.0f}]"
-    return f"{found.dim:.0f} dims{interval}"
+    unknown = crossover.low is None or crossover.high is None
+    return f"{crossover.dim:.0f} dims" + ("" if unknown else f" [{crossover.low:.0f}, {crossover.high:.0f}]")
 
 
 @dataclass(frozen=True)
@@ -142,16 +186,16 @@ class Adaptive(NamedTuple):
     full: int  # the full width
     dims: Interval  # of the granularity that answered
     cumulative_dims: float  # of all granularities that were asked
-    kflop: float  # of the heads, an input
+    kflop: float  # of the heads, per input
     captured: float  # share of the dims that the oracle saves which the cascade saves too
     certified: int | None  # seeds with a certificate; None for a rule that gives none
     shares: dict[int, float]  # dim → share of inputs that leave there
 
 
 def adaptive(study: Study, series: Series) -> list[Adaptive]:
-    """A line a rule; empty where the runs were made without evaluation.cascade."""
-    found = []
-    for rule in ("greedy", "certified"):
+    """One entry per rule; empty where the runs were made without evaluation.cascade."""
+    cascades = []
+    for rule in RULES:
         name = f"cascade_{rule}"
         answers, spent = study.outcomes(series, f"{name}_top1"), study.outcomes(series, f"{name}_dims")
         if not answers:
@@ -163,7 +207,7 @@ def adaptive(study: Study, series: Series) -> list[Adaptive]:
 
         certified = study.values(series, "cascade_certified")[full].sum()
         lost = study.outcomes(series, "linear_top1")[full] - answers[full]
-        found.append(
+        cascades.append(
             Adaptive(
                 rule,
                 mean(f"{name}_top1"),
@@ -177,7 +221,7 @@ def adaptive(study: Study, series: Series) -> list[Adaptive]:
                 {dim: float(v.mean()) for dim, v in study.values(series, f"{name}_share").items()},
             )
         )
-    return found
+    return cascades
 
 
 class ClassNeeds(NamedTuple):
@@ -199,7 +243,7 @@ def class_needs(study: Study, series: Series, within: float = 0.01) -> list[Clas
     outcomes = nesting(study, series, "linear_top1")
     if len(outcomes) < 2:
         return []
-    found = []
+    needs = []
     for index, examples in enumerate(np.bincount(study.labels, minlength=len(study.classes))):
         if not examples:
             continue
@@ -208,8 +252,8 @@ def class_needs(study: Study, series: Series, within: float = 0.01) -> list[Clas
         last = list(accuracy.values())[-1]
         short = [dim for dim, value in accuracy.items() if value < last - within - 1e-9]
         enough = next(dim for dim in accuracy if not short or dim > short[-1])
-        found.append(ClassNeeds(study.classes[index], int(examples), accuracy, enough))
-    return sorted(found, key=lambda c: (-c.enough, -c.gain, c.name))
+        needs.append(ClassNeeds(study.classes[index], int(examples), accuracy, enough))
+    return sorted(needs, key=lambda c: (-c.enough, -c.gain, c.name))
 
 
 def costs(study: Study, variant: str | None) -> dict[str, float]:
@@ -225,23 +269,25 @@ def costs(study: Study, variant: str | None) -> dict[str, float]:
             place = (line["arm"], int(line.get("width") or 0), int(line["seed"]))
             speeds[place].append((line["step"], line["examples_per_second"]))
     together = len(speeds) > len({tuple(measured) for measured in speeds.values()})
-    full = max((width for arm, width, _ in speeds if arm == "ff"), default=None)
+    full = max(((width, arm) for arm, width, _ in speeds if arm in names_of("fixed")), default=None)
     if together or full is None:
         return {}
-    seconds = defaultdict(list)  # arm, width → time an example takes, seed by seed
+    seconds = defaultdict(list)  # arm, width → time per example, seed by seed
     for (arm, width, _), measured in speeds.items():
         seconds[arm, width].append(1 / float(np.median([speed for _, speed in measured])))
+    unit = min(seconds[full[1], full[0]])
     total: dict[str, float] = defaultdict(float)
     for (arm, _), times in seconds.items():
-        total[arm] += min(times) / min(seconds["ff", full])
+        total[arm] += min(times) / unit
     return dict(total)
 
 
 def equal_bytes(study: Study, series: Series) -> Iterator[tuple[float, dict[str, tuple[int, float]]]]:
-    """(bytes an embedding, kind → (dims, mean knn_top1)) for the budgets that at least two kinds meet, ascending."""
+    """(bytes per embedding, precision → (dims, mean knn_top1)) for the budgets that at least two precisions meet,
+    ascending."""
     budgets: dict[float, dict[str, tuple[int, float]]] = defaultdict(dict)
-    for kind, (metric, size) in KINDS.items():
-        for dim, values in study.values(series, metric).items():
+    for name, (prefix, size) in PRECISIONS.items():
+        for dim, values in study.values(series, f"{prefix}knn_top1").items():
             if dim in study.dims:
-                budgets[dim * size][kind] = (dim, float(values.mean()))
+                budgets[dim * size][name] = (dim, float(values.mean()))
     yield from ((size, budgets[size]) for size in sorted(budgets) if len(budgets[size]) > 1)

@@ -7,50 +7,27 @@ content security policy lets nothing but its own two scripts run and fetches not
 
 import base64
 import hashlib
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Sequence
 from html import escape
+from itertools import zip_longest
+from typing import Any
 
-from plotly.io import to_json
 from plotly.offline import get_plotlyjs
 
-from mrl_jax.report import compare, page_plots
-from mrl_jax.report.page_plots import PANELS, Look, Plot
-from mrl_jax.report.statistics import Difference
-from mrl_jax.report.study import NESTED, Comparison, Series, Study
-
-NEEDS = (
-    "Accuracy of a class at a dimension minus its accuracy at the full width, in percentage points: a red row needs "
-    f"more dimensions. First the classes that come within a point of it last, {page_plots.HEATMAP_CLASSES} at most."
-)
-CHANGE = (
-    "Above zero the first arm is better, below zero the second. Bars are 95 % intervals of the paired difference; a "
-    "cross on the zero line marks where the two change places, with its interval."
-)
-RISING = "A line a dimension, the mean over seeds: where a line still rises, longer training may help."
+from mrl_jax.report import figures, page_plots
+from mrl_jax.report.figures import Figure
+from mrl_jax.report.sections import Section, Table
+from mrl_jax.report.study import Study
 
 
-def html(study: Study, comparisons: Mapping[str, Mapping[str, Comparison]]) -> str:
-    """The page. `comparisons` is metric → label → comparison of two arms, as `mrl_jax.report` makes them."""
-    looks = page_plots.looks_of(study.series)
-    grids = [_table(metric, made) for metric, made in comparisons.items()]
-    sections: dict[str, Sequence[Plot | str]] = {
-        "Accuracy against dimension": page_plots.accuracy(study, looks),
-        "Differences": [*_noted(page_plots.differences(comparisons, looks), CHANGE), *grids],
-        "Quality against bytes": page_plots.by_bytes(study, looks),
-        "Validation accuracy over training": _noted(page_plots.training(study), RISING),
-        "Classes that need more dimensions": _noted(page_plots.classes(study), NEEDS),
-        "How many dimensions does an example need?": [*page_plots.oracle(study, looks), *_oracles(study)],
-        "Adaptive classification": _cascades(study),
-    }
-    plots = [part for parts in sections.values() for part in parts if isinstance(part, Plot)]
-    figures = ",".join(f'"{plot.id}":{to_json(plot.figure, engine="json")}' for plot in plots)
+def html(study: Study, parts: Sequence[Section]) -> str:
+    """The page of `parts`, which `sections` made of the study."""
+    plots: dict[str, Any] = {}  # id → data and layout
+    body = "\n".join(_section(part, plots) for part in parts)
+    # Between tags, `<` and `>` are not JSON's to use.
+    data = json.dumps(plots, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
     plotly = get_plotlyjs()
-    body = "\n".join(
-        f"<section>\n<h2>{heading}</h2>\n{''.join(map(_element, parts))}</section>"
-        for heading, parts in sections.items()
-        if parts
-    )
     policy = (
         f"default-src 'none'; script-src {_sha(plotly)} {_sha(SCRIPT)}; "
         "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
@@ -70,11 +47,11 @@ def html(study: Study, comparisons: Mapping[str, Mapping[str, Comparison]]) -> s
 <h1>{escape(study.title)}</h1>
 {_summary(study)}
 </header>
-{_controls(looks)}
+{_controls(study)}
 <main>
 {body}
 </main>
-<script type="application/json" id="figures">{{{figures}}}</script>
+<script type="application/json" id="figures">{data}</script>
 <script>{SCRIPT}</script>
 </body>
 </html>
@@ -97,97 +74,58 @@ def _summary(study: Study) -> str:
     )
 
 
-def _controls(looks: Mapping[Series, Look]) -> str:
+def _controls(study: Study) -> str:
     boxes = "".join(
-        f'<label><input type="checkbox" value="{escape(series.key)}" checked style="accent-color:{look.color}">'
-        f"{escape(series.label)}</label>"
-        for series, look in looks.items()
+        f'<label><input type="checkbox" value="{escape(series.key)}" checked '
+        f'style="accent-color:{figures.look_of(study, series).color}">{escape(series.label)}</label>'
+        for series in study.series
     )
     return f'<form class="controls" autocomplete="off" aria-label="Arms shown">{boxes}</form>'
 
 
-def _noted(plots: Sequence[Plot], note: str) -> list[Plot | str]:
-    return [*plots, f'<p class="note">{note}</p>\n'] if plots else []
+def _section(part: Section, plots: dict[str, Any]) -> str:
+    """A part's heading, sentences, plots and tables; what its plots show is added to `plots`."""
+    sentences = [f"<li>{escape(sentence)}</li>" for sentence in part.sentences]
+    text = f"<ul>{''.join(sentences)}</ul>" if len(sentences) > 1 else "".join(map(_paragraph, part.sentences))
+    drawn = ""
+    for figure, following in zip_longest(part.figures, part.figures[1:]):
+        drawn += _figure(figure, plots)
+        if figure.panels and (following is None or following.note != figure.note):
+            drawn += _paragraph(figure.note, "note")
+    return f"<section>\n<h2>{escape(part.heading)}</h2>\n{text}\n{drawn}{''.join(map(_table, part.tables))}</section>"
 
 
-def _element(part: Plot | str) -> str:
-    if isinstance(part, str):
-        return part
-    only = (' class="narrow"' if part.narrow else "") + (f' data-only="{escape(part.only)}"' if part.only else "")
-    note = f"<figcaption>{escape(part.note)}</figcaption>\n" if part.note else ""
-    return (
-        f"<figure{only}>\n<h3>{escape(part.title)}</h3>\n"
-        f'<div class="plot" id="{part.id}" style="height:{part.figure.layout.height}px"></div>\n{note}</figure>\n'
-    )
+def _paragraph(text: str, kind: str = "") -> str:
+    return f"<p{kind and f' class={kind}'}>{escape(text)}</p>\n"
 
 
-def _scrolling(caption: str, head: Iterable[str], rows: Iterable[tuple[str, Iterable[str]]]) -> str:
-    """A table, of HTML, that scrolls sideways by itself where the screen is narrower."""
-    columns = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    lines = "".join(
-        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n' for name, cells in rows
-    )
-    return (
-        f'<p class="caption">{caption}</p>\n<div class="scroll" tabindex="0"><table>\n'
-        f"<thead><tr>{columns}</tr></thead>\n<tbody>\n{lines}</tbody>\n</table></div>\n"
-    )
-
-
-def _table(metric: str, made: Mapping[str, Comparison]) -> str:
-    """Differences in percentage points, a row a dim and a column a comparison, with Holm's p."""
-    by_dim = {label: {d.dim: d for d in comparison.differences} for label, comparison in made.items()}
-    dims = sorted({dim for column in by_dim.values() for dim in column})
-    rows = [(str(dim), [_cell(column.get(dim)) for column in by_dim.values()]) for dim in dims]
-    if any(comparison.tax for comparison in made.values()):
-        rows.append(("tax", [_cell(comparison.tax) for comparison in made.values()]))
-    rows.append(("verdict", [f"<small>{escape(compare.verdict(comparison))}</small>" for comparison in made.values()]))
-    caption = (
-        f"{escape(PANELS.get(metric, metric))}: difference in percentage points [95 % interval] and p after Holm’s "
-        "correction over the dimensions; bold where p &lt; 0.05. Tax: what the first arm loses at full width."
-    )
-    return _scrolling(caption, ["dim", *map(escape, made)], rows)
-
-
-def _cell(difference: Difference | None) -> str:
-    if difference is None:
-        return "–"
-    text = f"{100 * difference.mean:+.2f} {page_plots.bounds(difference)}".rstrip().replace("-", "−")
-    p = difference.p_holm
-    if math.isnan(p):
-        return text
-    text = f"<b>{text}</b>" if p < 0.05 else text
-    return f"{text}<br><small>p {'&lt; 0.001' if p < 0.001 else f'= {p:.3f}'}</small>"
-
-
-def _oracles(study: Study) -> list[str]:
-    found = {s: compare.oracle(study, s) for s in study.series if s.arm in NESTED}
-    rows = [
-        (escape(s.label), [f"{100 * v:.2f}" for v in (o.full, o.accuracy)] + [f"{100 * (o.accuracy - o.full):+.2f}"])
-        for s, o in found.items()
-        if o
-    ]
-    return [_scrolling("Test accuracy (%).", ["arm", "full width", "oracle", "gain"], rows)] if rows else []
-
-
-def _cascades(study: Study) -> list[str]:
-    rows = [
-        (
-            escape(f"{series.label}, {found.rule}"),
-            [
-                f"{100 * found.accuracy:.2f}", f"{100 * found.lost.mean:+.2f}", f"{found.dims.mean:.1f}",
-                f"{found.cumulative_dims:.1f}", f"{100 * found.captured:.0f}",
-                "–" if found.certified is None else f"{found.certified} of {study.seeds}",
-            ],
+def _figure(figure: Figure, plots: dict[str, Any]) -> str:
+    kind = figure.name.partition("-")[0]
+    drawn = []
+    for panel in figure.panels:
+        place = f"{kind}-{sum(name.startswith(f'{kind}-') for name in plots)}"
+        height = page_plots.height(panel, figure.small)
+        plots[place] = page_plots.plot(panel)
+        only = (' class="narrow"' if figure.small else "") + (f' data-only="{panel.only}"' if panel.only else "")
+        title = f"<h4>{escape(panel.title)}</h4>\n" if panel.title else ""
+        drawn.append(
+            f'<figure{only}>\n{title}<div class="plot" id="{place}" style="height:{height}px"></div>\n</figure>\n'
         )
-        for series in study.series
-        for found in compare.adaptive(study, series)
-    ]  # fmt: skip
-    caption = (
-        "Test accuracy (%) of cascades over a model’s own classifiers, points lost against full width, dims of the "
-        "answer and of all classifiers asked, dims saved as a share (%) of an oracle’s, seeds with a certificate."
+    title = f"<h3>{escape(figure.title)}</h3>\n" if figure.title and drawn else ""
+    return title + "".join(drawn)
+
+
+def _table(table: Table) -> str:
+    """A table that scrolls sideways by itself where the screen is narrower."""
+    header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row)}</tr>\n'
+        for name, *row in table.rows
     )
-    head = ["cascade", "top-1", "lost", "mean dims", "cumulative", "of oracle", "certified"]
-    return [_scrolling(caption, head, rows)] if rows else []
+    return (
+        f'{_paragraph(table.caption, "caption")}<div class="scroll" tabindex="0"><table>\n'
+        f"<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n"
+    )
 
 
 def _sha(script: str) -> str:
@@ -200,11 +138,12 @@ body{margin:0 auto;padding:0 1rem 3rem;max-width:46.5rem;font:1rem/1.55 system-u
   overflow-wrap:anywhere}
 h1{font-size:1.7rem;line-height:1.2;margin:2rem 0 .5rem}
 h2{font-size:1.25rem;margin:3rem 0 0;padding-top:.75rem;border-top:1px solid #ddd}
-h3{font-size:1rem;margin:1.2rem 0 .3rem}
-.notes,.note,figcaption,.caption,td small{color:#555}
-.notes{padding-left:1.2rem}
+h3,h4{font-size:1rem;margin:1.2rem 0 .3rem}
+h4{font-weight:600}
+.notes,.note,.caption{color:#555}
+ul{padding-left:1.2rem}
 figure{margin:0;min-width:0;break-inside:avoid}
-.note,figcaption,.caption{font-size:.875rem;margin:.4rem 0}
+.note,.caption{font-size:.875rem;margin:.4rem 0}
 .caption{margin-top:1.2rem}
 .narrow{display:inline-block;width:min(100%,21rem);margin-right:1rem;vertical-align:top}
 .narrow[hidden]{display:none}
@@ -217,7 +156,6 @@ figure{margin:0;min-width:0;break-inside:avoid}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .7rem .3rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #e6e6e6;white-space:nowrap;
   overflow-wrap:break-word}
-td>small:only-child{display:block;white-space:normal;min-width:9rem}
 @media (max-width:40rem){.controls{flex-wrap:nowrap;overflow-x:auto}}
 @media print{
   @page{margin:1cm}
@@ -226,11 +164,10 @@ td>small:only-child{display:block;white-space:normal;min-width:9rem}
   .scroll{overflow:visible}
   th,td{white-space:normal}
   th,td{padding-right:.4rem}
-  td>small:only-child{min-width:0}
   table{font-size:.7rem}
   tr{break-inside:avoid}
   .note{break-before:avoid}
-  h2,h3,.caption{break-after:avoid}
+  h2,h3,h4,.caption{break-after:avoid}
 }
 """
 

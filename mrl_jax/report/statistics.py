@@ -27,12 +27,12 @@ in between. For normal effects and many examples the coverage is 95.0 to 96.4 % 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 LEVEL = 0.05  # of tests; intervals have 1 − LEVEL
-FEWEST = 20  # replicates with which a p can be below LEVEL
+MIN_REPLICATES = 20  # with fewer, no p can be below LEVEL
 
 
 class Interval(NamedTuple):
@@ -54,10 +54,13 @@ class Difference(NamedTuple):
     p_holm: float
 
 
+Verdict = Literal["wins_below", "wins_above", "wins_everywhere", "wins_nowhere", "cannot_settle"]
+
+
 class Crossover(NamedTuple):
     """Where arm a stops or starts to win: a dim, interpolated in log2 dim, with its 95 % interval, or None thrice."""
 
-    verdict: str  # "wins_below", "wins_above" (that dim), "wins_everywhere", "wins_nowhere" or "cannot_settle"
+    verdict: Verdict
     dim: float | None
     low: float | None
     high: float | None
@@ -122,7 +125,9 @@ def crossover(
     curves = mean + deviations
 
     needed = 1 - LEVEL / 2
-    for sign, everywhere, crossing in ((1, "wins_everywhere", "wins_below"), (-1, "wins_nowhere", "wins_above")):
+    sides: tuple[tuple[int, Verdict, Verdict], ...]
+    sides = (1, "wins_everywhere", "wins_below"), (-1, "wins_nowhere", "wins_above")
+    for sign, everywhere, crossing in sides:
         if np.mean((sign * curves > 0).all(axis=1)) >= needed:
             return Crossover(everywhere, None, None, None)
         crosses = (sign * curves[:, 0] > 0) & (sign * curves[:, -1] < 0)
@@ -150,8 +155,8 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 def _deviations(values_KxSxn: np.ndarray, replicates: int, seed: int) -> np.ndarray:
     """Replicates of the mean less the mean, float64 [replicates, K]; nan with one seed."""
     K, S, n = values_KxSxn.shape
-    if replicates < FEWEST:
-        raise ValueError(f"replicates={replicates} is not allowed; at least {FEWEST} to tell a p of {LEVEL}")
+    if replicates < MIN_REPLICATES:
+        raise ValueError(f"replicates={replicates} is not allowed; at least {MIN_REPLICATES} to tell a p of {LEVEL}")
     if S == 1:
         return np.full((replicates, K), np.nan)
     rng = np.random.default_rng(seed)

@@ -13,7 +13,10 @@ from test_page import QUIET, until
 
 from mrl_jax import report
 from mrl_jax.config import OptimizerConfig
-from mrl_jax.report import page, plots, study, tables
+from mrl_jax.report import figures, formats, page, plots, study
+from mrl_jax.report.sections import sections
+
+pytestmark = pytest.mark.slow
 
 PWNED = "window.pwned=(window.pwned||0)+1"
 CLASSES = (
@@ -137,7 +140,7 @@ def test_figures_show_names_and_do_not_set_them(written: Path, tmp_path: Path) -
     assert not {"script", "img"} & set(Tags(texts).tags)
     folder = written.parent / "runs"
     gathered = study.gather([folder])
-    assert all(path.stat().st_size for path in plots.save({"a": plots.training(gathered)}, tmp_path))
+    assert all(path.stat().st_size for path in plots.save([figures.training(gathered)], tmp_path))
 
 
 def test_long_and_broken_names_of_folders_can_be_reported(tmp_path: Path) -> None:
@@ -152,8 +155,8 @@ def test_long_and_broken_names_of_folders_can_be_reported(tmp_path: Path) -> Non
     keys = [series.key for series in gathered.series]
     assert len(set(keys)) == 2
     assert max(map(len, keys)) < 200
-    parts = tables.sections(gathered, {})
-    for text in (page.html(gathered, {}), tables.markdown(gathered, parts, []), tables.latex(gathered, parts)):
+    parts = sections(gathered, {})
+    for text in (page.html(gathered, parts), formats.markdown(gathered, parts), formats.latex(gathered, parts)):
         assert text.encode()
 
 

@@ -9,14 +9,17 @@ import pytest
 from made_runs import ARMS, DIMS, make_run
 
 from mrl_jax import report, runs
-from mrl_jax.report import study
+from mrl_jax.arms import ARMS as EVERY_ARM
+from mrl_jax.arms import ArmType
+from mrl_jax.evaluate.metrics import METRICS, Metric
 
+PRINTED = ("linear_top1", "linear_top5", "ece", "knn_top1", "map@10", "precision@10")  # of classes
 FILES = ["differences.csv", "report.html", "report.md", "tables.tex"]
 
 
 def numbers(table: str, arm: str) -> dict[int, list[str]]:
     """The cells of an arm's part of the table, by dim."""
-    part = table.split(f"{study.LABELS[arm]}, ")[1].split("\n\n")[0].splitlines()
+    part = table.split(f"{EVERY_ARM[arm].label}, ")[1].split("\n\n")[0].splitlines()
     return {int(line.split()[0]): re.split(r"\s{2,}", line.strip())[1:] for line in part[2:]}
 
 
@@ -32,10 +35,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_the_table_of_a_run_holds_the_numbers_of_the_split(tmp_path, split):
     directory = make_run(tmp_path, arms=("all",), seeds=1)
-    table = report.table(directory, split)
+    table = report.table(directory, split=split)
     for arm in ARMS:
         # Post-hoc arms have no calibration error: their scores are no probabilities.
-        metrics = [m for m in report.OF_CLASSES if m != "ece" or arm in ("mrl", "mrl_e", "mrl_sampled", "ff")]
+        metrics = [m for m in PRINTED if m != "ece" or arm in ("mrl", "mrl_e", "mrl_sampled", "ff")]
         wanted = {dim: [f"{values(directory, arm, dim, m, split)[0]:.4f}" for m in metrics] for dim in DIMS}
         assert numbers(table, arm) == wanted
 
@@ -51,10 +54,59 @@ def test_a_metric_that_lacks_at_one_dim_is_a_dash_there(tmp_path):
     directory = make_run(tmp_path, arms=("mrl",))
     rows = runs.read_rows(directory / "evaluation.csv")
     runs.write_rows(directory / "evaluation.csv", [r for r in rows if (r.dim, r.metric) != (8, "ece")])
-    at = report.OF_CLASSES.index("ece")
+    at = PRINTED.index("ece")
     cells = numbers(report.table(directory), "mrl")
     assert cells[8][at] == "–"
     assert cells[4][at] != "–"
+
+
+def test_the_metrics_of_the_table_can_be_chosen(tmp_path):
+    directory = make_run(tmp_path, seeds=1)
+    wanted = {dim: [f"{values(directory, 'mrl', dim, m)[0]:.4f}" for m in ("refit_top1", "knn_top1")] for dim in DIMS}
+    assert numbers(report.table(directory, ("knn_top1", "refit_top1")), "mrl") == wanted  # in the order of METRICS
+    with (directory / "evaluation.csv").open("a") as file:
+        file.write("made,mrl,0,4,test,a_metric_of_another_version,0.125\n")
+    columns = report.table(directory, ("all",)).splitlines()[1].split()[1:]
+    assert set(columns) == {r.metric for r in runs.read_rows(directory / "evaluation.csv")}
+    assert columns[-1] == "a_metric_of_another_version"
+    assert report.table(directory, ("spearman",)).startswith(
+        "test split: spearman not measured; measured: linear_top1,"
+    )
+
+
+def test_an_arm_and_a_metric_need_only_their_entries_to_be_printed_compared_and_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(EVERY_ARM, "mrl_new", ArmType("MRL new", "#123456", "circle", "nested", "separate"))
+    monkeypatch.setitem(EVERY_ARM, "squeezed", ArmType("squeezed", "#654321", "plus", "compressed", baseline=True))
+    monkeypatch.setitem(METRICS, "hits", Metric("number of hits", printed=True, compared=True))
+    directory = make_run(tmp_path, arms=("mrl", "ff", "pca"), seeds=2)
+    names = {"mrl": "mrl_new", "pca": "squeezed"}
+    rows = runs.read_rows(directory / "evaluation.csv")
+    rows += [row._replace(arm=names[row.arm]) for row in rows if row.arm in names]
+    rows += [row._replace(metric="hits") for row in rows if row.metric == "knn_top1"]
+    runs.write_rows(directory / "evaluation.csv", rows)
+    for path in list((directory / "predictions").iterdir()):
+        with np.load(path) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+        arrays |= {key.replace("knn_top1", "hits"): v for key, v in arrays.items() if "/knn_top1/" in key}
+        np.savez(path, **arrays)
+        if (arm := path.name.partition("-")[0]) in names:
+            np.savez(path.with_name(path.name.replace(arm, names[arm])), **arrays)
+    table = report.table(directory)
+    assert numbers(table, "mrl_new") == numbers(table, "mrl")
+    assert "hits" in table
+    assert report.main([str(directory)]) == 0
+    out = directory / "report"
+    with (out / "differences.csv").open() as file:
+        compared = {(row["metric"], row["a"], row["b"]) for row in csv.DictReader(file)}
+    for metric in ("linear_top1", "knn_top1", "hits"):
+        assert {(metric, "MRL new", b) for b in ("FF", "PCA", "MRL", "squeezed")} <= compared
+    assert {"differences-hits.png", "classes-mrl_new.svg"} <= {path.name for path in (out / "plots").iterdir()}
+    text = (out / "report.md").read_text()
+    assert "Test number of hits (× 100)" in text
+    assert "one FF(D), squeezed" in text
+    for name in ("accuracy", "bytes", "oracle", "differences-hits"):
+        assert "MRL new" in (out / "plots" / f"{name}.svg").read_text()
+    assert "MRL new − squeezed: " in capsys.readouterr().out
 
 
 def test_a_run_is_drawn_into_its_own_folder(tmp_path):

@@ -13,10 +13,11 @@ from made_runs import DIMS, make_run
 
 from mrl_jax import runs
 from mrl_jax.config import LossConfig
-from mrl_jax.report import compare, tables
+from mrl_jax.report import compare, formats
+from mrl_jax.report.compare import Comparison
+from mrl_jax.report.sections import Section, Table, sections
 from mrl_jax.report.statistics import Crossover, Difference
-from mrl_jax.report.study import Comparison, Series, Study, gather
-from mrl_jax.report.tables import Table
+from mrl_jax.report.study import Series, Study, gather
 
 HOSTILE = ("a|b_c*d", "<script>x</script>", "100% $x^2$ & #1 ~\\end{tabular}", "[link](http://x) `code`\nnew")
 
@@ -34,9 +35,9 @@ def made(tmp_path_factory) -> tuple[Study, dict]:
 
 
 @pytest.fixture(scope="module")
-def parts(made) -> tuple[list[tables.Section], dict]:
+def parts(made) -> tuple[list[Section], dict]:
     comparisons = compare.compare(made[0])
-    return tables.sections(made[0], comparisons), comparisons
+    return sections(made[0], comparisons), comparisons
 
 
 def table(parts, name: str) -> dict[str, dict[str, str]]:
@@ -59,7 +60,7 @@ def test_accuracies_are_means_and_deviations_over_the_seeds_of_the_csv(made, par
 def test_differences_are_those_of_the_csv_with_their_interval_and_p(made, parts):
     rows = made[1]
     shown = table(parts, "differences-linear_top1-mrl")
-    with io.StringIO(tables.tidy(parts[1])) as file:
+    with io.StringIO(formats.tidy(parts[1])) as file:
         tidy = {(r["metric"], r["a"], r["b"], int(r["dim"])): r for r in csv.DictReader(file)}
     for dim in DIMS:
         mean = np.mean(rows["mrl", "linear_top1", dim]) - np.mean(rows["ff", "linear_top1", dim])
@@ -99,12 +100,12 @@ def test_the_tax_is_ff_minus_the_nested_arm_at_full_width(made, parts):
         assert float(tax.split()[0].replace("−", "-")) == pytest.approx(wanted, abs=0.006)
 
 
-def test_a_family_of_fixed_size_models_costs_a_training_a_dim(made, parts):
+def test_a_family_of_fixed_size_models_costs_a_training_per_dim(made, parts):
     shown = table(parts, "compute")
     speeds = {dim: [1600 - 4 * dim + 0.1 * seed for seed in range(3)] for dim in DIMS}  # as made; a median of 3 lines
     seconds = {dim: 1 / max(speed) for dim, speed in speeds.items()}
-    assert shown["FF, a model a dim"]["trainings"] == "3"
-    assert shown["FF, a model a dim"]["cost"] == f"{sum(seconds.values()) / seconds[16]:.2f}"
+    assert shown["FF, one model per dim"]["trainings"] == "3"
+    assert shown["FF, one model per dim"]["cost"] == f"{sum(seconds.values()) / seconds[16]:.2f}"
     mrl = 1 / (800 + 0.1 * 2)
     assert (shown["MRL"]["trainings"], shown["MRL"]["cost"]) == ("1", f"{mrl / seconds[16]:.2f}")
     assert (shown["one FF(D), PCA"]["trainings"], shown["one FF(D), PCA"]["cost"]) == ("1", "1.00")
@@ -131,11 +132,35 @@ def test_own_heads_are_set_against_refitted_classifiers(made, parts):
         assert [float(x.replace("−", "-")) for x in found.groups()] == pytest.approx([a, b, b - a], abs=0.006)
 
 
+def test_every_value_of_evaluation_csv_is_in_the_tables(tmp_path):
+    """Also of dims between the nesting dims, and of a metric that no table of ours knows."""
+    directory = make_run(tmp_path, arms=("all",), seeds=2)
+    with (directory / "evaluation.csv").open("a") as file:
+        file.writelines(
+            f"made,mrl,{seed},6,test,{m},0.{seed}25\n" for m in ("linear_top1", "own|news") for seed in (0, 1)
+        )
+    study = gather([directory])
+    shown = {t.name: t for part in sections(study, {}) for t in part.tables if part.heading == "Every metric"}
+    cells = {
+        (name.removeprefix("metrics-"), row[0], int(dim)): cell
+        for name, table in shown.items()
+        for row in table.rows
+        for dim, cell in zip(table.header[1:], row[1:], strict=True)
+        if cell != "–"
+    }
+    values: dict = {}
+    for row in runs.read_rows(directory / "evaluation.csv"):
+        if row.split == "test":
+            values.setdefault((row.arm, row.metric, row.dim), []).append(row.value)
+    assert cells == {key: f"{np.mean(of):.4f}" for key, of in values.items()}
+    assert cells["mrl", "own|news", 6] == "0.0750"
+
+
 def test_equal_bytes_hold_four_times_the_int8_and_32_times_the_bits(tmp_path):
     make_run(tmp_path, arms=("mrl",), seeds=1, width=128, nesting_dims=(4, 16, 128))
     study = gather([tmp_path])
-    (found,) = [t for part in tables.sections(study, {}) for t in part.tables if t.name == "bytes"]
-    values = {kind: study.values(Series("mrl"), m) for kind, (m, _) in compare.KINDS.items()}
+    (found,) = [t for part in sections(study, {}) for t in part.tables if t.name == "bytes"]
+    values = {name: study.values(Series("mrl"), f"{p.prefix}knn_top1") for name, p in compare.PRECISIONS.items()}
     cells = {
         kind: f"{100 * values[kind][dim].mean():.2f} ({dim})"
         for kind, dim in (("float32", 4), ("int8", 16), ("1 bit", 128))
@@ -201,14 +226,12 @@ def test_one_seed_shows_differences_without_intervals(tmp_path):
     make_run(tmp_path, seeds=1)
     study = gather([tmp_path])
     comparisons = compare.compare(study)
-    (found,) = [
-        t for part in tables.sections(study, comparisons) for t in part.tables if t.name == "differences-knn_top1-mrl"
-    ]
+    (found,) = [t for part in sections(study, comparisons) for t in part.tables if t.name == "differences-knn_top1-mrl"]
     assert found.header == ["dim", "− FF"]
     assert all(re.fullmatch(r"[+−]\d+\.\d\d", row[1]) for row in found.rows)
-    line = tables.tidy(comparisons).splitlines()[1]
+    line = formats.tidy(comparisons).splitlines()[1]
     assert re.fullmatch(r"linear_top1,MRL,FF,4,-?0\.\d+,,,,", line)
-    assert "nan" not in tables.markdown(study, tables.sections(study, comparisons), [])
+    assert "nan" not in formats.markdown(study, sections(study, comparisons))
 
 
 def test_variants_are_compared_with_each_other(tmp_path):
@@ -224,7 +247,7 @@ def test_variants_are_compared_with_each_other(tmp_path):
         for dim in DIMS
     ]
     assert between == pytest.approx(wanted, abs=2e-6)
-    (part,) = [part for part in tables.sections(study, comparisons) if part.heading == "Between runs"]
+    (part,) = [part for part in sections(study, comparisons) if part.heading == "Between runs"]
     assert label in part.tables[0].header
     assert comparisons["linear_top1"].keys() >= {"MRL · first − FF · first", "MRL · heavy − FF · heavy"}
 
@@ -237,19 +260,19 @@ def cells_of_markdown(line: str) -> int:
 @given(st.lists(st.text(), min_size=1, max_size=4))
 def test_any_text_stays_in_its_cell(texts):
     made = Table("t", "caption", texts, [texts, texts])
-    grid = list(tables._markdown_grid(made))
+    grid = list(formats._markdown_grid(made))
     assert len(grid) == 4
     for line in grid:
         assert "\n" not in line
         assert cells_of_markdown(line) == len(texts)
         assert not re.search(r"[<>]|(?<!\\)[`*_$~#](?!\S*;)", line.replace("&lt;", "").replace("&gt;", ""))
-    for line in tables.text(made).splitlines():
-        assert all(sign.isprintable() for sign in line)
+    for line in formats.text(made).splitlines():
+        assert all(c.isprintable() for c in line)
 
 
 def plain_latex(text: str) -> str:
-    """What LaTeX typesets for escaped text: the inverse of the escape, sign by sign, failing on any live command."""
-    said = {v: k for k, v in tables.LATEX.items()}
+    """What LaTeX typesets for escaped text: the inverse of the escape, failing on any live command."""
+    said = {v: k for k, v in formats.LATEX.items()}
     pattern = "|".join(sorted(map(re.escape, said), key=len, reverse=True))
     rest = re.sub(pattern, "", text)
     assert not re.search(r"[\\{}$&#%_^~]", rest)
@@ -258,10 +281,10 @@ def plain_latex(text: str) -> str:
 
 @given(st.text())
 def test_any_text_is_literal_in_latex(text):
-    typeset = tables._latex(text)
-    assert plain_latex(typeset).replace("\0", "") == tables._one_line(text)
-    plain = "".join(sign for sign in text if sign in "-`',")
-    assert not re.search(r"[-`',]{2}", tables._latex(plain))
+    typeset = formats._latex(text)
+    assert plain_latex(typeset).replace("\0", "") == formats.one_line(text)
+    plain = "".join(c for c in text if c in "-`',")
+    assert not re.search(r"[-`',]{2}", formats._latex(plain))
 
 
 def test_hostile_names_reach_no_format_unescaped(tmp_path):
@@ -269,8 +292,8 @@ def test_hostile_names_reach_no_format_unescaped(tmp_path):
     make_run(tmp_path, classes=HOSTILE, arms=("mrl",), run="x|y_$z$ <b>%", loss=LossConfig(weights=(1.0, 1.0, 9.0)))
     study = gather([tmp_path])
     comparisons = compare.compare(study)
-    parts = tables.sections(study, comparisons)
-    markdown, latex = tables.markdown(study, parts, ["oracle"]), tables.latex(study, parts)
+    parts = sections(study, comparisons)
+    markdown, latex = formats.markdown(study, parts), formats.latex(study, parts)
     assert "<" not in markdown
     assert "\\[link\\](http://x) \\`code\\` new" in markdown
     assert "a\\|b\\_c\\*d" in markdown
@@ -284,11 +307,11 @@ def test_hostile_names_reach_no_format_unescaped(tmp_path):
             assert len(re.findall(r"(?<!\\)&", row)) == len(body[0]) - 1
     labels = re.findall(r"\\label\{tab:(.*)\}", latex)
     assert all(re.fullmatch(r"[A-Za-z0-9.-]+", label) for label in labels)
-    rows = list(csv.DictReader(io.StringIO(tables.tidy(comparisons))))
+    rows = list(csv.DictReader(io.StringIO(formats.tidy(comparisons))))
     assert any(row["a"] == "MRL · x|y_$z$ <b>%" for row in rows)
 
 
 def test_a_difference_that_is_not_known_is_a_dash_or_an_empty_field():
     unknown = Difference(4, 0.01, math.nan, math.nan, math.nan, math.nan)
     comparison = Comparison(Series("mrl"), Series("ff"), [unknown], Crossover("cannot_settle", None, None, None), None)
-    assert tables.tidy({"knn_top1": {"MRL − FF": comparison}}).splitlines()[1] == "knn_top1,MRL,FF,4,0.01,,,,"
+    assert formats.tidy({"knn_top1": {"MRL − FF": comparison}}).splitlines()[1] == "knn_top1,MRL,FF,4,0.01,,,,"

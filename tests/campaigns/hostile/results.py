@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from made_runs import make_run
 
-from mrl_jax.report import compare, page, plots, study, tables
+from mrl_jax.report import compare, formats, page, plots, study
+from mrl_jax.report.sections import sections
 from mrl_jax.search.commands import saved_plan, search_index
 from mrl_jax.search.index import Description, Document, create_index, open_index, rerank
 
@@ -25,10 +26,10 @@ def report(draw: bool) -> Reader:
     def read(folder: Path) -> object:
         gathered = study.gather([folder])
         comparisons = compare.compare(gathered)
-        parts = tables.sections(gathered, comparisons)
-        figures = plots.of_study(gathered, comparisons) if draw else ()
-        texts = [tables.markdown(gathered, parts, figures), tables.latex(gathered, parts), tables.tidy(comparisons)]
-        return [text.encode() for text in [*texts, page.html(gathered, comparisons)]]
+        parts = sections(gathered, comparisons)
+        drawn = [plots.draw(figure) for part in parts for figure in part.figures] if draw else []
+        texts = [formats.markdown(gathered, parts), formats.latex(gathered, parts), formats.tidy(comparisons)]
+        return drawn, [text.encode() for text in [*texts, page.html(gathered, parts)]]
 
     return Reader(make, read)
 
