@@ -127,8 +127,8 @@ def test_scores_are_learnt(loss: str, scored: list[str], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["loss.name=cosent"], "loss.name=cosent does not fit data=train, pairs without scores; use info_nce"),
-        ([], "loss.name=cross_entropy does not fit data=train, pairs without scores; use info_nce"),
+        (["loss.name=cosent"], "loss.name=cosent does not fit data=train, pairs; use info_nce"),
+        ([], "loss.name=cross_entropy does not fit data=train, pairs; use info_nce"),
         (["loss.name=info_nce", "arms=[mrl_e]"], "arms=mrl_e is not allowed with loss.name=info_nce"),
         (["loss.name=info_nce", "loss.temperature=0"], "loss.temperature=0.0 is not allowed; 0.01 ≤ value ≤ 1"),
         (["loss.name=cosent", "loss.learned_temperature=true"], "loss.learned_temperature=true is not allowed"),
@@ -159,7 +159,7 @@ def test_validation_pairs_may_have_other_negatives_but_must_be_of_the_same_kind(
     other = next(word.partition("=")[2] for word in scored if word.startswith("data.train="))
     command = [*files, *words, f"data.validation={other}", f"results_dir={tmp_path}", "name=other"]
     assert train.main(command) == 2
-    assert "train has pairs without scores, validation pairs with scores; both have" in capsys.readouterr().err
+    assert "train has pairs, validation scored pairs; both have" in capsys.readouterr().err
 
 
 def test_texts_that_are_cut_are_counted_once(
