@@ -41,7 +41,7 @@ RECORD = 8192  # bytes of a record, about: more to read for each text, or more o
 
 def fit(config: Config, dataset: Dataset | PairDataset) -> Preprocessor:
     """As `encoders.fit`; one that was learnt from streamed texts is kept on disk, and not learnt again."""
-    texts = dataset.train.inputs if isinstance(dataset, Dataset) else dataset.train.table
+    texts = dataset.train.raw
 
     def learn() -> Preprocessor:
         return encoders.fit(config.encoder, dataset.name, dataset.kind, texts)
