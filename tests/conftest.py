@@ -2,16 +2,26 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
-import pytest
-from hypothesis import HealthCheck, settings
+# Read when JAX and NumPy are imported, here and by the commands that tests start. Each program is compiled once, and
+# quickly rather than well; workers of pytest-xdist share the cores, so each does its linear algebra in one thread.
+for name, value in {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent.parent / ".pytest_cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    "OPENBLAS_NUM_THREADS": "1",
+}.items():
+    os.environ.setdefault(name, value)
 
-# Tests, and the commands that they start, compile each program once: read by JAX when it is imported.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+from mrl_jax import report, train  # noqa: E402
 
 # A busy machine is no failure. Where CI is set, every run draws the same examples; elsewhere new ones are searched.
 settings.register_profile(
@@ -29,9 +39,17 @@ def write_texts(path: Path, count: int, seed: int) -> Path:
         for i in range(count):
             topic = i % len(TOPICS)
             words = [f"{TOPICS[topic]}{n}" for n in rng.integers(0, 30, rng.integers(1, 6))]
-            words += [f"common{n}" for n in rng.integers(0, 40, rng.integers(3, 20))]
+            words += [f"common{n}" for n in rng.integers(0, 40, rng.integers(3, 12))]  # 16 words: one padded length
             file.write(json.dumps({"text": " ".join(rng.permutation(words)), "label": TOPICS[topic]}) + "\n")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_plots() -> Iterator[None]:
+    """Runs in this process draw no plots, which would take as long as all the rest of a tiny run."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train, "report", SimpleNamespace(table=report.table, draw=lambda directory: []))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -16,9 +18,11 @@ import numpy as np
 import pytest
 
 import mrl_jax
-from mrl_jax import arms, config, train
+from mrl_jax import arms, config, report, train
+from mrl_jax.data.base import cut
 from mrl_jax.errors import UserError
-from mrl_jax.runs import checkpoint, read_rows
+from mrl_jax.evaluate.metrics import METRICS
+from mrl_jax.runs import Log, checkpoint, read_rows
 from mrl_jax.tasks.classification import Classification
 from mrl_jax.training import trainer
 from mrl_jax.training.step import TrainStep
@@ -32,6 +36,20 @@ def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("results")
     assert train.main([*tiny, "arms=all", "seeds=2", f"results_dir={results}", "run=first"]) == 0
     return results / "tiny" / "first"
+
+
+@pytest.fixture(scope="module")
+def quick(tiny: list[str]) -> list[str]:
+    """A shorter command: one arm, evaluated without refitting."""
+    return [*tiny, "evaluation.refit=null"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(quick: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the shorter command, which disturbed ones must equal."""
+    results = tmp_path_factory.mktemp("results")
+    assert train.main([*quick, f"results_dir={results}", "run=whole"]) == 0
+    return results / "tiny" / "whole"
 
 
 def comparable(directory: Path) -> tuple[str, list[dict]]:
@@ -48,7 +66,6 @@ def comparable(directory: Path) -> tuple[str, list[dict]]:
 def test_run_directory_holds_what_was_promised(finished: Path) -> None:
     expected = {"config.yaml", "environment.json", "dataset.json", "tokenizer.json", "metrics.jsonl", "evaluation.csv"}
     assert expected <= {path.name for path in finished.iterdir()}
-    assert {p.suffix for p in (finished / "plots").iterdir()} == {".png", ".svg"}
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["versions"]["jax"]
     assert environment["cores"] >= 1
@@ -116,7 +133,7 @@ def test_members_trained_together_get_the_same_metrics_as_in_turn(
     finished: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     arguments = [*tiny, "arms=all", "seeds=2", f"results_dir={tmp_path}", "run=together"]
-    assert train.main([*arguments, "trainer.population=vmap", "trainer.arms_at_once=5"]) == 0
+    assert train.main([*arguments, "trainer.population=vmap", "trainer.arms_at_once=6"]) == 0
     in_turn, together = (
         {row[:-1]: row.value for row in read_rows(directory / "evaluation.csv")}
         for directory in (finished, tmp_path / "tiny" / "together")
@@ -158,9 +175,6 @@ def test_loaded_model_embeds_as_the_evaluation_did(finished: Path, texts: dict[s
     assert z.shape == (80, 8)
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-6)
     database = [json.loads(line) for line in texts["train"].read_text().splitlines()]
-    kept = set(range(240))
-    from mrl_jax.data.base import cut
-
     kept = cut(np.array([sorted({x["label"] for x in database}).index(x["label"]) for x in database]), 0.1)[0]
     train_z = model.encode([database[i]["text"] for i in kept], dim=8)
     nearest = (z @ train_z.T).argmax(axis=1)
@@ -225,6 +239,7 @@ def test_resume_with_another_configuration_is_refused(
     assert "did you mean first?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_run_resumes_to_the_same_bits(tiny: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mrl_jax.train", *tiny, "arms=[mrl,ff]", "nesting_dims=[4,16]"]
     command += ["trainer.steps=200", "trainer.checkpoint_seconds=0", f"results_dir={tmp_path}"]
@@ -249,10 +264,14 @@ def test_killed_at_any_moment_a_run_resumes_to_the_same_bits(tiny: list[str], tm
 
 
 def test_sigterm_during_evaluation_costs_no_training(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick: list[str],
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The trained model is kept before it is scored; the exit status is one that says: try again."""
-    words = [*tiny, f"results_dir={tmp_path}", "run=a", "evaluation.refit=null"]
+    words = [*quick, f"results_dir={tmp_path}", "run=a"]
     with monkeypatch.context() as patched:
         patched.setattr(Classification, "score", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         assert train.main(words) == 75
@@ -260,12 +279,11 @@ def test_sigterm_during_evaluation_costs_no_training(
     with monkeypatch.context() as patched:
         patched.setattr(trainer.Trainer, "fit", lambda *_: pytest.fail("trained again"))
         assert train.main([*words, "resume=true"]) == 0
-    assert train.main([*words[:-2], "run=b", words[-1]]) == 0
-    assert comparable(tmp_path / "tiny" / "a") == comparable(tmp_path / "tiny" / "b")
+    assert comparable(tmp_path / "tiny" / "a") == comparable(undisturbed)
 
 
-def test_resume_auto_begins_or_continues(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*tiny, f"results_dir={tmp_path}", "evaluation.refit=null", "trainer.steps=5", "resume=auto"]
+def test_resume_auto_begins_or_continues(quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*quick, f"results_dir={tmp_path}", "resume=auto"]
     assert train.main(words) == 2
     assert "resume=auto is not allowed; it needs run=…" in capsys.readouterr().err
     assert train.main([*words, "run=a"]) == 0
@@ -275,35 +293,47 @@ def test_resume_auto_begins_or_continues(tiny: list[str], tmp_path: Path, capsys
     assert "resume=maybe is not allowed; true, false or auto" in capsys.readouterr().err
 
 
-def test_ctrl_c_saves_and_resumes_to_the_same_bits(tiny: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mrl_jax.train", *tiny, "trainer.steps=3000", f"results_dir={tmp_path}"]
-    command += ["trainer.evaluations=3", "run=a"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    log = tmp_path / "tiny" / "a" / "metrics.jsonl"
-    while not log.exists() or log.read_text().count("\n") < 5:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+def test_ctrl_c_saves_and_resumes_to_the_same_bits(
+    quick: list[str], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    words, append = [*quick, f"results_dir={tmp_path}", "run=a"], Log.append
+
+    def interrupt_after_step_10(log: Log, lines: Iterable[dict]) -> None:
+        lines = list(lines)
+        append(log, lines)
+        if any(line["step"] == 10 for line in lines):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Log, "append", interrupt_after_step_10)
+        assert train.main(words) == 130
+    errors = capsys.readouterr().err
+    assert re.search(r"stopped at step \d+ of 30", errors)
     assert "resume=true" in errors
     assert "Traceback" not in errors
-    assert train.main([*command[3:], "resume=true"]) == 0
-    assert train.main([*command[3:-1], "run=b"]) == 0
-    assert comparable(log.parent) == comparable(tmp_path / "tiny" / "b")
+    assert train.main([*words, "resume=true"]) == 0
+    assert comparable(tmp_path / "tiny" / "a") == comparable(undisturbed)
 
 
-def test_a_finished_run_resumes_to_itself(finished: Path, tiny: list[str]) -> None:
+def test_every_metric_of_a_run_is_in_the_table_of_metrics(finished: Path) -> None:
+    assert {row.metric for row in read_rows(finished / "evaluation.csv")} <= METRICS.keys()
+
+
+def test_a_finished_run_resumes_to_itself_and_is_drawn(
+    finished: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = comparable(finished)
+    monkeypatch.setattr(train, "report", report)
     arguments = [*tiny, "arms=all", "seeds=2", f"results_dir={finished.parent.parent}", "run=first", "resume=true"]
     assert train.main(arguments) == 0
     assert comparable(finished) == before
+    assert {p.suffix for p in (finished / "plots").iterdir()} == {".png", ".svg"}
 
 
 def test_a_corrupted_checkpoint_is_named_and_nothing_is_lost(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    arguments = [*tiny, f"results_dir={tmp_path}", "run=a", "trainer.checkpoint_seconds=0"]
+    arguments = [*quick, f"results_dir={tmp_path}", "run=a", "trainer.checkpoint_seconds=0"]
     real, calls = checkpoint.save, []
 
     def full_after_three(*args, **kwargs):
@@ -332,10 +362,9 @@ def test_a_corrupted_checkpoint_is_named_and_nothing_is_lost(
 
 
 def test_when_only_the_newest_checkpoint_is_damaged_the_one_before_is_used(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    quick: list[str], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    arguments = [*tiny, f"results_dir={tmp_path}", "trainer.checkpoint_seconds=0"]
-    assert train.main([*arguments, "run=whole"]) == 0
+    arguments = [*quick, f"results_dir={tmp_path}", "trainer.checkpoint_seconds=0"]
     monkeypatch.setattr(
         Classification, "score", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
@@ -348,11 +377,11 @@ def test_when_only_the_newest_checkpoint_is_damaged_the_one_before_is_used(
     (model / f"step-{checkpoint.saved_steps(model)[-1]:08d}" / "manifest.json").write_text("{")
     capsys.readouterr()
     assert train.main([*arguments, "run=a", "resume=true"]) == 0
-    said = capsys.readouterr().err
-    assert "damaged" in said
-    assert "mrl_e-seed0 is trained again" in said
-    assert "continuing from the one before" in said
-    assert comparable(tmp_path / "tiny" / "a") == comparable(tmp_path / "tiny" / "whole")
+    messages = capsys.readouterr().err
+    assert "damaged" in messages
+    assert "mrl_e-seed0 is trained again" in messages
+    assert "continuing from the one before" in messages
+    assert comparable(tmp_path / "tiny" / "a") == comparable(undisturbed)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_by_name(
@@ -395,15 +424,13 @@ def test_two_processes_never_share_a_run(finished: Path, tiny: list[str], capsys
     assert train.main(arguments) == 0
 
 
-def test_a_run_whose_models_are_gone_is_trained_again(tiny: list[str], tmp_path: Path) -> None:
-    arguments = [*tiny, f"results_dir={tmp_path}", "run=a"]
-    assert train.main(arguments) == 0
-    directory = tmp_path / "tiny" / "a"
-    before = comparable(directory)
+def test_a_run_whose_models_are_gone_is_trained_again(quick: list[str], undisturbed: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "tiny" / "whole"
+    shutil.copytree(undisturbed, directory)
     shutil.rmtree(directory / "checkpoints")
     (directory / "tokenizer.json").unlink()
-    assert train.main([*arguments, "resume=true"]) == 0
-    assert comparable(directory) == before
+    assert train.main([*quick, f"results_dir={tmp_path}", "run=whole", "resume=true"]) == 0
+    assert comparable(directory) == comparable(undisturbed)
     assert mrl_jax.load(directory).encode(["orbit1"]).shape == (1, 16)
 
 
@@ -475,13 +502,13 @@ def test_compiled_programs_are_kept_off_the_cpu_only(
     before = jax.config.values["jax_compilation_cache_dir"]
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        train._keep_compiled(asked)
+        train._cache_compiled_programs(asked)
         assert jax.config.values["jax_compilation_cache_dir"] is None
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-        train._keep_compiled(asked)
+        train._cache_compiled_programs(asked)
         assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "compiled")
         jax.config.update("jax_compilation_cache_dir", "elsewhere")
-        train._keep_compiled(asked)
+        train._cache_compiled_programs(asked)
         assert jax.config.values["jax_compilation_cache_dir"] == "elsewhere"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

@@ -9,41 +9,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import TRANSFORMER, WORDS, random_pair, write_jsonl
 
 import mrl_jax
 from mrl_jax import arms, data, runs, train
 from mrl_jax.config import LossConfig, OptimizerConfig
-from mrl_jax.encoders import TransformerConfig
 from mrl_jax.encoders.mlp import MLPConfig
+from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.evaluate import ranking
 from mrl_jax.losses import nested_info_nce
 from mrl_jax.tasks.pairs import ContrastiveObjective
 from mrl_jax.training.batches import Examples, PairExamples
 from mrl_jax.training.step import TrainStep
 
-WORDS = [f"{a}{b}" for a in "bcdfgklmnprst" for b in ("ado", "emi", "ilu", "oka", "upo")]
-TRANSFORMER = [
-    *("encoder=transformer", "encoder.layers=1", "encoder.hidden=32", "encoder.heads=2", "encoder.intermediate=32"),
-    *("encoder.vocabulary=300", "encoder.max_length=32", "width=32", "nesting_dims=[8,32]"),
-]
-
-
-def write(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def pair(rng: np.random.Generator) -> dict:
-    """Two words, and the same in a language that spells everything backwards: no word is on both sides."""
-    words = rng.choice(WORDS[:40], 2, replace=False)
-    return {"anchor": f"what is {' '.join(words)}", "positive": " ".join(word[::-1] for word in words)}
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
-    train_file = write(folder / "train.jsonl", [pair(rng) for _ in range(400)])
-    test_file = write(folder / "test.jsonl", [pair(rng) for _ in range(60)])
+    train_file = write_jsonl(folder / "train.jsonl", [random_pair(rng) for _ in range(400)])
+    test_file = write_jsonl(folder / "test.jsonl", [random_pair(rng) for _ in range(60)])
     return ["data=pairs", f"data.train={train_file}", f"data.test={test_file}"]
 
 
@@ -57,8 +41,8 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         others = words[:same] + list(rng.choice(WORDS, 4 - same, replace=False))
         return {"sentence1": " ".join(words), "sentence2": " ".join(others), "score": same}
 
-    train_file = write(folder / "train.jsonl", [row() for _ in range(300)])
-    test_file = write(folder / "test.jsonl", [row() for _ in range(80)])
+    train_file = write_jsonl(folder / "train.jsonl", [row() for _ in range(300)])
+    test_file = write_jsonl(folder / "test.jsonl", [row() for _ in range(80)])
     return ["data=pairs", f"data.train={train_file}", f"data.test={test_file}"]
 
 
@@ -113,26 +97,17 @@ def test_a_fixed_size_arm_uses_its_own_coordinates_only(bag: Path) -> None:
     assert np.abs(end[:, :8] - decayed * start[:, :8]).max() > 0.01
 
 
-def test_a_transformer_reads_packed_pairs_and_resumes_to_the_same_numbers(files: list[str], tmp_path: Path) -> None:
-    words = [*files, *TRANSFORMER, "loss.name=info_nce", "trainer.steps=6", "trainer.batch_size=16"]
-    words += ["trainer.evaluations=2", "arms=[mrl]"]
-    whole = run(words, tmp_path, "whole")
-    together = run([*words, "trainer.population=vmap", "seeds=1"], tmp_path, "vmap")
-    assert rows(whole, "mrl", "ndcg@10") == pytest.approx(rows(together, "mrl", "ndcg@10"), abs=1e-5)
-    model = mrl_jax.load(whole)
-    z = model.encode(["what is bado", "kilu"], dim=8)
-    assert z.shape == (2, 8)
-    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
-
-
-def test_loop_and_vmap_agree_on_packed_pairs_of_two_seeds(files: list[str], tmp_path: Path) -> None:
+def test_a_transformer_reads_packed_pairs_of_two_seeds_in_turn_or_together(files: list[str], tmp_path: Path) -> None:
     words = [*files, *TRANSFORMER, "loss.name=info_nce", "trainer.steps=4", "trainer.batch_size=16", "seeds=2"]
     words += ["trainer.evaluations=1", "arms=[mrl,ff]", "loss.learned_temperature=true", "loss.distillation=0.5"]
-    found = {}
+    values = {}
     for population in ("loop", "vmap"):
         directory = run([*words, f"trainer.population={population}"], tmp_path, population)
-        found[population] = [row.value for row in sorted(runs.read_rows(directory / "evaluation.csv"))]
-    np.testing.assert_allclose(found["loop"], found["vmap"], atol=1e-5)
+        values[population] = [row.value for row in sorted(runs.read_rows(directory / "evaluation.csv"))]
+    np.testing.assert_allclose(values["loop"], values["vmap"], atol=1e-5)
+    z = mrl_jax.load(directory, "mrl").encode(["what is bado", "kilu"], dim=8)
+    assert z.shape == (2, 8)
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["cosent", "cosine"])
@@ -152,8 +127,8 @@ def test_scores_are_learnt(loss: str, scored: list[str], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["loss.name=cosent"], "loss.name=cosent does not fit data=train, pairs without scores; use info_nce"),
-        ([], "loss.name=cross_entropy does not fit data=train, pairs without scores; use info_nce"),
+        (["loss.name=cosent"], "loss.name=cosent does not fit data=train, pairs; use info_nce"),
+        ([], "loss.name=cross_entropy does not fit data=train, pairs; use info_nce"),
         (["loss.name=info_nce", "arms=[mrl_e]"], "arms=mrl_e is not allowed with loss.name=info_nce"),
         (["loss.name=info_nce", "loss.temperature=0"], "loss.temperature=0.0 is not allowed; 0.01 ≤ value ≤ 1"),
         (["loss.name=cosent", "loss.learned_temperature=true"], "loss.learned_temperature=true is not allowed"),
@@ -174,17 +149,17 @@ def test_validation_pairs_may_have_other_negatives_but_must_be_of_the_same_kind(
     files: list[str], scored: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(1)
-    hard = [pair(rng) | {"negative": pair(rng)["positive"]} for _ in range(60)]
-    train_file = write(tmp_path / "hard.jsonl", hard)
+    hard = [random_pair(rng) | {"negative": random_pair(rng)["positive"]} for _ in range(60)]
+    train_file = write_jsonl(tmp_path / "hard.jsonl", hard)
     words = ["encoder=bag", "encoder.min_documents=1", "width=32", "nesting_dims=[8,32]", "loss.name=info_nce"]
     words += ["trainer.steps=4", "trainer.batch_size=16", "trainer.evaluations=2", "arms=[mrl]"]
-    plain = write(tmp_path / "plain.jsonl", [pair(rng) for _ in range(20)])
+    plain = write_jsonl(tmp_path / "plain.jsonl", [random_pair(rng) for _ in range(20)])
     run([*files, *words, f"data.train={train_file}", f"data.validation={plain}"], tmp_path, "fewer")
     run([*files, *words, f"data.validation={train_file}"], tmp_path, "more")
     other = next(word.partition("=")[2] for word in scored if word.startswith("data.train="))
     command = [*files, *words, f"data.validation={other}", f"results_dir={tmp_path}", "name=other"]
     assert train.main(command) == 2
-    assert "train has pairs without scores, validation pairs with scores; both have" in capsys.readouterr().err
+    assert "train has pairs, validation scored pairs; both have" in capsys.readouterr().err
 
 
 def test_texts_that_are_cut_are_counted_once(
@@ -285,6 +260,7 @@ sys.exit(train.main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_several_devices_share_packed_pairs_and_all_their_negatives(files: list[str], tmp_path: Path) -> None:
     words = [*files, *TRANSFORMER, "loss.name=info_nce", "trainer.steps=4", "trainer.batch_size=16", "arms=[mrl]"]
     words += ["trainer.evaluations=1", "trainer.log_every=1", "encoder.dropout=0", "encoder.attention_dropout=0"]

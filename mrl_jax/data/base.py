@@ -176,6 +176,11 @@ class Pairs:
         """What a tokenizer learns from: every distinct text once."""
         return self.table
 
+    @property
+    def anchors(self) -> Table:
+        """The distinct anchors."""
+        return compact(self.table, self.columns[:, 0])[0]
+
     def take(self, rows: np.ndarray) -> "Pairs":
         """The pairs at these row numbers, or where this mask is true, over a table of just their texts."""
         table, columns = compact(self.table, self.columns[rows])
@@ -208,6 +213,11 @@ class Ranking:
 
     def __len__(self) -> int:
         return len(self.query_ids)
+
+    @property
+    def anchors(self) -> Sequence[str] | np.ndarray:
+        """The queries, which no anchor of the training pairs may equal."""
+        return self.queries
 
     def first(self, limit: int | None) -> "Ranking":
         """At most `limit` queries with their judged documents, filled up with the first others to `DOCUMENTS_PER_QUERY`

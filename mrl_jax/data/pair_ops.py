@@ -79,17 +79,13 @@ def separate_anchors(dataset: PairDataset) -> PairDataset:
 
     Raises `UserError` if nothing is left to train on.
     """
-    test = set(anchor_keys(dataset.test))
+    test = set(row_keys(dataset.test.anchors))
     validation = drop_anchors(dataset.validation, test, "validation", "the test")
-    train = drop_anchors(dataset.train, test.union(anchor_keys(validation)), "training", "validation or the test")
+    taken = test.union(row_keys(validation.anchors))
+    train = drop_anchors(dataset.train, taken, "training", "validation or the test")
     if not len(train):
         raise UserError(f"{dataset.name} has no training pair whose anchor is not in validation or the test too")
     return replace(dataset, train=train, validation=validation)
-
-
-def anchor_keys(part: Pairs | Ranking) -> Iterable[Hashable]:
-    """The keys of the anchors, or queries, of a part."""
-    return row_keys(part.queries if isinstance(part, Ranking) else compact(part.table, part.columns[:, 0])[0])
 
 
 def drop_anchors(pairs: Pairs, taken: set[Hashable], name: str, owner: str) -> Pairs:

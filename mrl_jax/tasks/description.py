@@ -17,7 +17,7 @@ from mrl_jax.errors import UserError
 from mrl_jax.files import sha256_of
 from mrl_jax.runs import read_dataset
 from mrl_jax.tasks.base import Splits
-from mrl_jax.text.tokenizers import Reader
+from mrl_jax.text.tokenizers import Preprocessor
 from mrl_jax.training import disk_examples
 from mrl_jax.training.batches import Examples
 
@@ -25,7 +25,7 @@ from mrl_jax.training.batches import Examples
 class _Preprocess:
     """The reader of a run, with a count of the texts that were too long for it. See `base.Preprocess`."""
 
-    def __init__(self, reader: Reader, cache_dir: str | None) -> None:
+    def __init__(self, reader: Preprocessor, cache_dir: str | None) -> None:
         self.reader, self.cache_dir = reader, cache_dir
         self.cut = self.texts = 0
 
@@ -42,7 +42,7 @@ class _Preprocess:
         return examples
 
 
-def read_splits(config: Config, dataset: Dataset | PairDataset, reader: Reader) -> Splits:
+def read_splits(config: Config, dataset: Dataset | PairDataset, reader: Preprocessor) -> Splits:
     """The three splits of a data set as arrays. Says how many texts were longer than the encoder reads."""
     preprocess = _Preprocess(reader, config.data.cache_dir)
     splits = tasks.of(config).splits(config, dataset, preprocess)
@@ -54,7 +54,7 @@ def read_splits(config: Config, dataset: Dataset | PairDataset, reader: Reader) 
     return splits
 
 
-def describe(config: Config, dataset: Dataset | PairDataset, reader: Reader, splits: Splits) -> dict[str, Any]:
+def describe(config: Config, dataset: Dataset | PairDataset, reader: Preprocessor, splits: Splits) -> dict[str, Any]:
     """The content of dataset.json."""
     encoder, vocabulary = encoders.standalone(config.encoder, reader.vocabulary)
     weights = getattr(config.encoder, "weights", None)

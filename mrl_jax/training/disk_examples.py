@@ -26,37 +26,40 @@ from typing import Any
 import numpy as np
 from tokenizers import __version__ as tokenizers_version
 
-from mrl_jax import console
+from mrl_jax import console, encoders
 from mrl_jax.config import Config
 from mrl_jax.data import Dataset, PairDataset, StreamedTexts, disk_cache
 from mrl_jax.errors import UserError
-from mrl_jax.text import tokenizers
+from mrl_jax.text.tokenizers import Preprocessor
 from mrl_jax.training.batches import Examples, Reading
 
 CHUNK = 4096  # texts that are tokenised together, a multiple of the most texts a record
 THREADS, AHEAD = 2, 4  # that make batches, and how many these are ahead of training
-LEARNT_FROM = ("min_documents", "max_words", "vocabulary", "max_length")  # keys of an encoder that shape its reader
 RECORDS = "examples.array_record"
 RECORD = 8192  # bytes of a record, about: more to read for each text, or more of them to index
 
 
-def fit(config: Config, dataset: Dataset | PairDataset) -> tokenizers.Reader:
-    """As `inputs.fit`; a reader that was learnt from streamed texts is kept, and not learnt again."""
-    tokenizers.check(config.encoder, dataset)
-    texts = dataset.train.inputs if isinstance(dataset, Dataset) else dataset.train.table
-    if not isinstance(texts, StreamedTexts) or getattr(config.encoder, "weights", None) is not None:
-        return tokenizers.fit(config.encoder, dataset)
-    keys = {key: getattr(config.encoder, key, None) for key in LEARNT_FROM}
-    said = json.dumps([config.encoder.name, keys, tokenizers_version])
-    place = disk_cache.folder(config.data.cache_dir, "tokenizer", texts.key, said)
-    disk_cache.build_once(place, lambda folder: tokenizers.fit(config.encoder, dataset).save(folder))
-    return tokenizers.load(config.encoder, place, dataset.kind)
+def fit(config: Config, dataset: Dataset | PairDataset) -> Preprocessor:
+    """As `encoders.fit`; one that was learnt from streamed texts is kept on disk, and not learnt again."""
+    texts = dataset.train.raw
+
+    def learn() -> Preprocessor:
+        return encoders.fit(config.encoder, dataset.name, dataset.kind, texts)
+
+    encoders.check(config.encoder, dataset.kind, dataset.name)
+    settings = encoders.learnt_values(config.encoder)
+    if not isinstance(texts, StreamedTexts) or settings.get("weights") is not None:
+        return learn()
+    key = json.dumps([config.encoder.name, settings, tokenizers_version])
+    place = disk_cache.folder(config.data.cache_dir, "tokenizer", texts.key, key)
+    disk_cache.build_once(place, lambda folder: learn().save(folder))
+    return encoders.load(config.encoder, place, dataset.kind)
 
 
 def examples(
     texts: StreamedTexts,
     labels: np.ndarray,
-    reader: tokenizers.Reader,
+    reader: Preprocessor,
     cache_dir: str | None,
     name: str,
     columns: np.ndarray | None = None,
@@ -84,7 +87,7 @@ def digest_of(labels: np.ndarray, arrays: Mapping[str, np.ndarray]) -> "hashlib.
     return digest
 
 
-def _write(folder: Path, texts: StreamedTexts, begun: "hashlib._Hash", reader: tokenizers.Reader, name: str) -> None:
+def _write(folder: Path, texts: StreamedTexts, begun: "hashlib._Hash", reader: Preprocessor, name: str) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     lengths, cut, start, texts_a_record = np.empty(len(texts), np.int32), 0, 0, 0

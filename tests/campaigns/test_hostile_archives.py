@@ -131,7 +131,7 @@ def test_every_artefact_is_pinned_by_a_whole_hash() -> None:
 
 
 def test_members_that_are_too_large_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artefacts, "MEMBER_LIMIT", 1 << 20)
+    monkeypatch.setattr(artefacts, "MAX_MEMBER_BYTES", 1 << 20)
     monkeypatch.setattr(artefacts, "unpack", lambda *_: pytest.fail("was unpacked"))
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
@@ -148,7 +148,7 @@ def test_members_that_are_too_large_are_refused_unread(tmp_path: Path, monkeypat
 
 
 def test_a_bomb_beside_the_pinned_members_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artefacts, "SKIPPED_LIMIT", 1 << 20)
+    monkeypatch.setattr(artefacts, "MAX_TAR_BYTES", 1 << 20)
     content = tar_of([entry("bomb", size=4 << 20), entry("toy/a.txt")], "w:gz")
     with pytest.raises(UserError, match="unpacks to more than"):
         fetch(supplied(tmp_path, "toy-1.tar.gz", content, ("toy/a.txt",), "sdist"), tmp_path)
@@ -187,7 +187,7 @@ def test_an_npz_bomb_is_refused_unread(tmp_path: Path, monkeypatch: pytest.Monke
     path = tmp_path / "a.npz"
     np.savez_compressed(path, features=np.zeros((1 << 20, 16), np.float32), labels=np.zeros(1 << 20, np.int8))
     assert arrays.load_npz(path, ("features",))["features"].shape == (1 << 20, 16)  # below a gigabyte all is well
-    monkeypatch.setattr(records, "EXPANDED", 1 << 20)
+    monkeypatch.setattr(records, "MAX_UNPACKED_BYTES", 1 << 20)
     monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(UserError, match="over 100 times as many"):
         arrays.load_npz(path, ("features", "labels"))
@@ -230,7 +230,7 @@ def test_a_text_repeated_in_parquet_is_held_once(tmp_path: Path) -> None:
 def test_rows_without_number_in_a_small_parquet_file_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "EXPANDED", 1 << 20)
+    monkeypatch.setattr(records, "MAX_UNPACKED_BYTES", 1 << 20)
     path = tmp_path / "a.parquet"
     repeated(path, "x", 200_000)
     with pytest.raises(UserError, match="over 100 times as many"):
@@ -238,7 +238,7 @@ def test_rows_without_number_in_a_small_parquet_file_are_refused(
 
 
 def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fashion_mnist, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(fashion_mnist, "MAX_FILE_BYTES", 1 << 20)
     (tmp_path / "a.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 128, 0, 0]) + bytes(8 << 20)))
     with pytest.raises(UserError, match="is not an IDX file"):
         fashion_mnist.read_idx(tmp_path / "a.gz")

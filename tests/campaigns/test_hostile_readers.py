@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from mrl_jax.errors import MAX_MESSAGE_CHARACTERS, UserError
 
+pytestmark = pytest.mark.slow
+
 MAY_BE_EMPTY = ("metrics.jsonl", "evaluation.csv", "environment.json")
 # Those that take longer than a millisecond get fewer.
 EXAMPLES = {"run": 4, "report": 8, "plots": 2, "overrides": 4, "checkpoint": 8, "index": 12, "faiss": 8, "config": 20}

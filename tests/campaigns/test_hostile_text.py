@@ -16,6 +16,8 @@ from mrl_jax.config import OptimizerConfig
 from mrl_jax.report import figures, formats, page, plots, study
 from mrl_jax.report.sections import sections
 
+pytestmark = pytest.mark.slow
+
 PWNED = "window.pwned=(window.pwned||0)+1"
 CLASSES = (
     f"</script><script>{PWNED}</script>",

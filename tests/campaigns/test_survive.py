@@ -1,5 +1,4 @@
-"""Kills, failing disks, damaged files and jumping clocks lose nothing: single cases here, and short campaigns of
-`benchmarks/survive.py`, which has the long ones."""
+"""Kills, failing disks, damaged files and wrong clocks lose nothing: single cases, and short campaigns of `survive`."""
 
 import errno
 import itertools
@@ -22,15 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mrl_jax
-from mrl_jax import config, files, runs, train
+from mrl_jax import config, files, report, runs, train
 from mrl_jax.data.readers import tfds as builders
 from mrl_jax.errors import UserError
 from mrl_jax.runs import checkpoint, sweeps
 from mrl_jax.search.index import Description, Document, exact, faiss, rerank
 from mrl_jax.search.index import store as folders
 from mrl_jax.training import loop
-
-ROOT = Path(__file__).parents[2]
 
 
 def flip(path: Path, at: int) -> bytes:
@@ -46,10 +43,11 @@ def flip(path: Path, at: int) -> bytes:
 # ---- short campaigns -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_short_campaigns_lose_nothing(tmp_path: Path) -> None:
     """Builds of an index killed, on failing disks and twice at once; runs are killed in test_train.py."""
     words = ["kills", "disk", "twice", "--only", "index, exact", "--number", "14", "--each", "1", "--arms", "[mrl]"]
-    command = [sys.executable, str(ROOT / "benchmarks" / "survive.py"), *words, "--documents", "2000"]
+    command = [sys.executable, str(Path(__file__).parent / "survive"), *words, "--documents", "2000"]
     done = subprocess.run([*command, "--json", str(tmp_path / "x.json")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "x.json").read_text())
@@ -66,8 +64,10 @@ def test_short_campaigns_lose_nothing(tmp_path: Path) -> None:
 def words(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A finished run, as its command."""
     results = tmp_path_factory.mktemp("survive")
-    words = [*tiny, "arms=[mrl]", "trainer.steps=10", "evaluation.refit=null", f"results_dir={results}", "run=one"]
-    assert train.main(words) == 0
+    words = [*tiny, "arms=[mrl]", "evaluation.refit=null", f"results_dir={results}", "run=one"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train, "report", report)  # with its plots
+        assert train.main(words) == 0
     return [*words, "resume=true"]
 
 
@@ -109,7 +109,10 @@ def test_states_that_a_killed_process_had_half_removed_are_gone_after_resuming(w
     assert [path.name for path in (run / "checkpoints" / "mrl-seed0").iterdir()] == ["model"]
 
 
-def test_a_sweep_draws_the_plots_that_a_killed_job_did_not(words: list[str], run: Path) -> None:
+def test_a_sweep_draws_the_plots_that_a_killed_job_did_not(
+    words: list[str], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "report", report)
     settings = config.from_command_line(words)
     assert train._is_complete(run, settings)
     (run / "plots" / "training.svg").unlink()
@@ -149,7 +152,7 @@ def test_checkpoints_are_made_by_a_clock_that_is_set_back(
     monkeypatch.setattr(
         checkpoint, "save", lambda folder, step, *rest, **o: (saved.append(step), save(folder, step, *rest, **o))[1]
     )
-    short = ["arms=[mrl]", "trainer.steps=10", "evaluation.refit=null", "trainer.checkpoint_seconds=1000"]
+    short = ["arms=[mrl]", "evaluation.refit=null", "trainer.checkpoint_seconds=1000"]
     assert train.main([*tiny, *short, f"results_dir={tmp_path}"]) == 0
     assert 5 in saved[:-1]  # the last is the model
 

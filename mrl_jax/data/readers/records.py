@@ -83,7 +83,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def json_records(path: Path, _: ChooseColumns | None = None) -> Iterator[tuple[str, Record]]:
-    """The objects of a JSONL file; blank lines are skipped."""
+    """The objects of a JSONL file, with all their keys; blank lines are skipped."""
     for number, line in lines(path):
         if not line.strip():
             continue

@@ -1,0 +1,62 @@
+"""What tests of training share: a tiny transformer, pairs of texts, and how two runs are compared or interrupted."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mrl_jax
+from mrl_jax import train
+from mrl_jax.runs import checkpoint
+
+WORDS = [f"{a}{b}" for a in "bcdfgklmnprst" for b in ("ado", "emi", "ilu", "oka", "upo")]
+TRANSFORMER = [
+    *("encoder=transformer", "encoder.layers=1", "encoder.hidden=32", "encoder.heads=2", "encoder.intermediate=32"),
+    *("encoder.vocabulary=300", "encoder.max_length=32", "width=32", "nesting_dims=[8,32]"),
+]
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def random_pair(rng: np.random.Generator) -> dict[str, str]:
+    """Two words, and the same in a language that spells everything backwards: no word is on both sides."""
+    words = rng.choice(WORDS[:40], 2, replace=False)
+    return {"anchor": f"what is {' '.join(words)}", "positive": " ".join(word[::-1] for word in words)}
+
+
+def run_digests(run: Path) -> dict[str, str]:
+    """What a run came to: its parameters, table, log without speeds, and what it says of its data."""
+    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in log:
+        line.pop("examples_per_second", None)
+    return {
+        "parameters": mrl_jax.load(run).fingerprint,
+        "evaluation": (run / "evaluation.csv").read_text(),
+        "log": json.dumps(log),
+        "data": (run / "dataset.json").read_text(),
+        "tokenizer": hashlib.sha256((run / "tokenizer.json").read_bytes()).hexdigest(),
+    }
+
+
+def interrupt_after_two_checkpoints(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[int, dict[str, int]]]:
+    """Start a run that ends there; the step of each checkpoint and where its reading stood."""
+    saved, save = [], checkpoint.save
+
+    def save_and_interrupt(directory: Path, step: int, tree: object, meta: dict, **options: int) -> Path:
+        path = save(directory, step, tree, meta, **options)
+        saved.append((step, meta["reading"]))
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        return path
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", save_and_interrupt)
+        assert train.main(arguments) == 130
+    return saved
