@@ -15,7 +15,7 @@ from test_files import write
 from mrl_jax import config, train
 from mrl_jax.data import DataConfig, Dataset, StreamedTexts, disk_cache, load
 from mrl_jax.errors import UserError
-from mrl_jax.tasks import classification
+from mrl_jax.tasks import classification, description
 from mrl_jax.text.tokenizers import TfidfWords
 from mrl_jax.training import batches, disk_examples
 from mrl_jax.training.batches import Examples
@@ -109,7 +109,7 @@ def test_any_rows_are_the_same_batch_as_in_memory(
     for name, array in wanted.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
-    assert disk.fingerprint == train._fingerprint(memory)
+    assert disk.fingerprint == description.fingerprint(memory)
     stacked = disk.stacked([rows, rows[::-1]], length)
     for name, array in memory.stacked([rows, rows[::-1]], length).items():
         np.testing.assert_array_equal(stacked[name], array)
