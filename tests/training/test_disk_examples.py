@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import interrupt_after_two_checkpoints, run_digests
+from helpers import interrupt_after_two_checkpoints, run_digests, write_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_files import write
 
 from mrl_jax import config, train
 from mrl_jax.data import DataConfig, Dataset, StreamedTexts, disk_cache, load
@@ -257,13 +256,13 @@ def parts(dataset: object) -> dict[str, tuple[list[str], list[int]]]:
 def test_streamed_files_hold_the_same_examples(tmp_path: Path, options: dict, suffix: str, monkeypatch) -> None:
     """Classes, the validation cut and `limit` included; Parquet in several batches."""
     monkeypatch.setattr("mrl_jax.data.readers.records.PARQUET_BATCH_ROWS", 7)
-    train_rows = [(f"text, {i}", i % 3 if i else 10) for i in range(40)]
+    train_rows = [{"text": f"text, {i}", "label": i % 3 if i else 10} for i in range(40)]
     paths = {
-        "train": write(tmp_path / f"train.{suffix}", train_rows),
-        "test": write(tmp_path / f"test.{suffix}", train_rows[5:9]),
+        "train": write_table(tmp_path / f"train.{suffix}", train_rows),
+        "test": write_table(tmp_path / f"test.{suffix}", train_rows[5:9]),
     }
     if "validation" in options:
-        options = {"validation": write(tmp_path / f"validation.{suffix}", train_rows[1:5])}
+        options = {"validation": write_table(tmp_path / f"validation.{suffix}", train_rows[1:5])}
     asked = DataConfig("files", cache_dir=str(tmp_path / "cache"), **paths, **options)
     memory, disk = (load(config.dataclasses.replace(asked, streaming=flag)) for flag in (False, True))
     assert memory.classes == disk.classes == ("0", "1", "2", "10")
