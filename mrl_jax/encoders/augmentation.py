@@ -3,12 +3,31 @@
 Every example draws its own crop and mirror.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Literal, assert_never
 
 import jax
 import jax.numpy as jnp
 
+Augmentation = Literal["none", "flip", "flip_crop", "resized_crop"]
+
 PADDING = 4  # pixels around a small image before its random crop
+
+
+def augment(kind: Augmentation, draw: Callable[[], jax.Array], images: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Images [B, h, w, c] as training sees them, [B, *size, c]; `draw` gives a fresh key where one is needed."""
+    match kind:
+        case "none":
+            return center_crop(images, size)
+        case "flip":
+            return flip(draw(), center_crop(images, size))
+        case "flip_crop":
+            return flip_crop(draw(), images, size)
+        case "resized_crop":
+            return resized_crop(draw(), images, size)
+        case _:
+            assert_never(kind)
 
 
 def center_crop(images: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -19,13 +19,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mrl_jax.encoders.augmentation import center_crop, flip, flip_crop, resized_crop
+from mrl_jax.encoders.augmentation import Augmentation, augment, center_crop
 from mrl_jax.encoders.base import EncoderConfig
 from mrl_jax.errors import UserError, one_of
 
 STAGES = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # blocks in each stage
 Stem = Literal["small", "strided", "imagenet"]
-Augmentation = Literal["none", "flip", "flip_crop", "resized_crop"]
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -170,14 +169,7 @@ class ConvNet(nnx.Module):
         training = rngs is not None
         x = inputs["image"]
         size = (self.config.crop, self.config.crop) if self.config.crop else (x.shape[1], x.shape[2])
-        if rngs is not None and self.config.augment == "flip_crop":
-            x = flip_crop(rngs.dropout(), x, size)
-        elif rngs is not None and self.config.augment == "resized_crop":
-            x = resized_crop(rngs.dropout(), x, size)
-        elif rngs is not None and self.config.augment == "flip":
-            x = flip(rngs.dropout(), center_crop(x, size))
-        else:
-            x = center_crop(x, size)
+        x = center_crop(x, size) if rngs is None else augment(self.config.augment, rngs.dropout, x, size)
         mean, std = jnp.array(self.config.mean), jnp.array(self.config.std)
         x = (x.astype(jnp.float32) / 255 - mean) / std
         x = self.stem(x, training)

@@ -1,6 +1,6 @@
 """The optimiser and its learning rate, from the section `optimizer` of the configuration."""
 
-from typing import Any
+from typing import Any, assert_never
 
 import jax
 import optax
@@ -11,10 +11,13 @@ from mrl_jax.config import OptimizerConfig
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """The learning rate by step: a linear rise during the share `warmup`, then cosine to zero, or constant."""
     warmup = round(config.warmup * steps)
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(config.learning_rate, max(1, steps - warmup))
-    else:
-        after = optax.constant_schedule(config.learning_rate)
+    match config.schedule:
+        case "cosine":
+            after = optax.cosine_decay_schedule(config.learning_rate, max(1, steps - warmup))
+        case "constant":
+            after = optax.constant_schedule(config.learning_rate)
+        case _:
+            assert_never(config.schedule)
     rise = optax.linear_schedule(config.learning_rate / (warmup + 1), config.learning_rate, max(1, warmup))
     return optax.join_schedules([rise, after], [warmup])
 
@@ -27,10 +30,13 @@ def create(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTrans
     """
     decay = optax.add_decayed_weights(config.weight_decay, _matrices)
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    if config.name == "adamw":
-        rule = [optax.scale_by_adam(b1=config.momentum), decay]
-    else:
-        rule = [decay, optax.trace(config.momentum, nesterov=True)]
+    match config.name:
+        case "adamw":
+            rule = [optax.scale_by_adam(b1=config.momentum), decay]
+        case "sgd":
+            rule = [decay, optax.trace(config.momentum, nesterov=True)]
+        case _:
+            assert_never(config.name)
     return optax.chain(*clip, *rule, optax.scale_by_learning_rate(rate))
 
 
