@@ -118,18 +118,18 @@ def test_sweep_again_does_only_what_is_missing(tiny: list[str], tmp_path: Path) 
         f"results_dir={tmp_path}",
         "evaluation.refit=null",
         "optimizer.weight_decay=0.01,0.02",
-        "arms=[mrl],[ff]",
+        "arms=[mrl],[mrl_e]",
     ]
     first = sweep(words)
     assert first.returncode == 0, first.stderr
     runs = {path.name for path in (tmp_path / "tiny").iterdir() if not path.is_symlink()}
-    assert runs == {f"arms={arm},optimizer.weight_decay={rate}" for arm in ("mrl", "ff") for rate in (0.01, 0.02)}
+    assert runs == {f"arms={arm},optimizer.weight_decay={rate}" for arm in ("mrl", "mrl_e") for rate in (0.01, 0.02)}
     assert "INFO" not in first.stderr
 
     written = changed(tmp_path)
-    cut = tmp_path / "tiny" / "arms=ff,optimizer.weight_decay=0.01" / "evaluation.csv"
+    cut = tmp_path / "tiny" / "arms=mrl_e,optimizer.weight_decay=0.01" / "evaluation.csv"
     rows = read_rows(cut)
-    cut.write_text("\n".join(line for line in cut.read_text().splitlines() if ",ff,0,16," not in line) + "\n")
+    cut.write_text("\n".join(line for line in cut.read_text().splitlines() if ",mrl_e,0,16," not in line) + "\n")
     again = sweep(words)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("is done") >= 3
