@@ -24,7 +24,7 @@ from mrl_jax import arms, nesting
 from mrl_jax.data import SOURCES, DataConfig
 from mrl_jax.encoders import CONFIGS as ENCODERS
 from mrl_jax.encoders import EncoderConfig
-from mrl_jax.errors import UserError, at_least, limited, nearest, one_of, share
+from mrl_jax.errors import UserError, at_least, limit, nearest, one_of, share
 from mrl_jax.evaluate import EvaluationConfig
 from mrl_jax.evaluate.metrics import METRICS
 from mrl_jax.losses import LOSSES
@@ -36,7 +36,7 @@ class LossConfig:
     """What is minimised; see `mrl_jax.losses`."""
 
     name: str = "cross_entropy"  # one of `mrl_jax.losses.LOSSES`
-    temperature: float = limited(0.05, "0.01 ≤ value ≤ 1", lambda t: 0.01 <= t <= 1)  # τ that divides cosines
+    temperature: float = limit(0.05, "0.01 ≤ value ≤ 1", lambda t: 0.01 <= t <= 1)  # τ that divides cosines
     learned_temperature: bool = False  # info_nce: learn τ, starting from temperature
     symmetric: bool = True  # symmetric InfoNCE: also document → query
     distillation: float = at_least(0.0, 0)  # weight of a loss in which the full width's similarities teach the prefixes
@@ -51,14 +51,12 @@ class OptimizerConfig:
     """How parameters follow gradients."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = limited(1e-3, "more than 0", lambda rate: rate > 0)  # at the end of warm-up
+    learning_rate: float = limit(1e-3, "more than 0", lambda rate: rate > 0)  # at the end of warm-up
     schedule: Literal["cosine", "constant"] = "cosine"  # after warm-up; cosine ends at zero
-    warmup: float = limited(
-        0.0, "a share, 0 ≤ value ≤ 1", lambda w: 0 <= w <= 1
-    )  # share of the steps with a rising rate
+    warmup: float = limit(0.0, "a share, 0 ≤ value ≤ 1", lambda w: 0 <= w <= 1)  # share of the steps with a rising rate
     weight_decay: float = at_least(1e-2, 0)  # decoupled for adamw, added to the gradient for sgd; matrices only
     momentum: float = share(0.9)  # sgd (Nesterov), and the first moment of adamw
-    clip_norm: float | None = limited(None, "more than 0, or null", lambda norm: norm > 0)  # maximum gradient norm
+    clip_norm: float | None = limit(None, "more than 0, or null", lambda norm: norm > 0)  # maximum gradient norm
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,11 @@ class TrainerConfig:
     """How long training takes, and what it does on the way."""
 
     epochs: float | None = 10.0  # passes over the training split; ignored when steps is given
-    steps: int | None = limited(None, "at least 1, or null to use trainer.epochs", lambda n: n >= 1)  # optimiser steps
+    steps: int | None = limit(None, "at least 1, or null to use trainer.epochs", lambda n: n >= 1)  # optimiser steps
     batch_size: int = at_least(256, 1)  # examples per step, over all devices
     accumulate: int = 1  # parts that a batch is split into, their gradients averaged before one update
     population: Literal["auto", "loop", "vmap"] = "auto"  # members in turn, or together (auto: together off the CPU)
-    arms_at_once: int | None = limited(None, "at least 1, or null", lambda n: n >= 1)  # per vmap; null: what fits
+    arms_at_once: int | None = limit(None, "at least 1, or null", lambda n: n >= 1)  # per vmap; null: what fits
     precision: Literal["highest", "high", "default"] = (
         "highest"  # matmul precision of the training step, as JAX names it
     )

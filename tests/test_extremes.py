@@ -188,7 +188,7 @@ def test_truncated_rows_have_unit_length_and_the_direction_that_they_had(z, expo
     got = np.asarray(nesting.truncate(jnp.asarray(np.ldexp(z, exponent)), dim), np.float64)
     prefix = np.ldexp(z, exponent).astype(np.float64)[:, :dim]
     lengths = np.linalg.norm(prefix, axis=1, keepdims=True)
-    there = np.abs(prefix).max(axis=1, keepdims=True) >= nesting.SMALLEST
+    there = np.abs(prefix).max(axis=1, keepdims=True) >= nesting.MIN_MAGNITUDE
     wanted = np.where(there, prefix / np.where(there, lengths, 1.0), 0.0)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
 

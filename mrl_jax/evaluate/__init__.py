@@ -8,7 +8,7 @@ import numpy as np
 
 from mrl_jax import nesting
 from mrl_jax.arms import Arm
-from mrl_jax.errors import at_least, limited
+from mrl_jax.errors import at_least, limit
 from mrl_jax.evaluate import adaptive, calibration, cascade, classification, neighbours, quantised, ranking
 from mrl_jax.evaluate.classification import Classifiers
 
@@ -27,12 +27,10 @@ class EvaluationConfig:
     batch_size: int = at_least(512, 1)  # examples embedded at a time
     print: tuple[str, ...] | None = None  # metrics of the table after training, or [all]; null: the main ones
     cascade: bool = False  # adaptive classification by each nested arm, calibrated on validation
-    epsilon: float = limited(
+    epsilon: float = limit(
         0.01, "between 0 and 1", lambda share: 0 < share < 1
     )  # accuracy that a certified cascade may lose against full width, as a share
-    delta: float = limited(
-        0.1, "between 0 and 1", lambda share: 0 < share < 1
-    )  # probability with which it may lose more
+    delta: float = limit(0.1, "between 0 and 1", lambda share: 0 < share < 1)  # probability with which it may lose more
     confidence: Literal["max_softmax", "margin", "entropy"] = "margin"  # what a cascade's thresholds are set on
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrl_jax import processes
-from mrl_jax.nesting import blocks, scaled
+from mrl_jax.nesting import blocks, scale_by_power_of_two
 
 QUERIES = 256  # at a time
 GROUP = 64  # database rows whose maximum is looked at first
@@ -65,7 +65,7 @@ def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k
     """
     if not len(queries):
         return iter(np.zeros((len(dims), 0, k), np.int32))
-    queries, database = (np.asarray(scaled(jnp.asarray(z))) for z in (queries, database))
+    queries, database = (np.asarray(scale_by_power_of_two(jnp.asarray(z))) for z in (queries, database))
     database_DxN = jnp.asarray(np.ascontiguousarray(database.T))
 
     def search(queries: np.ndarray) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Cosines of two embeddings at every prefix, in one pass over the coordinates.
 
 Gram matrices are sums over blocks of coordinates, S_k = S_{k−1} + Q[:, block k] @ D[:, block k]ᵀ, and
-cos_k = S_k / (‖q‖_k ‖d‖_k): one `B × N × D` product in all, whatever the number of granularities.
+cos_k = S_k / (‖q‖_k ‖d‖_k): one `B × N × D` matmul in total, whatever the number of granularities.
 
-A prefix that is zero, or negligible beside the whole embedding (`nesting.NEGLIGIBLE`), has cosine 0 to everything and
-no gradient. Otherwise embeddings may have any length that float32 holds.
+A prefix that is zero, or negligibly short compared with its embedding (`nesting.NEGLIGIBLE_NORM_RATIO`), has cosine 0
+with everything and no gradient. Otherwise embeddings may have any length that float32 can represent.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from mrl_jax.nesting import check_dims, inverse_prefix_norms, nested_logits, scaled
+from mrl_jax.nesting import check_dims, inverse_prefix_norms, nested_logits, scale_by_power_of_two
 
 MASKED = -1e30  # a logit that counts for nothing; finite, so that a row of nothing else stays so
 
@@ -60,7 +60,7 @@ def check_pairs(
     weights = jnp.asarray(weights, jnp.float32)
     if weights.shape != (len(dims),):
         raise ValueError(f"{len(dims)} nesting dims need as many weights; got shape {weights.shape}")
-    return scaled(first), scaled(second), dims, weights
+    return scale_by_power_of_two(first), scale_by_power_of_two(second), dims, weights
 
 
 def check_temperature(temperature: jax.Array | float) -> None:
