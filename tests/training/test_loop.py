@@ -140,8 +140,8 @@ def test_float32_products_are_float32_unless_training_says_otherwise(precision: 
     scored += products(jax.make_jaxpr(one.embed)(state.model, inputs).jaxpr)
     z, labels = np.zeros((20, 8), np.float32), np.zeros(20, np.int32)
     search = jax.make_jaxpr(neighbours._search, static_argnums=(2, 3))(z, z.T, DIMS, 3)
-    rescored = jax.make_jaxpr(quantised._rescored, static_argnums=3)(z, z, np.zeros((20, 5), np.int32), 3)
-    fitted = jax.make_jaxpr(refit._logistic)(np.zeros((CLASSES, 9), np.float32), 0.1, z.T, labels)
+    rescored = jax.make_jaxpr(quantised._rescore, static_argnums=3)(z, z, np.zeros((20, 5), np.int32), 3)
+    fitted = jax.make_jaxpr(refit._logistic_objective)(np.zeros((CLASSES, 9), np.float32), 0.1, z.T, labels)
     said = jax.make_jaxpr(classification._logits)(z, z[:CLASSES].T, np.zeros(CLASSES, np.float32))
     for found in (search, rescored, fitted, said):
         inside = list(products(found.jaxpr))
