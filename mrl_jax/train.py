@@ -70,7 +70,7 @@ def _prepare(config: Config, locks: contextlib.ExitStack) -> tuple[Path, Trainer
     reader = disk_examples.fit(config, dataset)
     splits = read_splits(config, dataset, reader)
     description = describe(config, dataset, reader, splits)
-    processes.same("data set", json.loads(to_json(description)))
+    processes.check_same("data set", json.loads(to_json(description)))
     step = tasks.train_step(config, description, config.trainer.total_steps(len(splits["train"])))
     trainer = Trainer(step, config.trainer)
     step.check()
@@ -225,7 +225,7 @@ def _main(arguments: list[str]) -> int:
         return 2
     except (KeyboardInterrupt, Terminated) as stopped:
         print("interrupted; the same command, started again, does only what is missing", file=sys.stderr)
-        return sweeps.STOPPED[signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT]
+        return sweeps.STATUS_OF_SIGNAL[signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT]
     return sweeps.summary(sweep.directory) if sweep else 0
 
 
@@ -244,18 +244,18 @@ def _run(settings: Config) -> tuple[int, str]:
     except UserError as error:
         said = f"error: {error}"
     except Interrupted as stopped:
-        status, said = sweeps.STOPPED[stopped.signum], f"{stopped}; {again}"
+        status, said = sweeps.STATUS_OF_SIGNAL[stopped.signum], f"{stopped}; {again}"
     except Terminated:
-        status, said = sweeps.STOPPED[signal.SIGTERM], f"stopped by SIGTERM; {again}"
+        status, said = sweeps.STATUS_OF_SIGNAL[signal.SIGTERM], f"stopped by SIGTERM; {again}"
     except KeyboardInterrupt:
-        status, said = sweeps.STOPPED[signal.SIGINT], f"interrupted; {again}"
+        status, said = sweeps.STATUS_OF_SIGNAL[signal.SIGINT], f"interrupted; {again}"
     except OSError as error:
         said = f"error: {error.filename or settings.results_dir}: {error.strerror or error}"
     except Exception as error:
-        gone = processes.lost(error)
+        gone = processes.lost_peer_message(error)
         if gone is None:
             raise
-        status, said = sweeps.STOPPED[signal.SIGTERM], f"error: {gone}; {again} in all of them"
+        status, said = sweeps.STATUS_OF_SIGNAL[signal.SIGTERM], f"error: {gone}; {again} in all of them"
     if said:
         print(said, file=sys.stderr)
     return status, said

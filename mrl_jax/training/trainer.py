@@ -150,7 +150,7 @@ class Trainer:
                 z.append(np.asarray(self._embed(model, batch))[valid])
                 places.append(rows)
                 bar.update(len(rows) * share[1])
-        return processes.joined(np.concatenate(z), np.concatenate(places), len(examples))
+        return processes.gather_rows(np.concatenate(z), np.concatenate(places), len(examples))
 
     def accuracy(
         self, model: Weights, examples: Examples | PairExamples, batch_size: int, members: int | None
