@@ -37,7 +37,7 @@ from mrl_jax.tasks.description import describe, read_splits, refuse_other_data, 
 from mrl_jax.training import disk_examples
 from mrl_jax.training.loop import Interrupted
 from mrl_jax.training.models import load_model, save_model
-from mrl_jax.training.trainer import Trainer, grouped
+from mrl_jax.training.trainer import Trainer, group_members
 
 
 def train(config: Config) -> Path:
@@ -105,7 +105,7 @@ def _train_members(config: Config, directory: Path, trainer: Trainer, splits: Sp
         rows += _score_untuned(config, trainer, splits, directory)
         runs.write_rows(evaluation, rows)
     done = 0
-    for group in grouped(members, trainer.at_once(members, splits["train"])):
+    for group in group_members(members, trainer.at_once(members, splits["train"])):
         done += len(group)
         models = [directory / "checkpoints" / member.label / "model" for member in group]
         name = group[0].label if len(group) == 1 else f"{group[0].label}-and-{len(group) - 1}-more"

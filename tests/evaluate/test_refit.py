@@ -100,7 +100,7 @@ def test_logistic_reaches_the_minimum_that_scikit_learn_finds(monkeypatch, count
     """With one penalty from a cold start, with several the last one after the others."""
     penalty = LOGISTIC_PENALTIES[count - 1]
     monkeypatch.setattr(refit, "LOGISTIC_PENALTIES", LOGISTIC_PENALTIES[:count])
-    monkeypatch.setattr(refit, "_best", lambda candidates, *_: list(candidates)[-1])
+    monkeypatch.setattr(refit, "_most_accurate", lambda candidates, *_: list(candidates)[-1])
     fitted = logistic(*TRAIN, *VALIDATION, DIMS, CLASSES)
     assert tuple(fitted) == DIMS
     for m, (kernel, bias) in fitted.items():
@@ -116,8 +116,8 @@ def test_logistic_reaches_the_minimum_that_scikit_learn_finds(monkeypatch, count
 
 def test_logistic_takes_the_penalty_that_is_best_on_validation_and_the_largest_of_equals(monkeypatch):
     chosen = logistic(*TRAIN, *VALIDATION, DIMS, CLASSES)
-    monkeypatch.setattr(refit, "_best", lambda candidates, *_: list(candidates))
-    monkeypatch.setattr(refit, "_each", lambda fit, dims, _: {m: fit(m) for m in dims})
+    monkeypatch.setattr(refit, "_most_accurate", lambda candidates, *_: list(candidates))
+    monkeypatch.setattr(refit, "_fit_each_dim", lambda fit, dims, _: {m: fit(m) for m in dims})
     tried = logistic(*TRAIN, *VALIDATION, DIMS, CLASSES)
     for m in DIMS:
         assert len(tried[m]) == len(LOGISTIC_PENALTIES)
