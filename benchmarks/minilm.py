@@ -37,11 +37,10 @@ def dataset() -> Any:
 def ours_train(dtype: str, steps: int) -> float:
     import jax
 
-    from mrl_jax import arms
+    from mrl_jax import arms, encoders
     from mrl_jax.config import LossConfig, OptimizerConfig
-    from mrl_jax.encoders import TransformerConfig, standalone
+    from mrl_jax.encoders.transformer import TransformerConfig
     from mrl_jax.tasks.pairs import ContrastiveObjective
-    from mrl_jax.text import tokenizers
     from mrl_jax.training import batches
     from mrl_jax.training.batches import Examples, PairExamples
     from mrl_jax.training.step import TrainStep
@@ -50,10 +49,10 @@ def ours_train(dtype: str, steps: int) -> float:
     rows = np.random.default_rng(0).choice(len(pairs), PAIRS * (WARM * 4 + steps), replace=False)
     used, columns = np.unique(pairs.columns[rows], return_inverse=True)
     config = TransformerConfig(weights="minilm", dtype=dtype)
-    reader = tokenizers.Subwords.fit([], config)
+    reader = encoders.fit(config, "wordnet", "text", [])
     texts = [pairs.table[i] for i in used]
     examples = PairExamples(Examples(reader(texts), np.zeros(len(texts))), columns.reshape(-1, 2), None)
-    encoder, vocabulary = standalone(config, reader.vocabulary)
+    encoder, vocabulary = encoders.standalone(config, reader.vocabulary)
     program = TrainStep(
         encoder=encoder,
         inputs={"ids": (1,), "mask": (1,)},
@@ -131,15 +130,15 @@ def glosses() -> list[str]:
 
 
 def ours_encode(dtype: str, steps: int) -> float:
+    from mrl_jax import encoders
     from mrl_jax.config import LossConfig, OptimizerConfig
-    from mrl_jax.encoders import TransformerConfig
+    from mrl_jax.encoders.transformer import TransformerConfig
     from mrl_jax.model import EmbeddingModel
     from mrl_jax.tasks.pairs import ContrastiveObjective
-    from mrl_jax.text import tokenizers
     from mrl_jax.training.step import TrainStep
 
     config = TransformerConfig(weights="minilm", dtype=dtype)
-    reader = tokenizers.Subwords.fit([], config)
+    reader = encoders.fit(config, "wordnet", "text", [])
     program = TrainStep(
         encoder=config,
         inputs={"ids": (1,), "mask": (1,)},

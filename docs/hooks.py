@@ -73,7 +73,7 @@ def key_table(path: Path, name: str, prefix: str) -> str:
 
 
 def default(value: ast.expr | None) -> str:
-    """A default as the command line has it; of `limit(0.05, …)` and the like, their first argument."""
+    """A default as the command line has it; of `limited(0.05, …)` and the like, their first argument."""
     if isinstance(value, ast.Call):
         value = value.args[0] if value.args else None
     if value is None:

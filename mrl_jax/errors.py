@@ -36,7 +36,7 @@ def nearest(value: str, names: Iterable[str]) -> str:
     return f" (did you mean {match[0]}?)" if match else ""
 
 
-def limit(default: Any, allowed: str, test: Callable[[Any], bool]) -> Any:
+def limited(default: Any, allowed: str, test: Callable[[Any], bool]) -> Any:
     """A field of a configuration dataclass with a restricted range: `config.build` rejects values that fail `test`.
 
     Args:
@@ -49,9 +49,9 @@ def limit(default: Any, allowed: str, test: Callable[[Any], bool]) -> Any:
 
 def at_least(default: float, smallest: float) -> Any:
     """A field for numbers of `smallest` or more."""
-    return limit(default, f"at least {smallest}", lambda value: value >= smallest)
+    return limited(default, f"at least {smallest}", lambda value: value >= smallest)
 
 
 def share(default: float, allowed: str = "0 ≤ value < 1") -> Any:
     """A field for a share in [0, 1)."""
-    return limit(default, allowed, lambda value: 0 <= value < 1)
+    return limited(default, allowed, lambda value: 0 <= value < 1)

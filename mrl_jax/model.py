@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from mrl_jax import arms, console, nesting, runs, tasks
+from mrl_jax import arms, console, encoders, nesting, runs, tasks
 from mrl_jax import config as configuration
 from mrl_jax.errors import UserError, one_of
 from mrl_jax.losses import heads
 from mrl_jax.runs import checkpoint
-from mrl_jax.text import tokenizers
+from mrl_jax.text.tokenizers import Preprocessor
 from mrl_jax.training import batches
 from mrl_jax.training.batches import Examples
 from mrl_jax.training.step import TrainStep, Weights
@@ -35,7 +35,7 @@ class EmbeddingModel:
     """
 
     def __init__(
-        self, program: TrainStep, weights: Weights, reader: tokenizers.Reader, dims: tuple[int, ...], head: str
+        self, program: TrainStep, weights: Weights, reader: Preprocessor, dims: tuple[int, ...], head: str
     ) -> None:
         self.program, self.weights, self.reader, self.dims, self.head = program, weights, reader, dims, head
         self._embed = jax.jit(program.embed)
@@ -213,5 +213,5 @@ def load(run: str | Path, arm: str | None = None, seed: int = 0) -> EmbeddingMod
     encoder = configuration.build(type(config.encoder), dataset["encoder"], "encoder")
     program = tasks.train_step(dataclasses.replace(config, encoder=encoder), dataset)
     weights, _ = checkpoint.load(folder, steps[-1], jax.eval_shape(program.init, 0).model)
-    reader = tokenizers.load(encoder, directory, dataset["kind"])
+    reader = encoders.load(encoder, directory, dataset["kind"])
     return EmbeddingModel(program, weights, reader, chosen.trained(config.nesting_dims), chosen.head)

@@ -230,35 +230,35 @@ def _main(arguments: list[str]) -> int:
 
 
 def _run(settings: Config) -> tuple[int, str]:
-    """Train, then print and draw what came out; returns the exit status and what was said last."""
+    """Train, then print and draw the results; returns the exit status and the last message."""
     started = time.monotonic()
-    status, said = 2, ""
+    status, message = 2, ""
     again = "continue with the same command and resume=true"
     try:
         directory = train(settings)
         if processes.is_process0():
             print(report.table(directory, settings.evaluation.print))
-            drawn = report.draw(directory)
-            said = f"{time.monotonic() - started:.0f} s; plots: {', '.join(str(path) for path in drawn)}"
+            plots = report.draw(directory)
+            message = f"{time.monotonic() - started:.0f} s; plots: {', '.join(map(str, plots))}"
         status = 0
     except UserError as error:
-        said = f"error: {error}"
+        message = f"error: {error}"
     except Interrupted as stopped:
-        status, said = sweeps.STATUS_OF_SIGNAL[stopped.signum], f"{stopped}; {again}"
+        status, message = sweeps.STATUS_OF_SIGNAL[stopped.signum], f"{stopped}; {again}"
     except Terminated:
-        status, said = sweeps.STATUS_OF_SIGNAL[signal.SIGTERM], f"stopped by SIGTERM; {again}"
+        status, message = sweeps.STATUS_OF_SIGNAL[signal.SIGTERM], f"stopped by SIGTERM; {again}"
     except KeyboardInterrupt:
-        status, said = sweeps.STATUS_OF_SIGNAL[signal.SIGINT], f"interrupted; {again}"
+        status, message = sweeps.STATUS_OF_SIGNAL[signal.SIGINT], f"interrupted; {again}"
     except OSError as error:
-        said = f"error: {error.filename or settings.results_dir}: {error.strerror or error}"
+        message = f"error: {error.filename or settings.results_dir}: {error.strerror or error}"
     except Exception as error:
         gone = processes.lost_peer_message(error)
         if gone is None:
             raise
-        status, said = sweeps.STATUS_OF_SIGNAL[signal.SIGTERM], f"error: {gone}; {again} in all of them"
-    if said:
-        print(said, file=sys.stderr)
-    return status, said
+        status, message = sweeps.STATUS_OF_SIGNAL[signal.SIGTERM], f"error: {gone}; {again} in all of them"
+    if message:
+        print(message, file=sys.stderr)
+    return status, message
 
 
 class Terminated(BaseException):

@@ -1,10 +1,13 @@
-"""What tests of training share: a tiny transformer, pairs of texts, and how two runs are compared or interrupted."""
+"""What tests share: files of rows, a tiny transformer, pairs of texts, and how runs are compared or interrupted."""
 
+import csv
 import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import mrl_jax
@@ -18,9 +21,19 @@ TRANSFORMER = [
 ]
 
 
-def write_jsonl(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+def write_table(path: Path, rows: list[dict]) -> str:
+    """Write rows in the format of the suffix."""
+    match path.suffix:
+        case ".jsonl" | ".ndjson":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        case ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        case suffix:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if suffix == ".tsv" else ",")
+                writer.writeheader()
+                writer.writerows(rows)
+    return str(path)
 
 
 def random_pair(rng: np.random.Generator) -> dict[str, str]:

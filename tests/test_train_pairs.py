@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TRANSFORMER, WORDS, random_pair, write_jsonl
+from helpers import TRANSFORMER, WORDS, random_pair, write_table
 
 import mrl_jax
 from mrl_jax import arms, data, runs, train
 from mrl_jax.config import LossConfig, OptimizerConfig
-from mrl_jax.encoders import TransformerConfig
 from mrl_jax.encoders.mlp import MLPConfig
+from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.evaluate import ranking
 from mrl_jax.losses import nested_info_nce
 from mrl_jax.tasks.pairs import ContrastiveObjective
@@ -26,8 +26,8 @@ from mrl_jax.training.step import TrainStep
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
-    train_file = write_jsonl(folder / "train.jsonl", [random_pair(rng) for _ in range(400)])
-    test_file = write_jsonl(folder / "test.jsonl", [random_pair(rng) for _ in range(60)])
+    train_file = write_table(folder / "train.jsonl", [random_pair(rng) for _ in range(400)])
+    test_file = write_table(folder / "test.jsonl", [random_pair(rng) for _ in range(60)])
     return ["data=pairs", f"data.train={train_file}", f"data.test={test_file}"]
 
 
@@ -41,8 +41,8 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         others = words[:same] + list(rng.choice(WORDS, 4 - same, replace=False))
         return {"sentence1": " ".join(words), "sentence2": " ".join(others), "score": same}
 
-    train_file = write_jsonl(folder / "train.jsonl", [row() for _ in range(300)])
-    test_file = write_jsonl(folder / "test.jsonl", [row() for _ in range(80)])
+    train_file = write_table(folder / "train.jsonl", [row() for _ in range(300)])
+    test_file = write_table(folder / "test.jsonl", [row() for _ in range(80)])
     return ["data=pairs", f"data.train={train_file}", f"data.test={test_file}"]
 
 
@@ -127,8 +127,8 @@ def test_scores_are_learnt(loss: str, scored: list[str], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["loss.name=cosent"], "loss.name=cosent does not fit data=train, pairs without scores; use info_nce"),
-        ([], "loss.name=cross_entropy does not fit data=train, pairs without scores; use info_nce"),
+        (["loss.name=cosent"], "loss.name=cosent does not fit data=train, pairs; use info_nce"),
+        ([], "loss.name=cross_entropy does not fit data=train, pairs; use info_nce"),
         (["loss.name=info_nce", "arms=[mrl_e]"], "arms=mrl_e is not allowed with loss.name=info_nce"),
         (["loss.name=info_nce", "loss.temperature=0"], "loss.temperature=0.0 is not allowed; 0.01 ≤ value ≤ 1"),
         (["loss.name=cosent", "loss.learned_temperature=true"], "loss.learned_temperature=true is not allowed"),
@@ -150,16 +150,16 @@ def test_validation_pairs_may_have_other_negatives_but_must_be_of_the_same_kind(
 ) -> None:
     rng = np.random.default_rng(1)
     hard = [random_pair(rng) | {"negative": random_pair(rng)["positive"]} for _ in range(60)]
-    train_file = write_jsonl(tmp_path / "hard.jsonl", hard)
+    train_file = write_table(tmp_path / "hard.jsonl", hard)
     words = ["encoder=bag", "encoder.min_documents=1", "width=32", "nesting_dims=[8,32]", "loss.name=info_nce"]
     words += ["trainer.steps=4", "trainer.batch_size=16", "trainer.evaluations=2", "arms=[mrl]"]
-    plain = write_jsonl(tmp_path / "plain.jsonl", [random_pair(rng) for _ in range(20)])
+    plain = write_table(tmp_path / "plain.jsonl", [random_pair(rng) for _ in range(20)])
     run([*files, *words, f"data.train={train_file}", f"data.validation={plain}"], tmp_path, "fewer")
     run([*files, *words, f"data.validation={train_file}"], tmp_path, "more")
     other = next(word.partition("=")[2] for word in scored if word.startswith("data.train="))
     command = [*files, *words, f"data.validation={other}", f"results_dir={tmp_path}", "name=other"]
     assert train.main(command) == 2
-    assert "train has pairs without scores, validation pairs with scores; both have" in capsys.readouterr().err
+    assert "train has pairs, validation scored pairs; both have" in capsys.readouterr().err
 
 
 def test_texts_that_are_cut_are_counted_once(

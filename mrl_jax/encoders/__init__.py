@@ -1,46 +1,127 @@
-"""Encoders: named inputs → embeddings [batch, D]. One file each; `CONFIGS` is the list of them."""
+"""Encoders: named arrays → embeddings [batch, D]. One module per encoder; `ENCODERS` is the table of them.
 
-from typing import assert_never
+To add one, write its module and its entry.
+"""
+
+from pathlib import Path
+from typing import Any
 
 from flax import nnx
 
-from mrl_jax.encoders import transformer
+from mrl_jax.encoders import bag, mlp, transformer
 from mrl_jax.encoders.bag import Bag, BagConfig
+from mrl_jax.encoders.base import EncoderConfig, EncoderType
 from mrl_jax.encoders.convnet import ConvNet, ConvNetConfig
 from mrl_jax.encoders.mlp import MLP, MLPConfig
 from mrl_jax.encoders.transformer import Transformer, TransformerConfig
+from mrl_jax.errors import UserError
+from mrl_jax.text.tokenizers import Preprocessor
 
-EncoderConfig = BagConfig | TransformerConfig | ConvNetConfig | MLPConfig
+__all__ = [
+    "ENCODERS",
+    "EncoderConfig",
+    "EncoderType",
+    "check",
+    "create",
+    "fit",
+    "learnt_values",
+    "load",
+    "standalone",
+]
 
-CONFIGS: dict[str, type[EncoderConfig]] = {
-    "bag": BagConfig,
-    "transformer": TransformerConfig,
-    "convnet": ConvNetConfig,
-    "mlp": MLPConfig,
+ENCODERS: dict[str, EncoderType[Any]] = {
+    "bag": EncoderType(
+        config=BagConfig,
+        module=Bag,
+        reads=("text",),
+        fit_preprocessor=bag.fit_preprocessor,
+        load_preprocessor=bag.load_preprocessor,
+        learnt_from=("min_documents", "max_words"),
+        module_inputs=bag.heaviest_words,
+        onnx=bag.onnx,
+    ),
+    "transformer": EncoderType(
+        config=TransformerConfig,
+        module=Transformer,
+        reads=("text",),
+        fit_preprocessor=transformer.fit_preprocessor,
+        load_preprocessor=transformer.load_preprocessor,
+        learnt_from=("weights", "vocabulary", "max_length"),
+        standalone=transformer.standalone,
+        module_inputs=transformer.module_inputs,
+        onnx=transformer.onnx,
+        hugging_face=transformer.hugging_face,
+    ),
+    "convnet": EncoderType(
+        config=ConvNetConfig,
+        module=ConvNet,
+        reads=("image",),
+    ),
+    "mlp": EncoderType(
+        config=MLPConfig,
+        module=MLP,
+        reads=("features", "image"),
+        onnx=mlp.onnx,
+    ),
 }
-
-
-def standalone(config: EncoderConfig, vocabulary: int) -> tuple[EncoderConfig, int]:
-    """The encoder as it can be rebuilt from a run alone, and its number of token ids."""
-    return transformer.standalone(config, vocabulary) if isinstance(config, TransformerConfig) else (config, vocabulary)
 
 
 def create(
     config: EncoderConfig, *, inputs: dict[str, tuple[int, ...]], vocabulary: int, width: int, rngs: nnx.Rngs
 ) -> nnx.Module:
-    """The encoder that `config` describes.
+    """Create the encoder that `config` describes.
 
-    `inputs` are the shapes of one example, `vocabulary` the number of token ids (0 if none), `width` the embedding's D.
-    Called with `(arrays, rngs=None)` it gives float32 [batch, D]; `rngs` means training (dropout, batch statistics).
+    Args:
+        config: settings of one of `ENCODERS`.
+        inputs: name → shape of one example, without the batch.
+        vocabulary: number of token ids; 0 if there are none.
+        width: D, of the embedding.
+        rngs: draws the initial parameters.
+
+    Returns:
+        A module that maps `(arrays, rngs=None)` to float32 [batch, D]; `rngs` given means training (dropout, batch
+        statistics).
+
+    Raises:
+        UserError: a setting that this encoder cannot have, inputs that it does not read, or weights that are missing.
     """
-    match config:
-        case BagConfig():
-            return Bag(config, inputs=inputs, vocabulary=vocabulary, width=width, rngs=rngs)
-        case TransformerConfig():
-            return Transformer(config, inputs=inputs, vocabulary=vocabulary, width=width, rngs=rngs)
-        case ConvNetConfig():
-            return ConvNet(config, inputs=inputs, vocabulary=vocabulary, width=width, rngs=rngs)
-        case MLPConfig():
-            return MLP(config, inputs=inputs, vocabulary=vocabulary, width=width, rngs=rngs)
-        case _:
-            assert_never(config)
+    return ENCODERS[config.name].module(config, inputs=inputs, vocabulary=vocabulary, width=width, rngs=rngs)
+
+
+def standalone(config: EncoderConfig, vocabulary: int) -> tuple[EncoderConfig, int]:
+    """The config that rebuilds the encoder from a run alone, and its number of token ids."""
+    alone: tuple[EncoderConfig, int] = ENCODERS[config.name].standalone(config, vocabulary)
+    return alone
+
+
+def check(config: EncoderConfig, kind: str, dataset_name: str) -> None:
+    """Raise `UserError` for an encoder that does not read the `kind` of data that the data set holds."""
+    if kind not in ENCODERS[config.name].reads:
+        suitable = ", ".join(name for name, encoder in ENCODERS.items() if kind in encoder.reads)
+        raise UserError(f"encoder={config.name} cannot read {kind}, which {dataset_name} holds; use {suitable}")
+
+
+def learnt_values(config: EncoderConfig) -> dict[str, Any]:
+    """The settings that shape the preprocessor, with their values: all that `fit` depends on beside the texts."""
+    return {key: getattr(config, key) for key in ENCODERS[config.name].learnt_from}
+
+
+def fit(config: EncoderConfig, dataset_name: str, kind: str, texts: Any) -> Preprocessor:
+    """Learn the preprocessor of an encoder.
+
+    Args:
+        config: settings of one of `ENCODERS`.
+        dataset_name: for messages.
+        kind: what the data set holds: text, image or features.
+        texts: the training inputs; of any kind but text nothing is learnt.
+
+    Raises:
+        UserError: the encoder does not read this kind, or nothing can be learnt from these texts.
+    """
+    check(config, kind, dataset_name)
+    return ENCODERS[config.name].fit_preprocessor(kind, texts, **learnt_values(config))
+
+
+def load(config: EncoderConfig, directory: Path, kind: str) -> Preprocessor:
+    """Load the preprocessor that was saved with a run. Raises `UserError` for a missing or damaged file."""
+    return ENCODERS[config.name].load_preprocessor(config, directory, kind)

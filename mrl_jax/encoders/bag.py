@@ -14,27 +14,32 @@ The idea of pooling word vectors and classifying them is fastText's (Joulin et a
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from mrl_jax.encoders.base import EncoderConfig
+from mrl_jax.encoders.onnx_graph import Graph, as_float32
 from mrl_jax.errors import UserError
+from mrl_jax.text.tokenizers import Texts, TfidfWords
 
 
 @dataclass(frozen=True)
-class BagConfig:
+class BagConfig(EncoderConfig):
     """A bag of words."""
 
     name: str = "bag"
     hidden: int | None = None  # width of the token embeddings; null: the embedding width D
     pooling: Literal["mean", "mean_max"] = "mean"
     mlp: int | None = None  # units of the hidden layer of a residual MLP; null: none
-    word_dropout: float = 0.5  # share of the words of a text left out at each training step, in [0, 1)
-    dropout: float = 0.0  # share of the coordinates of an embedding set to zero in training, in [0, 1)
-    max_words: int = 192  # distinct words of a text that are read, the heaviest
-    min_documents: int = 2  # training texts that a word must occur in to be known
+    word_dropout: float = 0.5  # share of a text's words left out at each training step, in [0, 1)
+    dropout: float = 0.0  # share of an embedding's coordinates set to zero in training, in [0, 1)
+    max_words: int = 192  # maximum number of distinct words per text, the heaviest by tf-idf
+    min_documents: int = 2  # minimum number of training texts that a word of the vocabulary occurs in
 
 
 class Bag(nnx.Module):
@@ -49,7 +54,7 @@ class Bag(nnx.Module):
         width: int,
         rngs: nnx.Rngs,
     ) -> None:
-        """Raises `UserError` for a value that no bag can have, or inputs that are no words."""
+        """Raises `UserError` for a setting out of range, or inputs that are not words."""
         if set(inputs) != {"ids", "weights"}:
             raise UserError(f"encoder=bag reads texts as ids and weights; the data has {', '.join(inputs)}")
         for key in ("word_dropout", "dropout"):
@@ -85,15 +90,73 @@ class Bag(nnx.Module):
         if self.up is not None and self.down is not None:
             z_BxD = z_BxD + self.down(nnx.gelu(self.up(h)))
         if rngs is not None and self.config.dropout > 0:
-            kept = keep(z_BxD.shape, self.config.dropout, rngs)
-            z_BxD = jnp.where(kept, z_BxD / (1 - self.config.dropout), 0.0)
+            mask_BxD = keep(z_BxD.shape, self.config.dropout, rngs)
+            z_BxD = jnp.where(mask_BxD, z_BxD / (1 - self.config.dropout), 0.0)
         return z_BxD
 
 
 def keep(shape: tuple[int, ...], rate: float, rngs: nnx.Rngs) -> jax.Array:
-    """A mask [B, n], true with probability 1 − `rate`.
+    """A mask [B, n] of what dropout keeps, true with probability 1 − `rate`.
 
-    Drawn as [n, B]: with a counter-based generator a word's draw is then the same for any padding, and a coordinate's
-    for any embedding width.
+    Drawn as [n, B]: with a counter-based generator the draw of a word is then the same for any padding, and that of a
+    coordinate for any embedding width.
     """
     return jax.random.bernoulli(rngs.dropout(), 1 - rate, shape[::-1]).T
+
+
+def fit_preprocessor(kind: str, texts: Texts, *, min_documents: int, max_words: int) -> TfidfWords:
+    """Learn the vocabulary and its idf."""
+    del kind  # text
+    return TfidfWords.fit(texts, min_documents=min_documents, max_words=max_words)
+
+
+def load_preprocessor(config: BagConfig, directory: Path, kind: str) -> TfidfWords:
+    """The vocabulary and its idf, as saved with a run."""
+    del kind  # text
+    return TfidfWords.load(directory, max_words=config.max_words)
+
+
+def heaviest_words(words: TfidfWords, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """What `TfidfWords` makes of a text, from all of its token ids: its heaviest words by (1 + ln tf) · idf.
+
+    O(B·V) memory. Ties go to the smaller id in both. The weights are not of unit length yet; `Bag` scales them.
+
+    Args:
+        words: the preprocessor.
+        arrays: `input_ids` and `attention_mask`, int [B, L].
+
+    Returns:
+        `ids` int32 and `weights` float32 [B, min(max_words, V)]; weight 0 where a text has fewer words.
+    """
+    ids_BxL, mask_BxL, idf_V = arrays["input_ids"], arrays["attention_mask"], jnp.asarray(words.idf)
+    rows = jnp.arange(ids_BxL.shape[0])[:, None]
+    tf_BxV = jnp.zeros((ids_BxL.shape[0], len(idf_V))).at[rows, ids_BxL].add(mask_BxL.astype(jnp.float32))
+    weights_BxV = jnp.where(tf_BxV > 0, (1 + jnp.log(jnp.maximum(tf_BxV, 1))) * idf_V, 0)
+    weights, ids = jax.lax.top_k(weights_BxV, min(words.max_words, len(idf_V)))
+    return {"ids": ids, "weights": weights}
+
+
+def onnx(g: Graph, config: BagConfig, words: TfidfWords, parameters: Any) -> str:
+    """`heaviest_words`, with its logarithm in float64, and `Bag` in evaluation, as an ONNX graph."""
+    shape = g("Concat", g("Shape", "input_ids", start=0, end=1), [words.vocabulary], axis=0)
+    mask = g.cast("attention_mask", "float")
+    counts = g("ScatterElements", g("Expand", 0.0, shape), "input_ids", mask, axis=1, reduction="add")
+    tf = g("Add", g("Log", g.cast(g("Max", counts, 1.0), "double")), np.ones(1))
+    tf_idf = g.cast(g("Mul", tf, words.idf.astype(np.float64)), "float")
+    tf_idf = g("Where", g("Greater", counts, 0.0), tf_idf, 0.0)
+    weights, ids = g.several(2, "TopK", tf_idf, [min(words.max_words, words.vocabulary)])
+    norm = g("ReduceL2", weights, axes=[-1], keepdims=1)
+    weights = g("Unsqueeze", g("Div", weights, g("Max", norm, 1e-6)), [2])
+    weighted = g("Mul", weights, g("Gather", as_float32(parameters["embedding"]), ids))
+    h = g("ReduceSum", weighted, [1], keepdims=0)
+    if config.pooling == "mean_max":
+        present = g("Greater", weights, 0.0)
+        largest = g("ReduceMax", g("Where", present, weighted, -np.inf), axes=[1], keepdims=0)
+        h = g("Concat", h, g("Where", g("Equal", largest, -np.inf), 0.0, largest), axis=1)
+    z = g.linear(h, parameters["projection"]) if "projection" in parameters else h
+    if "up" in parameters:
+        up = g.linear(h, parameters["up"])  # gelu by its tanh formula, as in flax
+        inner = g("Mul", g("Add", up, g("Mul", g("Mul", g("Mul", up, up), up), 0.044715)), (2 / np.pi) ** 0.5)
+        gelu = g("Mul", g("Mul", up, 0.5), g("Add", g("Tanh", inner), 1.0))
+        z = g("Add", z, g.linear(gelu, parameters["down"]))
+    return z

@@ -1,8 +1,9 @@
-"""BERT-family weights in Hugging Face format ⇄ the parameters of our `Transformer`, and their tokenizer.
+"""BERT weights in Hugging Face format ⇄ the parameters of our `Transformer`, and their tokenizer.
 
 A folder holds `config.json`, `model.safetensors`, `tokenizer.json` and, from sentence-transformers, optionally
 `modules.json`, `1_Pooling/config.json` and `sentence_bert_config.json`. Both directions walk the one table that
-`tensors` yields, so they cannot disagree. Our kernels are [in, out] (`x @ kernel`), theirs [out, in]: the only change.
+`tensors` yields, so they cannot disagree. Our kernels are [in, out] (`x @ kernel`), theirs [out, in]: the only
+difference.
 """
 
 import json
@@ -48,7 +49,7 @@ HUB_FILES = ["*.json", "*/config.json", "model.safetensors", "vocab.txt", "LICEN
 Pooling = Literal["mean", "cls"]
 POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 # Tensors of training objectives and unused outputs, which an encoder does not have.
-NOT_OURS = re.compile(r"pooler\.|cls\.|classifier\.|embeddings\.position_ids$")
+IGNORED_TENSORS = re.compile(r"pooler\.|cls\.|classifier\.|embeddings\.position_ids$")
 
 ParameterPath = tuple[str | int, ...]
 
@@ -78,8 +79,9 @@ CONFIG_KEYS = {
     "token_types": "type_vocab_size",
     "layer_norm_eps": "layer_norm_eps",
 }
-MOST = {"layers": 1000, "vocabulary": 10_000_000, "positions": 10_000_000}  # no model comes near: a file is damaged
-MOST_SIZE = 1_000_000
+# Largest values that are believed: no model comes near, so a file with more is damaged.
+MAX_SIZES = {"layers": 1000, "vocabulary": 10_000_000, "positions": 10_000_000}
+MAX_OTHER_SIZE = 1_000_000
 CONFIG_DEFAULTS: dict[str, Any] = {"type_vocab_size": 2, "layer_norm_eps": 1e-12}
 # Variants of BERT that compute something else: the only value that we support, which is also the default.
 CONFIG_FIXED: dict[str, Any] = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
@@ -94,7 +96,19 @@ class Description:
     max_length: int  # tokens to which a text is truncated
 
 
-@cache  # the hash of the artefact is checked once a process
+@dataclass(frozen=True)
+class BertModel:
+    """A trained encoder in Hugging Face's terms: what a folder of sentence-transformers is written from."""
+
+    tensors: dict[str, np.ndarray]  # of model.safetensors
+    config: dict[str, Any]  # of config.json
+    hidden: int  # width of the pooled output
+    pooling: Pooling
+    max_length: int  # tokens to which a text is truncated
+    projection: Mapping[str, Any] | None  # kernel [hidden, D] and bias [D] of a last linear map
+
+
+@cache  # the hash of the artefact is checked once per process
 def resolve(weights: str) -> Path:
     """The folder that `weights` means: `minilm` (pinned, from the package registry), a folder, or a hub name.
 
@@ -145,46 +159,50 @@ def tensors(architecture: Architecture) -> Iterator[tuple[ParameterPath, str, tu
         yield (*path, "bias"), f"{name}.bias", (a.hidden,)
 
 
-def turned(path: ParameterPath, array: np.ndarray) -> np.ndarray:
-    """Our layout from theirs, and theirs from ours: kernels are transposed."""
+def convert(path: ParameterPath, array: np.ndarray) -> np.ndarray:
+    """Our layout from theirs, or theirs from ours: kernels are transposed."""
     return np.ascontiguousarray(array.T) if path[-1] == "kernel" else array
 
 
 def load(folder: Path, architecture: Architecture) -> dict[ParameterPath, np.ndarray]:
     """The float32 parameters of our `Transformer` from `folder`/model.safetensors.
 
-    Half-precision tensors are widened; the prefix `bert.` and the old names `gamma` and `beta` are understood; heads of
-    training objectives are left out. Raises `UserError` for a missing or broken file, and for a tensor that is
+    Half-precision tensors become float32; the prefix `bert.` and the old names `gamma` and `beta` are understood; heads
+    of training objectives are left out. Raises `UserError` for a missing or broken file, and for a tensor that is
     missing, of the wrong shape, or part of an encoder unlike BERT.
     """
     file = folder / "model.safetensors"
     try:
         with safe_open(file, framework="flax") as stored:  # unlike the NumPy reader it knows bfloat16
-            names = {plain_name(name): name for name in stored.keys()}  # noqa: SIM118 (no mapping)
+            names = {bare_name(name): name for name in stored.keys()}  # noqa: SIM118 (not a mapping)
             if len(names) < len(stored.keys()):
                 raise UserError(f"{file} has a tensor twice, with and without the prefix bert. or an old name")
-            found = {name: np.asarray(stored.get_tensor(names[name])) for name in names if not NOT_OURS.match(name)}
+            tensors_read = {
+                name: np.asarray(stored.get_tensor(stored_name))
+                for name, stored_name in names.items()
+                if not IGNORED_TENSORS.match(name)
+            }
     except FileNotFoundError:
         raise UserError(f"{file} is missing; weights are read from one model.safetensors") from None
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, MemoryError) as error:
         raise UserError(f"{file} cannot be read ({error})") from error
     parameters = {}
     for path, name, shape in tensors(architecture):
-        if name not in found:
-            raise UserError(f"{file} has no tensor {name}{nearest(name, found)}")
-        array = found.pop(name).astype(np.float32)
+        if name not in tensors_read:
+            raise UserError(f"{file} has no tensor {name}{nearest(name, tensors_read)}")
+        array = tensors_read.pop(name).astype(np.float32)
         if not np.isfinite(array).all():
             raise UserError(f"{file}: tensor {name} holds numbers that are not finite")
-        parameters[path] = turned(path, array)
+        parameters[path] = convert(path, array)
         if parameters[path].shape != shape:
-            wanted = shape[::-1] if path[-1] == "kernel" else shape
-            raise UserError(f"{file}: tensor {name} has shape {array.shape}, but config.json asks for {wanted}")
-    for name in found:
+            expected = shape[::-1] if path[-1] == "kernel" else shape
+            raise UserError(f"{file}: tensor {name} has shape {array.shape}, but config.json asks for {expected}")
+    for name in tensors_read:
         raise UserError(f"{file} has tensor {name}, which a BERT encoder of {architecture.layers} layers does not have")
     return parameters
 
 
-def plain_name(name: str) -> str:
+def bare_name(name: str) -> str:
     """The name of a tensor in a bare, current BERT."""
     name = name.removeprefix("bert.")
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: f"LayerNorm.{'weight' if m[1] == 'gamma' else 'bias'}", name)
@@ -195,21 +213,22 @@ def to_hugging_face(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors of model.safetensors and the content of config.json: the reverse of `load` and `describe`.
 
-    `parameters` is nested, such as `nnx.split(module, nnx.Param)[1].to_pure_dict()`; a projection in it is left out.
+    `parameters` is a nested mapping such as `nnx.split(module, nnx.Param)[1].to_pure_dict()`; a projection in it is not
+    written.
     """
     state = {}
     for path, name, _ in tensors(architecture):
         leaf: Any = parameters
         for step in path:
             leaf = leaf[step]
-        state[name] = turned(path, np.asarray(leaf, np.float32))
+        state[name] = convert(path, np.asarray(leaf, np.float32))
     config = {theirs: getattr(architecture, ours) for ours, theirs in CONFIG_KEYS.items()}
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": attention_dropout}
     return state, {"model_type": "bert", "architectures": ["BertModel"], **CONFIG_FIXED, **config, **rates}
 
 
 def describe(folder: Path) -> Description:
-    """Read what the JSON files of `folder` say. Raises `UserError` where that is not a BERT encoder that we support."""
+    """Read the JSON files of `folder`. Raises `UserError` where they are not of a BERT encoder that is supported."""
     file = folder / "config.json"
     config = read_json(file)
     if config.get("model_type") != "bert":
@@ -221,10 +240,12 @@ def describe(folder: Path) -> Description:
     for ours, theirs in CONFIG_KEYS.items():
         value: Any = config.get(theirs, CONFIG_DEFAULTS.get(theirs))
         numeric = isinstance(value, float | int) if ours == "layer_norm_eps" else isinstance(value, int)
-        most = 1.0 if ours == "layer_norm_eps" else MOST.get(ours, MOST_SIZE)
-        if not numeric or isinstance(value, bool) or not 0 < value <= most:
-            wanted = "a number" if ours == "layer_norm_eps" else "a whole number"
-            raise UserError(f"{file}: {theirs}={json.dumps(value)} is not allowed; {wanted} above 0, at most {most}")
+        largest = 1.0 if ours == "layer_norm_eps" else MAX_SIZES.get(ours, MAX_OTHER_SIZE)
+        if not numeric or isinstance(value, bool) or not 0 < value <= largest:
+            expected = "a number" if ours == "layer_norm_eps" else "a whole number"
+            raise UserError(
+                f"{file}: {theirs}={json.dumps(value)} is not allowed; {expected} above 0, at most {largest}"
+            )
         values[ours] = value
     architecture = Architecture(**values)
     check_modules(folder)
@@ -264,7 +285,7 @@ def read_pooling(folder: Path) -> Pooling:
     if not file.exists():
         return "mean"
     config = read_json(file)
-    mode = config.get("pooling_mode")  # newer files name the mode, older ones have a flag for each
+    mode = config.get("pooling_mode")  # newer files name the mode, older ones have a flag per mode
     flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
     modes = [mode] if mode is not None else [POOLINGS.get(key, key.removeprefix("pooling_mode_")) for key in flags]
     if len(modes) != 1 or modes[0] not in POOLINGS.values():
@@ -284,14 +305,14 @@ def read_max_length(folder: Path, positions: int) -> int:
 
 
 def load_tokenizer(folder: Path, max_length: int | None = None) -> Tokenizer:
-    """The tokenizer of `folder`: truncates to `max_length` tokens (None: the folder's own limit), never pads.
+    """The tokenizer of `folder`, which truncates to `max_length` tokens (None: the folder's own limit), never pads.
 
     Raises `UserError` for a missing or broken tokenizer.json and for a length that the tokenizer cannot have.
     """
     file = folder / "tokenizer.json"
-    described = describe(folder)
-    tokenizer = untrusted.read(file, described.architecture.vocabulary)
-    length = max_length if max_length is not None else described.max_length
+    description = describe(folder)
+    tokenizer = untrusted.read(file, description.architecture.vocabulary)
+    length = max_length if max_length is not None else description.max_length
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
     if not special < length:
         raise UserError(f"max_length={length} is not allowed; at least {special + 1}: {special} are special tokens")

@@ -1,7 +1,7 @@
-"""Vectors (or small images as vectors) → embeddings: `z = W_L … dropout(relu(W_1 x + b_1)) … + b_L`.
+"""A multilayer perceptron of vectors, or of small images as vectors: `z = W_L … dropout(relu(W_1 x + b_1)) … + b_L`.
 
 With no hidden layer it is one linear map: the adaptor that makes frozen embeddings of another model Matryoshka.
-Nothing follows the last linear map, so FF(m) sees the first m of its columns and no more.
+Nothing follows the last linear map, so FF(m) trains the first m of its columns and no more.
 """
 
 import math
@@ -13,25 +13,29 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mrl_jax.encoders.base import EncoderConfig
+from mrl_jax.encoders.layers import bf16_dot_general
+from mrl_jax.encoders.onnx_graph import Graph
 from mrl_jax.errors import UserError, one_of
+from mrl_jax.text.tokenizers import Passthrough
 
 Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
-class MLPConfig:
+class MLPConfig(EncoderConfig):
     """A multilayer perceptron."""
 
     name: str = "mlp"
     hidden: tuple[int, ...] = (512,)  # widths of the hidden layers; empty: a linear map
     dropout: float = 0.0  # share of each hidden layer's units dropped in training
-    dtype: Dtype = "float32"  # "bfloat16": bfloat16 operands; sums, activations and parameters stay float32
+    dtype: Dtype = "float32"  # operands of matmuls; sums, activations and parameters stay float32
 
 
 class MLP(nnx.Module):
     """Perceptron: `{"features": float32 [B, d]}` or `{"image": uint8 [B, h, w, c]}` (as [0, 1]) → float32 [B, width].
 
-    Raises `UserError` for a value of the configuration that is not supported or inputs that are neither.
+    Raises `UserError` for a setting that is not supported, or inputs that are neither.
     """
 
     def __init__(
@@ -46,13 +50,13 @@ class MLP(nnx.Module):
             raise UserError(f"encoder.dropout={config.dropout} must be at least 0 and less than 1")
         one_of("encoder.dtype", config.dtype, get_args(Dtype))
         self.input = "features" if "features" in inputs else "image"
-        product = bfloat16_product if config.dtype == "bfloat16" else jax.lax.dot_general
+        dot_general = bf16_dot_general if config.dtype == "bfloat16" else jax.lax.dot_general
         widths = [math.prod(inputs[self.input]), *config.hidden]
         he = nnx.initializers.he_normal()
         self.hidden = nnx.List(
-            [nnx.Linear(a, b, kernel_init=he, dot_general=product, rngs=rngs) for a, b in pairwise(widths)]
+            [nnx.Linear(a, b, kernel_init=he, dot_general=dot_general, rngs=rngs) for a, b in pairwise(widths)]
         )
-        self.last = nnx.Linear(widths[-1], width, dot_general=product, rngs=rngs)
+        self.last = nnx.Linear(widths[-1], width, dot_general=dot_general, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(self, inputs: dict[str, jax.Array], *, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -63,7 +67,11 @@ class MLP(nnx.Module):
         return self.last(x)
 
 
-def bfloat16_product(x: jax.Array, w: jax.Array, dimension_numbers: Any, precision: Any = None, **_: Any) -> jax.Array:
-    """`dot_general` with operands rounded to bfloat16 and a float32 sum."""
-    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
-    return jax.lax.dot_general(x, w, dimension_numbers, precision, preferred_element_type=jnp.float32)
+def onnx(g: Graph, config: MLPConfig, preprocessor: Passthrough, parameters: Any) -> str:
+    """`MLP` in evaluation, as an ONNX graph."""
+    del config  # the parameters say it all
+    kind = preprocessor.kind
+    x = g("Div", g.cast(g("Flatten", kind, axis=1), "float"), 255.0) if kind == "image" else kind
+    for i in range(len(parameters.get("hidden", ()))):
+        x = g("Relu", g.linear(x, parameters["hidden"][i]))
+    return g.linear(x, parameters["last"])

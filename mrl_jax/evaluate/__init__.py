@@ -8,7 +8,7 @@ import numpy as np
 
 from mrl_jax import nesting
 from mrl_jax.arms import Arm
-from mrl_jax.errors import at_least, limit
+from mrl_jax.errors import at_least, limited
 from mrl_jax.evaluate import adaptive, calibration, cascade, classification, neighbours, quantised, ranking
 from mrl_jax.evaluate.classification import Classifiers
 
@@ -27,10 +27,10 @@ class EvaluationConfig:
     batch_size: int = at_least(512, 1)  # examples per embedding batch
     print: tuple[str, ...] | None = None  # metrics in the table printed after training, or [all]; null: the main ones
     cascade: bool = False  # adaptive classification by each nested arm, calibrated on validation
-    epsilon: float = limit(
+    epsilon: float = limited(
         0.01, "between 0 and 1", lambda share: 0 < share < 1
     )  # accuracy that a certified cascade may lose relative to full width, as a share
-    delta: float = limit(0.1, "between 0 and 1", lambda share: 0 < share < 1)  # probability with which it may lose more
+    delta: float = limited(0.1, "between 0 and 1", lambda share: 0 < share < 1)  # probability that it loses more
     confidence: Literal["max_softmax", "margin", "entropy"] = "margin"  # what a cascade's thresholds apply to
 
 

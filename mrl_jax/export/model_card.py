@@ -13,39 +13,51 @@ import yaml
 
 from mrl_jax import arms, runs
 from mrl_jax import config as configuration
+from mrl_jax.arms import ARMS
 from mrl_jax.errors import UserError
 from mrl_jax.evaluate.metrics import METRICS
+from mrl_jax.export.folder import typical_dim
 from mrl_jax.model import EmbeddingModel
-from mrl_jax.text.tokenizers import Plain
 
-LIBRARIES = {"sentence-transformers": "sentence-transformers", "onnx": "onnx", "stablehlo": "jax"}
-NOTES = {
-    "sentence-transformers": "`encode` cuts to `truncate_dim` first and scales then; there is no Normalize module, "
-    "which would come too early. `similarity` is the cosine.",
-    "onnx": "The output `embedding` is float32 and not of unit length: cut it first, scale it then. Batches may have "
-    "any size, texts any length that tokenizer.json gives.",
-    "stablehlo": "The output is float32 and not of unit length: cut it first, scale it then. Batches may have any "
-    "size, but at least one example and one token. Lowered for CPU, CUDA and TPU; later versions of JAX read it for "
-    "six months at least.",
-}
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # what `encoder.weights=minilm` means
+KINDS = {"text": "texts", "image": "images", "features": "feature vectors"}
 
 
-def card(directory: Path, model: EmbeddingModel, arm: str | None, seed: int, to: str, usage: str) -> str:
-    """README.md: front matter, what the model is, how to use it, its quality at each dim and how it was trained."""
+def card(
+    directory: Path,
+    model: EmbeddingModel,
+    arm: str | None,
+    seed: int,
+    *,
+    library: str,
+    tags: Sequence[str],
+    note: str,
+    usage: str,
+) -> str:
+    """README.md: front matter, what the model is, how to use it, its quality at each dim and how it was trained.
+
+    Args:
+        directory: of the run.
+        model: the member of the run that is exported.
+        arm: its arm; None: the run's first.
+        seed: its seed.
+        library: which reads the export.
+        tags: of the front matter, before those of every export.
+        note: a paragraph below the example of use.
+        usage: the example of use, Python.
+    """
     config = configuration.from_yaml(directory / "config.yaml")
     dataset = runs.read_dataset(directory)
     members = {a.label: a for a in arms.expand(config.arms, config.nesting_dims, config.loss.weights)}
     member = members[arm or next(iter(members))]
-    text, dims = not isinstance(model.reader, Plain), ", ".join(map(str, model.dims))
-    start = getattr(config.encoder, "weights", None)
-    base = "sentence-transformers/all-MiniLM-L6-v2" if start == "minilm" else start
-    front: dict[str, Any] = {"library_name": LIBRARIES[to]}
-    tags = ["sentence-transformers", "sentence-similarity"] * (to == "sentence-transformers")
+    dims = ", ".join(map(str, model.dims))
+    weights = getattr(config.encoder, "weights", None)
+    base = MINILM if weights == "minilm" else weights
+    front: dict[str, Any] = {"library_name": library}
     front["tags"] = [*tags, "feature-extraction", "matryoshka", "mrl_jax"]
-    front |= {"pipeline_tag": "sentence-similarity"} if text else {}
+    front |= {"pipeline_tag": "sentence-similarity"} if model.reader.tokenizer is not None else {}
     front |= {"base_model": base} if base and not Path(base).expanduser().exists() else {}
-    kinds = {"text": "texts", "image": "images", "features": "feature vectors"}
-    kind = kinds.get(dataset["kind"], dataset["kind"])
+    kind = KINDS.get(dataset["kind"], dataset["kind"])
     about = [
         f"[Matryoshka embeddings](https://arxiv.org/abs/2205.13147) of {kind}: {model.program.width} coordinates, "
         f"encoder {config.encoder.name}, trained with mrl_jax on {dataset.get('name', config.data.source)}"
@@ -55,15 +67,15 @@ def card(directory: Path, model: EmbeddingModel, arm: str | None, seed: int, to:
         about.append(f"No loss was taken beyond {max(model.dims)} dims: the coordinates after them mean nothing.")
     elif len(model.dims) > 1:
         about.append("A prefix of one of these lengths, scaled to unit length, is an embedding too.")
-    if base == "sentence-transformers/all-MiniLM-L6-v2":
+    if base == MINILM:
         about.append(f"It started from [{base}](https://huggingface.co/{base}), Apache-2.0.")
     if getattr(model.program.encoder, "dtype", "float32") != "float32":
-        about.append("Trained with bfloat16 operands of matrix products, exported in float32: the last digits differ.")
+        about.append("Trained with bfloat16 operands of matmuls, exported in float32: the last digits differ.")
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
-        f"# {config.name}: {arms.ARMS[member.name].label}{f' {member.width}' if member.width else ''}",
+        f"# {config.name}: {ARMS[member.name].label}{f' {member.width}' if member.width else ''}",
         " ".join(about),
-        f"## Use\n\n```python\n{usage}```\n\n{NOTES[to]} Any of {dims} dims may take the place of {typical(model)}.",
+        f"## Use\n\n```python\n{usage}```\n\n{note} Any of {dims} dims may take the place of {typical_dim(model)}.",
         "## Quality on the test split\n\n" + _quality(directory, member, seed, model.dims),
         "## Training\n\n" + _training(directory, config),
     ]
@@ -88,8 +100,9 @@ def _quality(directory: Path, member: arms.Arm, seed: int, dims: Sequence[int]) 
                 own[row.dim, row.metric] = row.value
     if not own:
         return "The run has no evaluation on a test split."
-    found = {metric for _, metric in own}
-    metrics = [m for m in METRICS if m in found] + sorted(found - METRICS.keys())
+    measured = {metric for _, metric in own}
+    known = sorted(METRICS, key=lambda metric: not METRICS[metric].printed)  # those first
+    metrics = [metric for metric in known if metric in measured] + sorted(measured - METRICS.keys())
     lines = ["| dims | " + " | ".join(metrics) + " |", "|---:" * (len(metrics) + 1) + "|"]
     for dim in sorted({dim for dim, _ in own}):
         cells = []
@@ -105,23 +118,18 @@ def _quality(directory: Path, member: arms.Arm, seed: int, dims: Sequence[int]) 
 
 
 def _training(directory: Path, config: configuration.Config) -> str:
-    """The command, the versions and the whole configuration, without the places of the machine that it ran on."""
+    """The command, the versions and the whole configuration, without paths of the machine that it ran on."""
     try:
         environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
         program, *words = environment["command"]
         versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
-        said = [f"Python {environment['python']}, {versions}; {', '.join(environment['devices'])}."]
+        made_with = [f"Python {environment['python']}, {versions}; {', '.join(environment['devices'])}."]
         changed = " with uncommitted changes" if environment.get("git_changes") else ""
-        said += [f"Commit {environment['git_commit']}{changed}."] if environment["git_commit"] else []
+        made_with += [f"Commit {environment['git_commit']}{changed}."] if environment["git_commit"] else []
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{directory / 'environment.json'} cannot be read: {error!r}") from None
-    kept = [word for word in words if not word.startswith(("run=", "results_dir=", "resume="))]
-    command = f"```bash\npython -m mrl_jax.train {shlex.join(kept)}\n```\n\n" if program == "train.py" else ""
+    portable = [word for word in words if not word.startswith(("run=", "results_dir=", "resume="))]
+    command = f"```bash\npython -m mrl_jax.train {shlex.join(portable)}\n```\n\n" if program == "train.py" else ""
     placeless = dataclasses.replace(config, run=None, results_dir="results", resume=False)
     shown = f"<details><summary>Configuration</summary>\n\n```yaml\n{configuration.to_yaml(placeless)}```\n\n</details>"
-    return f"{command}{' '.join(said)}\n\n{shown}"
-
-
-def typical(model: EmbeddingModel) -> int:
-    """A dim for examples of use: the middle one of those that were trained."""
-    return model.dims[(len(model.dims) - 1) // 2]
+    return f"{command}{' '.join(made_with)}\n\n{shown}"

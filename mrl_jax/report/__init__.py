@@ -38,7 +38,7 @@ def report(paths: list[Path], out: Path) -> tuple[list[Path], str]:
         comparisons = compare.compare(gathered, tick)
         tick("plots")
         parts = sections(gathered, comparisons)
-        drawn = plots.save([figure for part in parts for figure in part.figures], out / "plots")
+        images = plots.save([figure for part in parts for figure in part.figures], out / "plots")
         tick("page")
         contents = {
             "report.md": formats.markdown(gathered, parts),
@@ -49,7 +49,7 @@ def report(paths: list[Path], out: Path) -> tuple[list[Path], str]:
         tick("done")
     for name, content in contents.items():
         files.write(out / name, content)
-    written = [out / name for name in contents] + drawn
+    written = [out / name for name in contents] + images
     main = next((part for part in parts if part.heading.startswith("Differences")), parts[0])
     grids = [formats.text(table) for table in main.tables]
     return written, "\n\n".join("\n".join(lines) for lines in (gathered.notes, grids, main.sentences) if lines)

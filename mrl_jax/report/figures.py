@@ -241,8 +241,10 @@ def training(study: Study) -> Figure:
         y = "validation accuracy (%)"
     elif "spearman" in study.compared:
         y = "validation, pairs in order (%)"
-    else:
+    elif "ndcg@10" in study.compared:
         y = "validation, first of its batch (%)"
+    else:
+        y = "validation score (%)"
     panels = []
     for series in (s for s in study.series if s in scores):
         lines = []

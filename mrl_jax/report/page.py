@@ -87,12 +87,12 @@ def _section(part: Section, plots: dict[str, Any]) -> str:
     """A part's heading, sentences, plots and tables; what its plots show is added to `plots`."""
     sentences = [f"<li>{escape(sentence)}</li>" for sentence in part.sentences]
     text = f"<ul>{''.join(sentences)}</ul>" if len(sentences) > 1 else "".join(map(_paragraph, part.sentences))
-    drawn = ""
+    markup = ""
     for figure, following in zip_longest(part.figures, part.figures[1:]):
-        drawn += _figure(figure, plots)
+        markup += _figure(figure, plots)
         if figure.panels and (following is None or following.note != figure.note):
-            drawn += _paragraph(figure.note, "note")
-    return f"<section>\n<h2>{escape(part.heading)}</h2>\n{text}\n{drawn}{''.join(map(_table, part.tables))}</section>"
+            markup += _paragraph(figure.note, "note")
+    return f"<section>\n<h2>{escape(part.heading)}</h2>\n{text}\n{markup}{''.join(map(_table, part.tables))}</section>"
 
 
 def _paragraph(text: str, kind: str = "") -> str:
@@ -101,18 +101,18 @@ def _paragraph(text: str, kind: str = "") -> str:
 
 def _figure(figure: Figure, plots: dict[str, Any]) -> str:
     kind = figure.name.partition("-")[0]
-    drawn = []
+    markup = []
     for panel in figure.panels:
         place = f"{kind}-{sum(name.startswith(f'{kind}-') for name in plots)}"
         height = page_plots.height(panel, figure.small)
         plots[place] = page_plots.plot(panel)
         only = (' class="narrow"' if figure.small else "") + (f' data-only="{panel.only}"' if panel.only else "")
         title = f"<h4>{escape(panel.title)}</h4>\n" if panel.title else ""
-        drawn.append(
+        markup.append(
             f'<figure{only}>\n{title}<div class="plot" id="{place}" style="height:{height}px"></div>\n</figure>\n'
         )
-    title = f"<h3>{escape(figure.title)}</h3>\n" if figure.title and drawn else ""
-    return title + "".join(drawn)
+    title = f"<h3>{escape(figure.title)}</h3>\n" if figure.title and markup else ""
+    return title + "".join(markup)
 
 
 def _table(table: Table) -> str:

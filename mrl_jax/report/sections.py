@@ -68,10 +68,10 @@ def _accuracy(study: Study) -> Section:
             what = f"Top-1 test accuracy (%) of the {title}" if metric.endswith("top1") else f"Test {title} (× 100)"
             caption = f"{what}{spread}{_of(variant)}."
             tables += _some(f"accuracy-{metric}{_dash(variant)}", caption, ["dim", *(s.name for s in shown)], rows)
-    drawn = [figures.accuracy(study)] if tables else []
+    pictures = [figures.accuracy(study)] if tables else []
     if any(line["split"] == "validation" for line in study.log):
-        drawn.append(figures.training(study))
-    return Section("Accuracy against dimension", [], tables, drawn)
+        pictures.append(figures.training(study))
+    return Section("Accuracy against dimension", [], tables, pictures)
 
 
 def _differences(study: Study, metric: str, comparisons: Mapping[str, Comparison]) -> Section:
@@ -214,8 +214,8 @@ def _oracle(study: Study) -> Section:
     )
     caption = "Top-1 test accuracy (%) at full width and by the oracle, and the dims that it reads on average."
     tables = _some("oracle", caption, ["arm", "full width", "oracle", "gain", "mean dims"], rows)
-    drawn = [figures.oracle(study, oracles)] if oracles else []
-    return Section("An oracle that picks the dimension", [sentence] if rows else [], tables, drawn)
+    pictures = [figures.oracle(study, oracles)] if oracles else []
+    return Section("An oracle that picks the dimension", [sentence] if rows else [], tables, pictures)
 
 
 def _adaptive(study: Study) -> Section:
@@ -242,9 +242,9 @@ def _adaptive(study: Study) -> Section:
         "of those that the oracle saves, and seeds with a certificate."
     )
     header = ["cascade", "top-1", "lost", "mean dims", "cumulative", "kFLOP", "of oracle", "certified"]
-    drawn = [figures.cascade(study)] if rows else []
+    pictures = [figures.cascade(study)] if rows else []
     return Section(
-        "Adaptive classification", [sentence] if rows else [], _some("cascade", caption, header, rows), drawn
+        "Adaptive classification", [sentence] if rows else [], _some("cascade", caption, header, rows), pictures
     )
 
 
@@ -265,12 +265,12 @@ def _equal_bytes(study: Study) -> Section:
     caption = "Nearest-neighbour top-1 accuracy (%) by bytes per embedding; in brackets the dims that they hold."
     tables = _some("bytes", caption, ["arm", "bytes", *PRECISIONS], rows)
     figure = figures.by_bytes(study)
-    drawn = [figure] if figure.panels else []
-    return Section("Few precise or many coarse coordinates", [sentence] if rows else [], tables, drawn)
+    pictures = [figure] if figure.panels else []
+    return Section("Few precise or many coarse coordinates", [sentence] if rows else [], tables, pictures)
 
 
 def _classes(study: Study) -> Section:
-    tables, drawn = [], []
+    tables, pictures = [], []
     for series in study.of_origin("nested"):
         needs = compare.class_needs(study, series)
         if not needs:
@@ -285,8 +285,8 @@ def _classes(study: Study) -> Section:
         )
         header = ["class", "examples", *map(str, needs[0].accuracy), "enough"]
         tables.append(Table(f"classes-{series.key}", caption, header, rows))
-        drawn.append(figures.classes(needs, series))
-    return Section("Classes that need more dimensions", [], tables, drawn)
+        pictures.append(figures.classes(needs, series))
+    return Section("Classes that need more dimensions", [], tables, pictures)
 
 
 def _every_metric(study: Study) -> Section:

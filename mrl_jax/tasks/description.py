@@ -17,7 +17,7 @@ from mrl_jax.errors import UserError
 from mrl_jax.files import sha256_of
 from mrl_jax.runs import read_dataset
 from mrl_jax.tasks.base import Splits
-from mrl_jax.text.tokenizers import Reader
+from mrl_jax.text.tokenizers import Preprocessor
 from mrl_jax.training import disk_examples
 from mrl_jax.training.batches import Examples
 
@@ -25,7 +25,7 @@ from mrl_jax.training.batches import Examples
 class _Preprocess:
     """The reader of a run, with a count of the texts that were too long for it. See `base.Preprocess`."""
 
-    def __init__(self, reader: Reader, cache_dir: str | None) -> None:
+    def __init__(self, reader: Preprocessor, cache_dir: str | None) -> None:
         self.reader, self.cache_dir = reader, cache_dir
         self.cut = self.texts = 0
 
@@ -42,7 +42,7 @@ class _Preprocess:
         return examples
 
 
-def read_splits(config: Config, dataset: Dataset | PairDataset, reader: Reader) -> Splits:
+def read_splits(config: Config, dataset: Dataset | PairDataset, reader: Preprocessor) -> Splits:
     """The three splits of a data set as arrays. Says how many texts were longer than the encoder reads."""
     preprocess = _Preprocess(reader, config.data.cache_dir)
     splits = tasks.of(config).splits(config, dataset, preprocess)
@@ -54,7 +54,7 @@ def read_splits(config: Config, dataset: Dataset | PairDataset, reader: Reader) 
     return splits
 
 
-def describe(config: Config, dataset: Dataset | PairDataset, reader: Reader, splits: Splits) -> dict[str, Any]:
+def describe(config: Config, dataset: Dataset | PairDataset, reader: Preprocessor, splits: Splits) -> dict[str, Any]:
     """The content of dataset.json."""
     encoder, vocabulary = encoders.standalone(config.encoder, reader.vocabulary)
     weights = getattr(config.encoder, "weights", None)
@@ -68,7 +68,7 @@ def describe(config: Config, dataset: Dataset | PairDataset, reader: Reader, spl
         "encoder": dataclasses.asdict(encoder),
         "vocabulary": vocabulary,
         "examples": {name: len(split) for name, split in splits.items()},
-        "fingerprint": {name: _fingerprint(split) for name, split in splits.items()},
+        "fingerprint": {name: fingerprint(split) for name, split in splits.items()},
         **started_from,
     }
 
@@ -81,19 +81,24 @@ def to_json(description: dict[str, Any]) -> str:
 def refuse_other_data(directory: Path, description: dict[str, Any]) -> None:
     """Raise `UserError` where a run that is resumed was begun with other data."""
     if (directory / "dataset.json").exists():
-        then, now = read_dataset(directory), json.loads(to_json(description))
-        if changed := [key for key in then if then[key] != now.get(key)]:
+        if changed := changed_keys(read_dataset(directory), description):
             what = "pretrained weights are" if changed == ["weights"] else "data is"
             raise UserError(f"resume=true: the {what} no longer that of {directory}; restore it, or start a new run")
     elif (directory / "checkpoints").exists():
         raise UserError(f"resume=true: {directory} has checkpoints but no dataset.json to compare the data with")
 
 
+def changed_keys(then: Mapping[str, Any], description: dict[str, Any]) -> list[str]:
+    """The keys of an earlier dataset.json that are described otherwise now."""
+    now = json.loads(to_json(description))
+    return [key for key in then if then[key] != now.get(key)]
+
+
 def _first_rows(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(array[np.arange(1)]) for name, array in arrays.items()}
 
 
-def _fingerprint(split: Any) -> str:
+def fingerprint(split: Any) -> str:
     """SHA-256 over all arrays of a split; of inputs that are read lazily only the first is looked at."""
     if (known := split.fingerprint) is not None:  # of the same arrays, made when they were written to disk
         return str(known)

@@ -1,1 +1,1 @@
-"""From texts to token ids: tokenizers, files of them that may come from anywhere, several texts in a row."""
+"""From texts to arrays of token ids: tokenizers, untrusted tokenizer.json files, several texts packed into a row."""

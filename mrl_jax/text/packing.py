@@ -1,7 +1,7 @@
-"""Several texts in a row of tokens: no padding to the longest text of a batch, the same embeddings.
+"""Pack several texts into each row of tokens: no padding to the longest text of a batch, the same embeddings.
 
-A row of L tokens holds whole texts one after another. Attention is kept within a text by comparing `segment` numbers, a
-token's place in its text is its `position`, and `slot` says where each text's mean is found afterwards:
+A row of L tokens holds whole texts one after another. Tokens attend to tokens of the same `segment` only, `position`
+counts within a text, and `slot` says where each text's mean stands afterwards:
 
     ids       int32 [R, L]   tokens
     segment   int32 [R, L]   1, 2, … for the texts of a row in turn; 0 is padding
@@ -11,22 +11,28 @@ token's place in its text is its `position`, and `slot` says where each text's m
 
 import numpy as np
 
-LENGTHS = (64, 128, 256, 512)  # of a row: few to compile
+ROW_LENGTHS = (64, 128, 256, 512)  # tokens per row: each length is compiled for, so there are few
 
 
 def row_length(longest: int) -> int:
-    """The length of rows for texts of at most `longest` tokens."""
-    return next((n for n in LENGTHS if n >= longest), longest)
+    """Tokens per row for texts of at most `longest` tokens."""
+    return next((n for n in ROW_LENGTHS if n >= longest), longest)
 
 
 def assign(lengths: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """For texts of `lengths` [S] ≤ `row` tokens: the row [S] that each is put in, its first token there [S], and R.
+    """Assign texts to rows by best fit: the longest first, each where it leaves the least room.
 
-    Best fit by descending length: a text goes where it leaves the least room. At most 22 % more rows than needed
-    (Johnson et al., 1974), in practice one more. O(S·row).
+    At most 22 % more rows than needed (Johnson et al., 1974), in practice one more. O(S·row).
+
+    Args:
+        lengths: int [S], the tokens of each text, at most `row`.
+        row: tokens per row.
+
+    Returns:
+        The row of each text, int32 [S]; where its first token stands in that row, int32 [S]; the number of rows R.
     """
     rows, starts = np.zeros(len(lengths), np.int32), np.zeros(len(lengths), np.int32)
-    with_room: list[list[int]] = [[] for _ in range(row + 1)]  # free tokens → rows that have so many
+    with_room: list[list[int]] = [[] for _ in range(row + 1)]  # free tokens → rows that have that many
     used = 0
     for text in np.argsort(-lengths, kind="stable"):
         length = int(lengths[text])
@@ -40,22 +46,32 @@ def assign(lengths: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray, int]:
     return rows, starts, max(1, used)
 
 
-def rounded(rows: int, multiple: int = 1) -> int:
-    """A number of rows of which there are few, at most a quarter more: each one is compiled for."""
+def round_rows(rows: int, multiple: int = 1) -> int:
+    """`rows` rounded up, by a quarter at most and to a `multiple`: each number of rows is compiled for."""
     step = 1 << max(0, rows.bit_length() - 3)
     rows = -(-rows // step) * step
     return -(-rows // multiple) * multiple
 
 
 def pack(ids_SxT: np.ndarray, lengths_S: np.ndarray, row: int, multiple: int = 1) -> dict[str, np.ndarray]:
-    """The arrays above for texts `ids_SxT` of `lengths_S` tokens; the number of rows is `rounded`.
+    """Pack texts into rows.
 
-    Raises `ValueError` when a text is longer than a row.
+    Args:
+        ids_SxT: int32 [S, T], the token ids of each text.
+        lengths_S: int [S], how many of them each text has.
+        row: tokens per row, L.
+        multiple: of which the number of rows shall be one (rows are shared out to devices).
+
+    Returns:
+        The arrays that the top of this module lists, with R as `round_rows` makes it.
+
+    Raises:
+        ValueError: a text is longer than a row.
     """
     if lengths_S.max(initial=0) > row:
         raise ValueError(f"a text of {lengths_S.max()} tokens does not fit into a row of {row}")
     at, start, used = assign(lengths_S, row)
-    rows = rounded(used, multiple)
+    rows = round_rows(used, multiple)
     # The texts of a row by their first token, so that segments count upwards.
     order = np.lexsort((start, at))
     order = order[lengths_S[order] > 0]

@@ -1,8 +1,8 @@
-"""tokenizer.json files, which may come from anywhere: read with care, and used so that nothing but a sentence fails.
+"""Load a tokenizer.json that may come from anywhere, and use it: any failure is a one-sentence `UserError`.
 
 Such a file is data for a library in Rust, whose panics are no ordinary exceptions, and it is a small program: its
-regular expressions can take for ever, its replacements can make a book of a letter, and its ids can lie beyond every
-table.
+regular expressions can take exponential time, its replacements can make texts grow without bound, and its ids can lie
+beyond the model's table of embeddings.
 """
 
 import json
@@ -15,13 +15,13 @@ from tokenizers import Encoding, Tokenizer
 
 from mrl_jax.errors import UserError
 
-CHUNK = 4096  # texts at a time
-STRANGE = ["", "a", "\ua66e\ua66e \u0378 \0"]  # a word and signs that hardly any vocabulary knows
-NESTED = re.compile(r"\)\s*[*+{]")  # a repeated group: where matching takes exponential time, there is one
+CHUNK_TEXTS = 4096  # texts per call of the library
+PROBE_TEXTS = ["", "a", "\ua66e\ua66e \u0378 \0"]  # a word, and characters that hardly any vocabulary knows
+REPEATED_GROUP = re.compile(r"\)\s*[*+{]")  # every pattern that takes exponential time has one
 
 
 def read(path: Path, ids: int | None = None) -> Tokenizer:
-    """The tokenizer in a file, without padding; all that it gives are token ids below `ids`.
+    """The tokenizer in a file, without padding; it yields only token ids below `ids`.
 
     Raises `UserError` for a file that is missing or damaged, or could not be used on every text.
     """
@@ -33,17 +33,17 @@ def read(path: Path, ids: int | None = None) -> Tokenizer:
         tokenizer: Tokenizer = Tokenizer.from_str(content)
         tokenizer.no_padding()
         highest = max(tokenizer.get_vocab().values(), default=-1)
-        for encoding in tokenizer.encode_batch(STRANGE):
+        for encoding in tokenizer.encode_batch(PROBE_TEXTS):
             highest = max([highest, *encoding.ids])
     except BaseException as error:
-        raise _said(error, f"{path} cannot be read") from None
+        raise _as_user_error(error, f"{path} cannot be read") from None
     if ids is not None and highest >= ids:
         raise UserError(f"{path} has the token id {highest:,}, but the model has {ids:,} token ids")
     return tokenizer
 
 
 def check_steps(node: Any) -> None:
-    """Raise `ValueError` for a step that could take for ever, or make a text longer and longer."""
+    """Raise `ValueError` for a step that could take exponential time, or make texts longer."""
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         if isinstance(child, dict | list):
             check_steps(child)
@@ -51,30 +51,33 @@ def check_steps(node: Any) -> None:
         return
     pattern = node.get("pattern")
     regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-    if isinstance(regex, str) and NESTED.search(regex):
-        raise ValueError(f"the pattern {regex} repeats a group, which may take for ever")
+    if isinstance(regex, str) and REPEATED_GROUP.search(regex):
+        raise ValueError(f"the pattern {regex} repeats a group, which may take exponential time")
     if node.get("type") == "Replace":
         replaced = pattern.get("String", "x") if isinstance(pattern, dict) else "x"
         if len(str(node.get("content"))) > max(1, len(str(replaced))):
             raise ValueError("a step Replace makes texts longer")
 
 
-def encoded(tokenizer: Tokenizer, texts: Sequence[str], chunk: int = CHUNK) -> Iterator[list[Encoding]]:
-    """The encodings of the texts, a chunk at a time; `UserError` names what is no text, or a tokenizer that fails."""
+def encode_in_chunks(tokenizer: Tokenizer, texts: Sequence[str], chunk: int = CHUNK_TEXTS) -> Iterator[list[Encoding]]:
+    """Yield the encodings of `chunk` texts at a time.
+
+    Raises `UserError` that names the text that is not a valid string, or says that the tokenizer fails.
+    """
     for start in range(0, len(texts), chunk):
-        some = list(texts[start : start + chunk])
+        part = list(texts[start : start + chunk])
         try:
-            found = tokenizer.encode_batch(some)
+            encodings = tokenizer.encode_batch(part)
         except BaseException as error:
-            for number, text in enumerate(some, start):
+            for number, text in enumerate(part, start):
                 if not isinstance(text, str) or text != text.encode(errors="ignore").decode():
-                    raise UserError(f"text {number} (from 0) is no text: {ascii(text)[:40]}") from None
-            raise _said(error, "the tokenizer of this model fails") from None
-        yield found
+                    raise UserError(f"texts[{number}] is not a valid str: {ascii(text)[:40]}") from None
+            raise _as_user_error(error, "the tokenizer of this model fails") from None
+        yield encodings
 
 
-def _said(error: BaseException, what: str) -> BaseException:
-    """The `UserError` for what the library raised, or `error` itself when it is none of its own."""
+def _as_user_error(error: BaseException, problem: str) -> BaseException:
+    """The `UserError` for what the library raised, or `error` itself where it is not the library's (Ctrl-C)."""
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-        return UserError(f"{what}: {' '.join(str(error).split())}")
+        return UserError(f"{problem}: {' '.join(str(error).split())}")
     return error

@@ -26,43 +26,41 @@ from typing import Any
 import numpy as np
 from tokenizers import __version__ as tokenizers_version
 
-from mrl_jax import console
+from mrl_jax import console, encoders
 from mrl_jax.config import Config
 from mrl_jax.data import Dataset, PairDataset, StreamedTexts, disk_cache
 from mrl_jax.errors import UserError
-from mrl_jax.text import tokenizers
+from mrl_jax.text.tokenizers import Preprocessor
 from mrl_jax.training.batches import BatchReader, Examples
 
 CHUNK_TEXTS = 4096  # tokenised together; a multiple of the maximum number of texts per record
 READ_THREADS = 2  # that build batches
 PREFETCHED_BATCHES = 4  # how far they run ahead of training
-READER_KEYS = (
-    "min_documents",
-    "max_words",
-    "vocabulary",
-    "max_length",
-)  # settings of an encoder that its tokenizer depends on
 RECORDS_FILE = "examples.array_record"
 RECORD_BYTES = 8192  # approximate: larger records cost reading per text, smaller ones a larger index
 
 
-def fit(config: Config, dataset: Dataset | PairDataset) -> tokenizers.Reader:
-    """As `tokenizers.fit`, but a tokenizer learnt from streamed texts is cached and not learnt again."""
-    tokenizers.check(config.encoder, dataset)
-    texts = dataset.train.inputs if isinstance(dataset, Dataset) else dataset.train.table
-    if not isinstance(texts, StreamedTexts) or getattr(config.encoder, "weights", None) is not None:
-        return tokenizers.fit(config.encoder, dataset)
-    keys = {key: getattr(config.encoder, key, None) for key in READER_KEYS}
-    settings = json.dumps([config.encoder.name, keys, tokenizers_version])
-    cached = disk_cache.folder(config.data.cache_dir, "tokenizer", texts.key, settings)
-    disk_cache.build_once(cached, lambda folder: tokenizers.fit(config.encoder, dataset).save(folder))
-    return tokenizers.load(config.encoder, cached, dataset.kind)
+def fit(config: Config, dataset: Dataset | PairDataset) -> Preprocessor:
+    """As `encoders.fit`, but a preprocessor learnt from streamed texts is cached on disk and not learnt again."""
+    texts = dataset.train.raw
+
+    def learn() -> Preprocessor:
+        return encoders.fit(config.encoder, dataset.name, dataset.kind, texts)
+
+    encoders.check(config.encoder, dataset.kind, dataset.name)
+    settings = encoders.learnt_values(config.encoder)
+    if not isinstance(texts, StreamedTexts) or settings.get("weights") is not None:
+        return learn()
+    key = json.dumps([config.encoder.name, settings, tokenizers_version])
+    cached = disk_cache.folder(config.data.cache_dir, "tokenizer", texts.key, key)
+    disk_cache.build_once(cached, lambda folder: learn().save(folder))
+    return encoders.load(config.encoder, cached, dataset.kind)
 
 
 def examples(
     texts: StreamedTexts,
     labels: np.ndarray,
-    reader: tokenizers.Reader,
+    reader: Preprocessor,
     cache_dir: str | None,
     name: str,
     columns: np.ndarray | None = None,
@@ -96,7 +94,7 @@ def digest_of(labels: np.ndarray, arrays: Mapping[str, np.ndarray]) -> "hashlib.
     return digest
 
 
-def _write(folder: Path, texts: StreamedTexts, digest: "hashlib._Hash", reader: tokenizers.Reader, name: str) -> None:
+def _write(folder: Path, texts: StreamedTexts, digest: "hashlib._Hash", reader: Preprocessor, name: str) -> None:
     """Tokenise the texts into `folder`. `digest` holds what the fingerprint covers besides the inputs."""
     from array_record.python.array_record_module import ArrayRecordWriter
 

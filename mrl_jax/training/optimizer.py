@@ -16,8 +16,8 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
             after = optax.cosine_decay_schedule(config.learning_rate, max(1, steps - warmup))
         case "constant":
             after = optax.constant_schedule(config.learning_rate)
-        case unknown:
-            assert_never(unknown)
+        case _:
+            assert_never(config.schedule)
     rise = optax.linear_schedule(config.learning_rate / (warmup + 1), config.learning_rate, max(1, warmup))
     return optax.join_schedules([rise, after], [warmup])
 
@@ -34,8 +34,8 @@ def create(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTrans
             rule = [optax.scale_by_adam(b1=config.momentum), decay]
         case "sgd":
             rule = [decay, optax.trace(config.momentum, nesterov=True)]
-        case unknown:
-            assert_never(unknown)
+        case _:
+            assert_never(config.name)
     return optax.chain(*clip, *rule, optax.scale_by_learning_rate(rate))
 
 

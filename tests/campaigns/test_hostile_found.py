@@ -17,7 +17,7 @@ from made_runs import config as made_config
 from made_runs import make_run
 from pyarrow import parquet
 
-from mrl_jax import config, data
+from mrl_jax import config, data, encoders
 from mrl_jax.data.base import class_names
 from mrl_jax.data.readers import records
 from mrl_jax.encoders import huggingface
@@ -28,7 +28,7 @@ from mrl_jax.runs import checkpoint, sweeps
 from mrl_jax.search.commands import load_model, search_index
 from mrl_jax.search.corpus import parse_document, read_lines
 from mrl_jax.search.index import Description, Document, create_index, open_index
-from mrl_jax.text import tokenizers, untrusted
+from mrl_jax.text import untrusted
 
 
 def test_an_error_is_one_line_of_bounded_length() -> None:
@@ -170,14 +170,14 @@ def test_a_panic_while_encoding_is_a_sentence(tmp_path: Path) -> None:
     """A pattern without repeated groups can still run into the limit of the regular expressions' library."""
     slow = untrusted.read(tokenizer(tmp_path, pre_tokenizer=split(r"\w*\w*\w*\w*\w*\w*\w*\w*!")))
     with pytest.raises(UserError, match="tokenizer of this model fails"):
-        list(untrusted.encoded(slow, ["a", "a" * 300 + " !"]))
+        list(untrusted.encode_in_chunks(slow, ["a", "a" * 300 + " !"]))
 
 
 @pytest.mark.parametrize("text", ["a\ud800", None, 5, b"a"])
 def test_what_is_no_text_is_named(text: Any, tmp_path: Path) -> None:
     words().make(tmp_path)
-    with pytest.raises(UserError, match=r"text 5001 \(from 0\) is no text"):
-        list(untrusted.encoded(untrusted.read(tmp_path / "tokenizer.json"), [*["a"] * 5001, text]))
+    with pytest.raises(UserError, match=r"texts\[5001\] is not a valid str"):
+        list(untrusted.encode_in_chunks(untrusted.read(tmp_path / "tokenizer.json"), [*["a"] * 5001, text]))
 
 
 @pytest.mark.parametrize("truncation", [None, {"max_length": 0}, {"max_length": 99}, {"max_length": 4, "stride": 9}])
@@ -186,13 +186,13 @@ def test_a_run_whose_tokenizer_cuts_elsewhere_than_the_model_is_refused(truncati
     full = truncation and {"direction": "Right", "strategy": "LongestFirst", "stride": 0, **truncation}
     tokenizer(tmp_path, truncation=full)
     if full and full["max_length"] == 4:
-        assert tokenizers.load(TransformerConfig(max_length=8), tmp_path, "text")(["a b c d e f"])["ids"].shape == (
+        assert encoders.load(TransformerConfig(max_length=8), tmp_path, "text")(["a b c d e f"])["ids"].shape == (
             1,
             4,
         )
         return
     with pytest.raises(UserError, match="cuts texts at"):
-        tokenizers.load(TransformerConfig(max_length=8), tmp_path, "text")
+        encoders.load(TransformerConfig(max_length=8), tmp_path, "text")
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400", "1e39", "1" + "0" * 400, "[1]", '"x"', "null"])

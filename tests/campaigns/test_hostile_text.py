@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import QUIET, until
 from made_runs import make_run
-from test_page import QUIET, until
 
 from mrl_jax import report
 from mrl_jax.config import OptimizerConfig

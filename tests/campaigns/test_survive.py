@@ -27,6 +27,7 @@ from mrl_jax.errors import UserError
 from mrl_jax.runs import checkpoint, sweeps
 from mrl_jax.search.index import Description, Document, exact, faiss, rerank
 from mrl_jax.search.index import store as folders
+from mrl_jax.tasks import description
 from mrl_jax.training import loop
 
 
@@ -129,9 +130,9 @@ def test_the_latest_run_is_resumed_without_its_link(words: list[str], run: Path)
 
 def test_other_pretrained_weights_are_not_those_of_a_run() -> None:
     then = {"name": "a", "weights": "0"}
-    assert train._changed(then, {"name": "a", "weights": "1"}) == ["weights"]
-    assert train._changed(then, {"name": "a", "weights": "0"}) == []
-    assert train._changed({"name": "a"}, then) == []  # a run of before they were recorded
+    assert description.changed_keys(then, {"name": "a", "weights": "1"}) == ["weights"]
+    assert description.changed_keys(then, {"name": "a", "weights": "0"}) == []
+    assert description.changed_keys({"name": "a"}, then) == []  # a run of before they were recorded
 
 
 def test_checkpoints_are_made_by_a_clock_that_is_set_back(

@@ -1,47 +1,22 @@
 """A user's own pairs, as texts or as vectors: what is read, how it is kept apart, cut and limited, what is refused."""
 
-import csv
-import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from helpers import write_table
 from hypothesis import given
 from hypothesis import strategies as st
+from pair_files import BROKEN, HARD, SCORED, TEST, UNSCORED
 
 from mrl_jax.data import DataConfig, PairDataset, Pairs, Ranking, load
 from mrl_jax.data.pair_ops import build_pairs
 from mrl_jax.errors import UserError
 
-UNSCORED = [{"anchor": "a", "positive": "A"}, {"anchor": "b", "positive": "B"}, {"anchor": "a", "positive": "B"}]
-HARD = [{"query": "x", "answer": "X", "negative": "Y", "negative_2": "Z"}]
-SCORED = [
-    {"sentence1": "one, 1", "sentence2": 'a "1"\nor so', "score": 4.5},
-    {"sentence1": "ö", "sentence2": "o", "score": 0},
-]
-TEST = [{"anchor": "q", "positive": "A"}, {"anchor": "q", "positive": "A"}, {"anchor": "r", "positive": "q"}]
-
-
-def write(path: Path, rows: list[dict]) -> str:
-    """Write rows in the format of the suffix."""
-    match path.suffix:
-        case ".jsonl" | ".ndjson":
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        case ".parquet":
-            pq.write_table(pa.Table.from_pylist(rows), path)
-        case suffix:
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if suffix == ".tsv" else ",")
-                writer.writeheader()
-                writer.writerows(rows)
-    return str(path)
-
 
 def read(folder: Path, train: list[dict], test: list[dict], suffix: str = "jsonl", **options: object) -> PairDataset:
     """The data set of files with these rows."""
-    paths = {name: write(folder / f"{name}.{suffix}", rows) for name, rows in (("train", train), ("test", test))}
+    paths = {name: write_table(folder / f"{name}.{suffix}", rows) for name, rows in (("train", train), ("test", test))}
     dataset = load(DataConfig("pairs", **paths, **options))
     assert isinstance(dataset, PairDataset)
     return dataset
@@ -89,7 +64,7 @@ def test_pairs_without_scores_are_tested_by_a_search(tmp_path: Path) -> None:
 
 
 def test_anchors_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    validation = write(
+    validation = write_table(
         tmp_path / "validation.jsonl", [{"anchor": "b", "positive": "B"}, {"anchor": "q", "positive": "B"}]
     )
     dataset = read(tmp_path, [*UNSCORED, {"anchor": "q", "positive": "B"}], TEST, validation=validation)
@@ -152,49 +127,19 @@ def test_limit_applies_to_every_part(tmp_path: Path) -> None:
     assert len(limited) == 4
 
 
-ONE = '{"anchor": "a", "positive": "A"}\n'
-BROKEN = {  # file name: content, what the sentence must say
-    "empty.jsonl": ("", "data.train=.*empty.jsonl is empty"),
-    "header_only.csv": ("anchor,positive\n", "is empty"),
-    "one_column.csv": (
-        "anchor\na\n",
-        r"one_column.csv has the columns anchor; allowed are anchor \(or query, question\)",
-    ),
-    "one_key.jsonl": (ONE + '{"anchor": "a"}\n', r"line 2 has the columns anchor; allowed are"),
-    "no_score.tsv": ("sentence1\tsentence2\na\tb\n", "has the columns sentence1, sentence2; allowed are .* and score"),
-    "both.csv": ("anchor,query,positive\na,b,c\n", "has the columns anchor and query, which mean the same"),
-    "score.csv": ("anchor,positive,score\na,b,1\n", "allowed are"),
-    "short.csv": ("anchor,positive\na\n", "line 2: the row has no positive"),
-    "blank.csv": ("anchor,positive\na,b\n ,b\n", "line 3: anchor is empty"),
-    "null.jsonl": (ONE[:-2] + ', "negative": null}\n', "line 1: the row has no negative"),
-    "number.jsonl": ('{"anchor": 5, "positive": "A"}\n', "line 1: anchor must be a string, got 5"),
-    "half.jsonl": ('{"anchor": "\\ud83d", "positive": "A"}\n', "line 1: anchor holds half of a surrogate pair"),
-    "mixed.jsonl": (
-        ONE + '{"sentence1": "a", "sentence2": "b", "score": 1}\n',
-        "line 2: the row has sentence1, sentence2, score; those before have anchor, positive",
-    ),
-    "fewer.jsonl": (ONE[:-2] + ', "negative": "n"}\n' + ONE, "line 2: the row has anchor, positive; those before have"),
-    "nan.csv": ("text1,text2,score\na,b,1\na,b,nan\n", "line 3: score must be a finite number, got 'nan'"),
-    "large.csv": ("text1,text2,score\na,b,1e39\n", "line 2: score must be a finite number"),
-    "word.csv": ("text1,text2,score\na,b,high\n", "line 2: score must be a finite number, got 'high'"),
-    "true.jsonl": ('{"text1": "a", "text2": "b", "score": true}\n', "line 1: score must be a finite number, got True"),
-    "what.xlsx": ("x", "unknown file type .xlsx"),
-}
-
-
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_is_one_sentence(tmp_path: Path, name: str) -> None:
     content, message = BROKEN[name]
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message) as error:
-        load(DataConfig("pairs", train=str(tmp_path / name), test=write(tmp_path / "test.jsonl", TEST)))
+        load(DataConfig("pairs", train=str(tmp_path / name), test=write_table(tmp_path / "test.jsonl", TEST)))
     assert "\n" not in str(error.value)
     assert name in str(error.value)
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data=pairs needs data\.test"):
-        load(DataConfig("pairs", train=write(tmp_path / "train.jsonl", UNSCORED)))
+        load(DataConfig("pairs", train=write_table(tmp_path / "train.jsonl", UNSCORED)))
     with pytest.raises(UserError, match=r"data\.task is not used by data=pairs; it belongs to wordnet and"):
         load(DataConfig("pairs", task="pairs"))
     with pytest.raises(UserError, match=r"data\.task=pair is unknown \(did you mean pairs\?\)"):

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mrl_jax.data import Dataset, Split
 from mrl_jax.encoders.bag import Bag, BagConfig, keep
 from mrl_jax.errors import UserError
-from mrl_jax.text.tokenizers import Words, fit
 
 SHAPES = {"ids": (6,), "weights": (6,)}
 VARIANTS = [
@@ -98,48 +96,3 @@ def test_dropout_keeps_the_rate_and_the_expectation_and_prefixes_agree() -> None
 def test_impossible_values_are_refused(change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(BagConfig(**change))
-
-
-# -- words -------------------------------------------------------------------------------------------------------------
-
-TEXTS = ["the cat sat on the mat", "The CAT ran", "a dog sat", "dogs and cats", "the the the mat"]
-
-
-def test_weights_are_those_of_scikit_learn() -> None:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    oracle = TfidfVectorizer(sublinear_tf=True, min_df=2, token_pattern=r"\w+").fit(TEXTS)
-    words = Words.fit(TEXTS, BagConfig(min_documents=2))
-    queries = [*TEXTS, "cat mat the the unseen", ""]
-    expected = oracle.transform(queries).toarray()
-    arrays = words(queries)
-    dense = np.zeros((len(queries), words.vocabulary))
-    np.put_along_axis(dense, arrays["ids"], arrays["weights"], axis=1)
-    names = [words.tokenizer.token_to_id(word) for word in oracle.get_feature_names_out()]
-    np.testing.assert_allclose(dense[:, names], expected, atol=1e-6)
-
-
-def test_vocabulary_does_not_depend_on_the_order_of_the_texts() -> None:
-    one, other = Words.fit(TEXTS, BagConfig()), Words.fit(TEXTS[::-1], BagConfig())
-    assert one.tokenizer.to_str() == other.tokenizer.to_str()
-    np.testing.assert_array_equal(one.idf, other.idf)
-
-
-def test_the_heaviest_words_are_read_and_a_saved_reader_reads_alike(tmp_path) -> None:
-    config = BagConfig(min_documents=1, max_words=3)
-    words = Words.fit(TEXTS, config)
-    whole = Words.fit(TEXTS, BagConfig(min_documents=1))(TEXTS[:1])
-    kept = set(words(TEXTS[:1])["ids"][0].tolist())
-    order = np.argsort(-whole["weights"][0], kind="stable")
-    assert kept == set(whole["ids"][0][order[:3]].tolist())
-    words.save(tmp_path)
-    again = Words.load(tmp_path, config)
-    for name, array in words(TEXTS).items():
-        np.testing.assert_array_equal(array, again(TEXTS)[name])
-
-
-def test_texts_without_a_word_in_common_are_refused() -> None:
-    split = Split(["one two", "three four"], np.array([0, 1], np.int32))
-    data = Dataset("mine", "text", ("a", "b"), split, split, split)
-    with pytest.raises(UserError, match=r"encoder\.min_documents=2"):
-        fit(BagConfig(), data)

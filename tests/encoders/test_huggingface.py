@@ -174,7 +174,7 @@ def test_half_precision_is_widened(folder: Path, dtype: Any) -> None:
     for path, name, _ in huggingface.tensors(huggingface.describe(folder).architecture):
         array = load_parameters(folder)[path]
         assert array.dtype == np.float32
-        np.testing.assert_array_equal(huggingface.turned(path, array), np.asarray(half[name], np.float32))
+        np.testing.assert_array_equal(huggingface.convert(path, array), np.asarray(half[name], np.float32))
 
 
 def test_prefix_old_names_and_heads_of_other_tasks(folder: Path) -> None:

@@ -21,23 +21,24 @@ from mrl_jax import encoders, export, train
 from mrl_jax.config import Config, LossConfig, TrainerConfig
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders import huggingface
-from mrl_jax.encoders.bag import BagConfig
+from mrl_jax.encoders.bag import BagConfig, heaviest_words
 from mrl_jax.encoders.convnet import ConvNetConfig
 from mrl_jax.encoders.mlp import MLPConfig
-from mrl_jax.encoders.transformer import TransformerConfig
+from mrl_jax.encoders.transformer import TransformerConfig, complete, standalone
 from mrl_jax.errors import UserError
-from mrl_jax.export import onnx_graph
+from mrl_jax.export import embedder, onnx, sentence_transformers, stablehlo
+from mrl_jax.export.embedder import signature
 from mrl_jax.model import EmbeddingModel
 from mrl_jax.runs import read_rows
 from mrl_jax.tasks import train_step
-from mrl_jax.text.tokenizers import Plain, Subwords, Words
+from mrl_jax.text.tokenizers import Subwords
 
 SENTENCES = ["Orbit3 common1 común", "", "hockey1 " * 30, "kernel2 garden5 orbit9 [PAD] common7", "zzz"]
 TINY = TransformerConfig(layers=2, hidden=32, heads=4, intermediate=48, max_length=24, vocabulary=300)
 TINY_OF_16 = dataclasses.replace(TINY, hidden=16)
 FIRST_TOKEN = dataclasses.replace(TINY, layer_norm_eps=0.1, pooling="cls", projection=True, positions=40)
 
-ENCODERS: dict[str, encoders.EncoderConfig] = {
+VARIANTS: dict[str, encoders.EncoderConfig] = {
     "transformer": dataclasses.replace(TINY, projection=True),
     "transformer, first token": FIRST_TOKEN,
     "transformer, bfloat16": dataclasses.replace(TINY, projection=True, dtype="bfloat16"),
@@ -54,13 +55,11 @@ ENCODERS: dict[str, encoders.EncoderConfig] = {
 
 def made(encoder: encoders.EncoderConfig, texts: list[str], kind: str = "features") -> EmbeddingModel:
     """An encoder whose every parameter was drawn at random, so that a bias or a scale that is forgotten shows."""
-    reader: Any
-    if isinstance(encoder, BagConfig):
-        reader, shapes = Words.fit(texts, encoder), {"ids": (192,), "weights": (192,)}
-    elif isinstance(encoder, TransformerConfig):
-        reader, shapes = Subwords.fit(texts, encoder), {"ids": (24,), "mask": (24,)}
-    else:
-        reader, shapes = Plain(kind), {kind: (8, 9, 3) if kind == "image" else (10,)}
+    if "text" in encoders.ENCODERS[encoder.name].reads:
+        kind = "text"
+    raw: Any = {"text": texts, "image": np.zeros((1, 8, 9, 3)), "features": np.zeros((1, 10))}[kind]
+    reader = encoders.fit(encoder, "made", kind, raw)
+    shapes = {name: array.shape[1:] for name, array in reader(raw).items()}
     config = Config(
         data=DataConfig("features"),
         encoder=encoder,
@@ -101,10 +100,10 @@ def training(texts: dict[str, Path]) -> list[str]:
     return [json.loads(line)["text"] for line in texts["train"].read_text().splitlines()]
 
 
-@pytest.fixture(scope="module", params=ENCODERS)
+@pytest.fixture(scope="module", params=VARIANTS)
 def model(request: pytest.FixtureRequest, training: list[str]) -> EmbeddingModel:
     kind = "image" if "images" in request.param or "convnet" in request.param else "features"
-    return made(ENCODERS[request.param], training, kind)
+    return made(VARIANTS[request.param], training, kind)
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +129,8 @@ def subwords(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def feed(model: EmbeddingModel, folder: Path, count: int) -> tuple[Any, list[np.ndarray]]:
     """Raw inputs, and the arrays that an exported model gets for them."""
-    if isinstance(model.reader, Plain):
-        ((dtype, shape),) = export.signature(model).values()
+    if model.reader.tokenizer is None:
+        ((dtype, shape),) = signature(model).values()
         values = np.abs(np.random.default_rng(1).normal(size=(count, *shape[1:])))
         raw = values.astype(dtype) if dtype == "float32" else (100 * values).clip(0, 255).astype(dtype)
         return raw, [raw]
@@ -146,18 +145,18 @@ def test_onnx_computes_what_the_model_computes(model: EmbeddingModel, tmp_path: 
     onnxruntime = pytest.importorskip("onnxruntime")
     if isinstance(model.program.encoder, ConvNetConfig):
         pytest.skip("refused")
-    export.onnx(model, tmp_path, "name")
+    onnx.write(model, tmp_path, "name")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    assert [i.name for i in session.get_inputs()] == list(export.signature(model))
+    assert [i.name for i in session.get_inputs()] == list(signature(model))
     assert [(o.name, o.shape) for o in session.get_outputs()] == [("embedding", ["batch", 16])]
     for count in (1, 5):
         raw, given = feed(model, tmp_path, count)
-        found = session.run(None, dict(zip(export.signature(model), given, strict=True)))[0]
+        found = session.run(None, dict(zip(signature(model), given, strict=True)))[0]
         np.testing.assert_allclose(found, in_float32(model).embed(raw), rtol=1e-5, atol=1e-5)
 
 
 def test_stablehlo_computes_what_the_model_computes(model: EmbeddingModel, tmp_path: Path) -> None:
-    export.stablehlo(model, tmp_path, "name")
+    stablehlo.write(model, tmp_path, "name")
     exported = jax.export.deserialize((tmp_path / "model.stablehlo").read_bytes())
     assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
     for count in (1, 5):
@@ -174,7 +173,7 @@ def test_a_bag_takes_the_words_that_its_reader_takes(training: list[str]) -> Non
     tokenizer.enable_padding(pad_id=0, pad_token="[UNK]")
     encodings = tokenizer.encode_batch(texts)
     ids, mask = (np.array([getattr(e, name) for e in encodings]) for name in ("ids", "attention_mask"))
-    found = export.heaviest_words(ids, mask, np.asarray(model.reader.idf), 4)
+    found = heaviest_words(model.reader, {"input_ids": ids, "attention_mask": mask})
     wanted = model.reader(texts)
     for ids, weights, their_ids, their_weights in zip(
         wanted["ids"], wanted["weights"], np.asarray(found["ids"]), np.asarray(found["weights"]), strict=True
@@ -187,10 +186,10 @@ def test_a_bag_takes_the_words_that_its_reader_takes(training: list[str]) -> Non
 def test_onnx_and_stablehlo_stand_rows_without_a_token(training: list[str], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     for name in ("transformer", "transformer, first token", "bag, maximum and MLP"):
-        model = made(ENCODERS[name], training)
+        model = made(VARIANTS[name], training)
         folder = tmp_path / name
-        export.onnx(model, folder, "x")
-        export.stablehlo(model, folder, "x")
+        onnx.write(model, folder, "x")
+        stablehlo.write(model, folder, "x")
         ids, mask = np.array([[3, 4, 5], [3, 4, 0], [0, 0, 0]]), np.array([[1, 1, 1], [1, 1, 0], [0, 0, 0]])
         session = onnxruntime.InferenceSession(folder / "model.onnx")
         z = session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
@@ -202,7 +201,7 @@ def test_onnx_and_stablehlo_stand_rows_without_a_token(training: list[str], tmp_
 
 
 def test_a_longer_text_than_there_are_positions_is_refused_by_stablehlo(training: list[str], tmp_path: Path) -> None:
-    export.stablehlo(made(TINY_OF_16, training), tmp_path, "x")
+    stablehlo.write(made(TINY_OF_16, training), tmp_path, "x")
     exported = jax.export.deserialize((tmp_path / "model.stablehlo").read_bytes())
     exported.call(np.zeros((1, 24), np.int32), np.ones((1, 24), np.int32))
     with pytest.raises(ValueError, match="shapes"):
@@ -211,7 +210,7 @@ def test_a_longer_text_than_there_are_positions_is_refused_by_stablehlo(training
 
 def test_a_folder_for_sentence_transformers_is_read_by_our_own_loader(training: list[str], tmp_path: Path) -> None:
     model = made(dataclasses.replace(TINY_OF_16, positions=40), training)
-    export.sentence_transformers(model, tmp_path, "x")
+    sentence_transformers.write(model, tmp_path, "x")
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["matryoshka_dims"] == [4, 8, 16]
     assert huggingface.describe(tmp_path) == huggingface.Description(
@@ -226,12 +225,12 @@ def test_a_folder_for_sentence_transformers_is_read_by_our_own_loader(training: 
 
 
 def transformer_sizes(model: EmbeddingModel) -> huggingface.Architecture:
-    return onnx_graph.architecture(model.program.encoder, model.program.vocabulary)[1]
+    return complete(*standalone(model.program.encoder, model.program.vocabulary))[1]
 
 
 def test_a_projection_becomes_a_dense_module(training: list[str], tmp_path: Path) -> None:
     model = made(FIRST_TOKEN, training)
-    export.sentence_transformers(model, tmp_path, "x")
+    sentence_transformers.write(model, tmp_path, "x")
     modules = json.loads((tmp_path / "modules.json").read_text())
     assert [(m["path"], m["type"].rsplit(".")[-1]) for m in modules] == [
         ("", "Transformer"),
@@ -250,8 +249,8 @@ def test_a_projection_becomes_a_dense_module(training: list[str], tmp_path: Path
 @pytest.mark.parametrize("name", ["transformer", "transformer, first token", "transformer, bfloat16"])
 def test_sentence_transformers_gives_our_vectors(name: str, training: list[str], tmp_path: Path) -> None:
     library = pytest.importorskip("sentence_transformers")
-    model = made(ENCODERS[name], training)
-    export.sentence_transformers(model, tmp_path, "x")
+    model = made(VARIANTS[name], training)
+    sentence_transformers.write(model, tmp_path, "x")
     texts = [text for text in SENTENCES if text]
     whole = library.SentenceTransformer(str(tmp_path), device="cpu")
     assert whole.max_seq_length == 24
@@ -266,7 +265,7 @@ def test_sentence_transformers_gives_our_vectors(name: str, training: list[str],
 def test_transformers_reads_the_config_and_the_tokenizer(training: list[str], tmp_path: Path) -> None:
     library = pytest.importorskip("transformers")
     model = made(TINY_OF_16, training)
-    export.sentence_transformers(model, tmp_path, "x")
+    sentence_transformers.write(model, tmp_path, "x")
     assert library.AutoConfig.from_pretrained(tmp_path).matryoshka_dims == [4, 8, 16]
     tokenizer = library.AutoTokenizer.from_pretrained(tmp_path)
     found = tokenizer([*SENTENCES, "orbit1 " * 99], padding=True, truncation=True, return_tensors="np")
@@ -315,8 +314,8 @@ def test_the_example_on_the_card_gives_our_vectors(
 @pytest.mark.parametrize("name", ["mlp", "mlp of images"])
 def test_the_example_for_arrays_runs(to: str, name: str, training: list[str], tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    model = made(ENCODERS[name], training, "image" if "image" in name else "features")
-    code, _ = export.FORMATS[to](model, tmp_path / "made", "made")
+    model = made(VARIANTS[name], training, "image" if "image" in name else "features")
+    code, _ = export.FORMATS[to].write(model, tmp_path / "made", "made")
     (tmp_path / "made" / "README.md").write_text(f"```python\n{code}```")
     shape = (2, 8, 9, 3) if "image" in name else (2, 10)
     zeros = np.zeros(shape, np.uint8 if "image" in name else np.float32)
@@ -408,8 +407,8 @@ def test_a_run_without_a_test_split_has_no_table(words: Path, tmp_path: Path) ->
         (["OUT", "--to", "stablehlo", "OUT"], "OUT is not a run: there is no config.yaml in it"),
         (
             ["RUN", "--to", "sentence-transformers", "OUT"],
-            "--to=sentence-transformers has no module for encoder=bag, whose sublinear tf-idf weights it cannot "
-            "express; allowed here: onnx or stablehlo",
+            "--to=sentence-transformers cannot hold encoder=bag (it has no module for sublinear tf-idf weights, images "
+            "or features); allowed here: onnx or stablehlo",
         ),
     ],
 )
@@ -446,23 +445,30 @@ def test_a_missing_package_is_named(package: str, words: Path, tmp_path: Path, m
     assert not list(tmp_path.iterdir())
 
 
-def test_encoders_are_refused_where_a_format_cannot_hold_them(training: list[str], tmp_path: Path) -> None:
-    model = made(ENCODERS["convnet"], training, "image")
-    with pytest.raises(UserError, match="no module for encoder=convnet; allowed here: stablehlo"):
-        export.sentence_transformers(model, tmp_path, "x")
-    with pytest.raises(UserError, match="no module for encoder=mlp; allowed here: onnx or stablehlo"):
-        export.sentence_transformers(made(MLPConfig(), training), tmp_path, "x")
-    pytest.importorskip("onnxruntime")
-    with pytest.raises(UserError, match="--to=onnx does not know encoder=convnet; allowed here: stablehlo"):
-        export.onnx(model, tmp_path, "x")
+@pytest.mark.parametrize(
+    ("to", "encoder", "message"),
+    [
+        ("sentence-transformers", "convnet", r"cannot hold encoder=convnet \(.*\); allowed here: stablehlo$"),
+        ("sentence-transformers", "mlp", r"cannot hold encoder=mlp \(.*\); allowed here: onnx or stablehlo$"),
+        ("onnx", "convnet", "--to=onnx cannot hold encoder=convnet .*; allowed here: stablehlo$"),
+    ],
+)
+def test_encoders_are_refused_where_a_format_cannot_hold_them(to: str, encoder: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        export.check_format(to, encoder)
 
 
 def test_a_model_that_computes_something_else_is_not_written(
     words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime")
-    right = onnx_graph._bag
-    monkeypatch.setattr(onnx_graph, "_bag", lambda g, *rest: g("Mul", right(g, *rest), 1.001))
+    right = encoders.ENCODERS["bag"]
+
+    def wrong(g: Any, *rest: Any) -> str:
+        z: str = g("Mul", right.onnx(g, *rest), 1.001)
+        return z
+
+    monkeypatch.setitem(encoders.ENCODERS, "bag", dataclasses.replace(right, onnx=wrong))
     with pytest.raises(UserError, match=r"the exported model differs from the run by 1\.0e-03"):
         export.export(words, "onnx", tmp_path / "made")
     assert not list(tmp_path.iterdir())
@@ -473,7 +479,7 @@ def test_an_interrupted_export_leaves_nothing_and_the_next_one_works(
 ) -> None:
     command = [str(words), "--to", "stablehlo", str(tmp_path / "made")]
     with monkeypatch.context() as patch:
-        patch.setattr(export, "card", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(export, "card", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert export.main(command) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -519,6 +525,6 @@ def test_a_machine_without_a_cpu_backend_is_told(words: Path, tmp_path: Path, mo
     def none(backend: str) -> list[Any]:
         raise RuntimeError(f"Unknown backend {backend}")
 
-    monkeypatch.setattr(export.jax, "local_devices", none)
+    monkeypatch.setattr(embedder.jax, "local_devices", none)
     with pytest.raises(UserError, match="JAX_PLATFORMS leaves out; add cpu"):
-        export.full_precision(mrl_jax.load(words))
+        embedder.full_precision(mrl_jax.load(words))

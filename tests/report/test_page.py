@@ -5,7 +5,6 @@ import json
 import math
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import product
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import QUIET, until
 from made_runs import make_run
 
 from mrl_jax.config import OptimizerConfig
@@ -262,11 +262,6 @@ def test_bytes_of_every_precision(text: str) -> None:
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------
 
-QUIET = (
-    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync",
-)  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def opened(text: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
@@ -290,14 +285,6 @@ def opened(text: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]
         until(view, "[...document.querySelectorAll('.plot')].every(plot => plot._fullLayout)")
         yield SimpleNamespace(view=view, said=said, asked=asked, uri=path.as_uri())
         browser.close()
-
-
-def until(view: Any, condition: str) -> None:
-    """Wait until the expression is true (playwright's own waiting may need `eval`, which the page forbids)."""
-    end = time.monotonic() + 30
-    while not view.evaluate(condition):
-        assert time.monotonic() < end, f"not within half a minute: {condition}"
-        view.wait_for_timeout(20)
 
 
 def hovered(view: Any, plot: str, x: float, y: float) -> str:

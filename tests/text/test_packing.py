@@ -30,7 +30,7 @@ def test_every_token_is_in_a_row_once_and_texts_stay_whole(lengths, seed):
         places = np.flatnonzero(here)
         assert len(places) == 0 or places[-1] - places[0] + 1 == lengths[text]
     needed = -(-lengths.sum() // 16)
-    assert rows <= packing.rounded(int(np.ceil(max(needed, 1) * 11 / 9 + 1)))  # what best fit promises, rounded
+    assert rows <= packing.round_rows(int(np.ceil(max(needed, 1) * 11 / 9 + 1)))  # what best fit promises, rounded
 
 
 def test_a_text_longer_than_a_row_is_refused():
@@ -40,7 +40,7 @@ def test_a_text_longer_than_a_row_is_refused():
 
 @given(st.integers(1, 5000), st.integers(1, 8))
 def test_there_are_few_numbers_of_rows_and_little_waste(rows, multiple):
-    found = packing.rounded(rows, multiple)
+    found = packing.round_rows(rows, multiple)
     assert rows <= found < 1.25 * rows + multiple
     assert found % multiple == 0
     if multiple == 1:

@@ -1,5 +1,6 @@
 """Streamed data: the same bits as in memory, also after a resume; what is kept on disk is whole, shared and checked."""
 
+import dataclasses
 import json
 import multiprocessing
 import shutil
@@ -7,17 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import interrupt_after_two_checkpoints, run_digests
+from helpers import interrupt_after_two_checkpoints, run_digests, write_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_files import write
 
-from mrl_jax import config, train
+from mrl_jax import train
 from mrl_jax.data import DataConfig, Dataset, StreamedTexts, disk_cache, load
-from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.errors import UserError
-from mrl_jax.tasks import classification
-from mrl_jax.text.tokenizers import Words
+from mrl_jax.tasks import classification, description
+from mrl_jax.text.tokenizers import TfidfWords
 from mrl_jax.training import batches, disk_examples
 from mrl_jax.training.batches import Examples
 
@@ -86,7 +85,7 @@ WORDS = st.lists(st.sampled_from([*KNOWN, "gnu"]), max_size=9).map(" ".join)
 
 def both(texts: list[str], folder: Path) -> tuple[Examples, disk_examples.StreamedExamples]:
     """The same texts in memory and streamed, read as bags of words."""
-    reader = Words.fit(["ape bee cat dog", "eel fox"], BagConfig(min_documents=1, max_words=5))
+    reader = TfidfWords.fit(["ape bee cat dog", "eel fox"], min_documents=1, max_words=5)
     labels = np.arange(len(texts), dtype=np.int32)
     source = StreamedTexts(lambda: iter(texts), len(texts), json.dumps(texts))
     return Examples(reader(texts), labels), disk_examples.examples(source, labels, reader, str(folder), "train")
@@ -110,7 +109,7 @@ def test_any_rows_are_the_same_batch_as_in_memory(
     for name, array in wanted.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
-    assert disk.fingerprint == train._fingerprint(memory)
+    assert disk.fingerprint == description.fingerprint(memory)
     stacked = disk.stack([rows, rows[::-1]], length)
     for name, array in memory.stack([rows, rows[::-1]], length).items():
         np.testing.assert_array_equal(stacked[name], array)
@@ -258,15 +257,15 @@ def parts(dataset: object) -> dict[str, tuple[list[str], list[int]]]:
 def test_streamed_files_hold_the_same_examples(tmp_path: Path, options: dict, suffix: str, monkeypatch) -> None:
     """Classes, the validation cut and `limit` included; Parquet in several batches."""
     monkeypatch.setattr("mrl_jax.data.readers.records.PARQUET_BATCH_ROWS", 7)
-    train_rows = [(f"text, {i}", i % 3 if i else 10) for i in range(40)]
+    train_rows = [{"text": f"text, {i}", "label": i % 3 if i else 10} for i in range(40)]
     paths = {
-        "train": write(tmp_path / f"train.{suffix}", train_rows),
-        "test": write(tmp_path / f"test.{suffix}", train_rows[5:9]),
+        "train": write_table(tmp_path / f"train.{suffix}", train_rows),
+        "test": write_table(tmp_path / f"test.{suffix}", train_rows[5:9]),
     }
     if "validation" in options:
-        options = {"validation": write(tmp_path / f"validation.{suffix}", train_rows[1:5])}
+        options = {"validation": write_table(tmp_path / f"validation.{suffix}", train_rows[1:5])}
     asked = DataConfig("files", cache_dir=str(tmp_path / "cache"), **paths, **options)
-    memory, disk = (load(config.dataclasses.replace(asked, streaming=flag)) for flag in (False, True))
+    memory, disk = (load(dataclasses.replace(asked, streaming=flag)) for flag in (False, True))
     assert memory.classes == disk.classes == ("0", "1", "2", "10")
     assert parts(memory) == parts(disk)
     if "validation_fraction" not in options:
@@ -303,7 +302,7 @@ def test_what_is_wrong_is_named_by_its_place(tmp_path, train_labels, test_labels
 @pytest.mark.parametrize("count", [1, 3])
 def test_texts_that_change_between_two_passes_are_noticed(tmp_path: Path, count: int) -> None:
     texts = StreamedTexts(lambda: iter(["ape", "bee"]), count, "changed")
-    reader = Words.fit(["ape bee"], BagConfig(min_documents=1))
+    reader = TfidfWords.fit(["ape bee"], min_documents=1, max_words=9)
     with pytest.raises(UserError, match=f"the train texts changed while they were read: they are no longer {count};"):
         disk_examples.examples(texts, np.zeros(count, np.int32), reader, str(tmp_path), "train")
     assert not list((tmp_path / "streamed").glob("examples*"))

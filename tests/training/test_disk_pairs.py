@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TRANSFORMER, WORDS, interrupt_after_two_checkpoints, random_pair, run_digests
+from helpers import TRANSFORMER, WORDS, interrupt_after_two_checkpoints, random_pair, run_digests, write_table
 from hypothesis import given
 from hypothesis import strategies as st
-from test_pairs import BROKEN, HARD, SCORED, TEST, UNSCORED, write
+from pair_files import BROKEN, HARD, SCORED, TEST, UNSCORED
 
 from mrl_jax import train
 from mrl_jax.data import DataConfig, PairDataset, Pairs, StreamedTexts, disk_cache, load
@@ -34,7 +34,7 @@ def test_distinct_texts_are_numbered_as_in_memory(rows: list[list[str]]) -> None
 
 def both(folder: Path, suffix: str, rows: list[dict], **options: object) -> tuple[PairDataset, PairDataset]:
     """The same files in memory and streamed."""
-    paths = {name: write(folder / f"{name}.{suffix}", part) for name, part in (("train", rows), ("test", TEST))}
+    paths = {name: write_table(folder / f"{name}.{suffix}", part) for name, part in (("train", rows), ("test", TEST))}
     asked = DataConfig("pairs", cache_dir=str(folder / "cache"), **paths, **options)
     memory, disk = (load(dataclasses.replace(asked, streaming=flag)) for flag in (False, True))
     assert isinstance(memory, PairDataset)
@@ -74,7 +74,9 @@ def test_parts_are_cut_limited_and_kept_apart_as_in_memory(tmp_path: Path, limit
 
 
 def test_the_size_of_the_training_file_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = {name: write(tmp_path / f"{name}.jsonl", rows) for name, rows in (("train", UNSCORED), ("test", TEST))}
+    paths = {
+        name: write_table(tmp_path / f"{name}.jsonl", rows) for name, rows in (("train", UNSCORED), ("test", TEST))
+    }
     asked = DataConfig("pairs", cache_dir=str(tmp_path / "cache"), **paths)
     assert isinstance(load(asked).train.table, list)
     monkeypatch.setattr("mrl_jax.data.readers.records.STREAMING_MIN_BYTES", Path(paths["train"]).stat().st_size)
@@ -85,7 +87,7 @@ def test_the_size_of_the_training_file_decides(tmp_path: Path, monkeypatch: pyte
 def test_a_broken_file_is_one_sentence(tmp_path: Path, name: str) -> None:
     content, message = BROKEN[name]
     (tmp_path / name).write_text(content)
-    test, cache = write(tmp_path / "test.jsonl", TEST), str(tmp_path / "cache")
+    test, cache = write_table(tmp_path / "test.jsonl", TEST), str(tmp_path / "cache")
     for _ in range(2):  # what was wrong is not kept
         with pytest.raises(UserError, match=message) as error:
             load(DataConfig("pairs", train=str(tmp_path / name), test=test, streaming=True, cache_dir=cache))
@@ -124,7 +126,7 @@ def command(kind: str, folder: Path) -> list[str]:
             ]
             words = [*TRANSFORMER, "trainer.steps=12", "loss.name=cosent"]
     names = {"train": pairs, "test": [one | {k: f"{one[k]} {WORDS[-1]}" for k in list(one)[:1]} for one in pairs[:30]]}
-    files = [f"data.{name}={write(folder / f'{name}.jsonl', rows)}" for name, rows in names.items()]
+    files = [f"data.{name}={write_table(folder / f'{name}.jsonl', rows)}" for name, rows in names.items()]
     run = [f"data.cache_dir={folder / 'cache'}", f"results_dir={folder}", "name=pairs", "trainer.log_every=4"]
     return ["data=pairs", *files, *words, *run, "trainer.batch_size=32", "trainer.evaluations=3"]
 

@@ -10,12 +10,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import mrl_jax
 from mrl_jax import config as configuration
-from mrl_jax import data, files, runs, train
+from mrl_jax import data, encoders, files, runs
 from mrl_jax.encoders import huggingface
 from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.runs import checkpoint
 from mrl_jax.tasks import train_step
-from mrl_jax.text import tokenizers
+from mrl_jax.tasks.description import describe, read_splits
 
 from .samples import WORDS, Reader, rows, write_table
 
@@ -28,7 +28,7 @@ def weights() -> Reader:
         rng = np.random.default_rng(0)
         state, config = {}, {theirs: getattr(sizes, ours) for ours, theirs in huggingface.CONFIG_KEYS.items()}
         for path, name, shape in huggingface.tensors(sizes):
-            state[name] = huggingface.turned(path, rng.normal(size=shape).astype(np.float32))
+            state[name] = huggingface.convert(path, rng.normal(size=shape).astype(np.float32))
         save_file(state, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps({"model_type": "bert", **config}))
         tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["[UNK]", *WORDS])}, unk_token="[UNK]"))
@@ -68,9 +68,9 @@ def trained(folder: Path) -> Path:
          "name=made", "width=8", "nesting_dims=[4,8]", "encoder.min_documents=1"]
     )  # fmt: skip
     dataset = data.load(config.data)
-    reader = tokenizers.fit(config.encoder, dataset)
-    splits = train._splits(config, dataset, reader)
-    described = train.describe(config, dataset, reader, splits)
+    reader = encoders.fit(config.encoder, dataset.name, dataset.kind, dataset.train.inputs)
+    splits = read_splits(config, dataset, reader)
+    described = describe(config, dataset, reader, splits)
     directory = runs.claim(config)
     reader.save(directory)
     files.write(directory / "dataset.json", json.dumps(described))
@@ -102,11 +102,11 @@ def words() -> Reader:
     config = BagConfig(min_documents=1)
 
     def make(folder: Path) -> list[str]:
-        tokenizers.Words.fit([row["text"] for row in rows(8)], config).save(folder)
+        encoders.fit(config, "made", "text", [row["text"] for row in rows(8)]).save(folder)
         return ["tokenizer.json", "idf.json"]
 
     def read(folder: Path) -> object:
-        reader = tokenizers.load(config, folder, "text")
+        reader = encoders.load(config, folder, "text")
         arrays = reader(["orbit hockey", "", "x\0y"])
         assert arrays["ids"].max(initial=0) < reader.vocabulary
         assert np.isfinite(arrays["weights"]).all()

@@ -1,14 +1,11 @@
 """What a reader is, and the small valid samples that several readers are given."""
 
-import csv
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import helpers
 
 WORDS = ["orbit", "hockey", "kernel", "garden", "comet", "goalie", "thread", "tulip"]
 LABELS = ("space", "sport", "code", "plants")
@@ -33,14 +30,6 @@ def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def write_table(path: Path, table: list[dict[str, Any]]) -> str:
-    match path.suffix:
-        case ".jsonl":
-            path.write_text("".join(json.dumps(row) + "\n" for row in table))
-        case ".parquet":
-            pq.write_table(pa.Table.from_pylist(table), path)
-        case suffix:
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, table[0], delimiter="," if suffix == ".csv" else "\t")
-                writer.writeheader()
-                writer.writerows(table)
+    """Write a table in the format of the suffix; returns the name of the file."""
+    helpers.write_table(path, table)
     return path.name

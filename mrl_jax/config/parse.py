@@ -1,0 +1,163 @@
+"""A checked `Config` from the mapping that Hydra or a run's config.yaml gives. Every wrong key or value dies here."""
+
+import dataclasses
+from typing import Any
+
+from mrl_jax import arms, nesting
+from mrl_jax.config.build import build, convert
+from mrl_jax.config.schema import DEFAULTS, Config
+from mrl_jax.data import DataConfig
+from mrl_jax.encoders import ENCODERS
+from mrl_jax.errors import UserError, one_of
+from mrl_jax.evaluate.metrics import METRICS
+from mrl_jax.losses import LOSSES
+from mrl_jax.processes import DistributedConfig
+
+MAX_SEEDS = 10_000
+MAX_WIDTH = 1 << 20
+MAX_NAME_CHARACTERS = 200  # of a folder
+
+
+def parse(raw: Any) -> Config:
+    """A checked `Config` from the composed mapping. Raises `UserError`."""
+    raw = dict(raw)
+    encoder = raw.get("encoder", {})
+    if not isinstance(encoder, dict):
+        raise UserError(f"encoder={encoder} is not allowed; a section with the name of one of {', '.join(ENCODERS)}")
+    encoder_class = ENCODERS[one_of("encoder.name", encoder.get("name"), ENCODERS)].config
+    raw["encoder"] = build(encoder_class, encoder, "encoder")
+    raw["data"] = build(DataConfig, raw.get("data", {}), "data")
+    if raw.get("name") is None:
+        raw["name"] = (raw["data"].name or raw["data"].source).replace("/", "_")
+    raw |= {key: str(raw[key]) for key in ("name", "run") if isinstance(raw.get(key), int)}
+    raw["nesting_dims"] = _nesting_dims(raw.get("nesting_dims"), raw.get("width"))
+    if isinstance(raw.get("arms"), str):
+        raw["arms"] = [raw["arms"]]
+    config: Config = build(Config, {**raw, "arms": []} if raw.get("arms") is None else raw, "")
+    one_of("loss.name", config.loss.name, LOSSES)
+    if raw.get("arms") is None or "all" in config.arms:
+        task = LOSSES[config.loss.name].learns_from
+        chosen = arms.default_for(task) if raw.get("arms") is None else arms.suited_to(task)
+        config = dataclasses.replace(config, arms=chosen)
+    _check(config)
+    return config
+
+
+def _nesting_dims(value: Any, width: Any) -> Any:
+    if not isinstance(width, int) or isinstance(width, bool) or not 1 <= width <= MAX_WIDTH:
+        raise UserError(f"width={width} is not allowed; a whole number from 1 to {MAX_WIDTH}")
+    if isinstance(value, str):
+        one_of("nesting_dims", value, ("log", "uniform", "a list such as [8,16,32]"))
+        return nesting.log_spaced(width) if value == "log" else nesting.uniform(width)
+    dims = convert(value, tuple[int, ...], "nesting_dims")
+    try:
+        return nesting.check_dims(dims, width)
+    except ValueError as error:
+        raise UserError(f"nesting_dims: {error}") from None
+
+
+def _check(config: Config) -> None:
+    """Values that are of the right type and still wrong."""
+    arms.posthoc(config.arms)
+    if not config.arms:
+        raise UserError(f"arms is empty; allowed: {', '.join(arms.NAMES)}, all")
+    trainer, width = config.trainer, config.width
+    for key, value, allowed, good in (
+        ("seeds", config.seeds, f"1 to {MAX_SEEDS}", 1 <= config.seeds <= MAX_SEEDS),
+        (
+            "trainer.accumulate",
+            trainer.accumulate,
+            f"a divisor of trainer.batch_size={trainer.batch_size}",
+            trainer.accumulate >= 1 and trainer.batch_size % trainer.accumulate == 0,
+        ),
+        (
+            "trainer.epochs",
+            trainer.epochs,
+            "more than 0 and at most 1e6 (or give trainer.steps)",
+            trainer.steps is not None or (trainer.epochs is not None and 0 < trainer.epochs <= 1e6),
+        ),
+        (
+            "evaluation.dims",
+            config.evaluation.dims,
+            f"dims from 1 to width={width}, or null",
+            all(1 <= m <= width for m in config.evaluation.dims or ()),
+        ),
+    ):
+        if not good:
+            raise UserError(f"{key}={value} is not allowed; {allowed}")
+    for name in config.evaluation.print or ():
+        one_of("evaluation.print", name, (*METRICS, "all"))
+    _check_loss(config)
+    _check_distributed(config.distributed)
+    weights = config.loss.weights
+    if weights is not None:
+        if len(weights) != len(config.nesting_dims):
+            raise UserError(
+                f"loss.weights={list(weights)} has {len(weights)} entries; nesting_dims={list(config.nesting_dims)} "
+                f"needs {len(config.nesting_dims)}"
+            )
+        if min(weights) < 0 or max(weights) == 0:
+            raise UserError(f"loss.weights={list(weights)} is not allowed; none below 0 and at least one above")
+    stages = [arm.trained(config.nesting_dims) for arm in arms.expand(config.arms, config.nesting_dims, weights)]
+    if config.evaluation.cascade and max(map(len, stages), default=0) < 2:
+        raise UserError(
+            f"evaluation.cascade=true needs a nested arm with two granularities or more; arms={list(config.arms)} with "
+            f"nesting_dims={list(config.nesting_dims)} has none"
+        )
+    if isinstance(config.resume, str) and (config.resume != "auto" or config.run is None):
+        needed = "true, false or auto" if config.resume != "auto" else "it needs run=…, the name of the run"
+        raise UserError(f"resume={config.resume} is not allowed; {needed}")
+    for key, path in (("name", config.name), ("run", config.run)):
+        if path is not None and (
+            path in ("", ".", "..")
+            or "/" in path
+            or "\\" in path
+            or not path.isprintable()
+            or len(path) > MAX_NAME_CHARACTERS
+        ):
+            raise UserError(f"{key}={path!r} is not allowed; the name of one folder, without slashes")
+
+
+def _check_loss(config: Config) -> None:
+    """Refuse arms and options that do not go with the chosen loss."""
+    name, loss = config.loss.name, LOSSES[config.loss.name]
+    problem = f"is not allowed with loss.name={name}; it needs"
+    for arm in config.arms:
+        tasks = arms.ARMS[arm].tasks
+        if loss.learns_from not in tasks:
+            fitting = [other for other, entry in LOSSES.items() if entry.learns_from in tasks]
+            raise UserError(f"arms={arm} {problem} loss.name={' or '.join(fitting)}")
+    for key in dict.fromkeys(key for entry in LOSSES.values() for key in entry.options):
+        section, _, option = key.partition(".")
+        value, usual = (getattr(part, option) for part in (getattr(config, section), DEFAULTS[section]()))
+        if key not in loss.options and value != usual:
+            raise UserError(f"{key}={_word(value)} {problem} {_word(usual)}")
+
+
+def _word(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check_distributed(config: DistributedConfig) -> None:
+    """Keys that go with distributed=explicit, and only with it."""
+    explicit = {"coordinator": config.coordinator, "processes": config.processes, "process": config.process}
+    for key, value in explicit.items():
+        if config.mode != "explicit" and value is not None:
+            raise UserError(
+                f"distributed.{key}={value} is not allowed with distributed={config.mode}; it needs explicit"
+            )
+        if config.mode == "explicit" and value is None:
+            raise UserError(f"distributed.{key} is missing; distributed=explicit needs coordinator, processes, process")
+    if config.coordinator is not None:
+        host, _, port = config.coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise UserError(f"distributed.coordinator={config.coordinator} is not allowed; host:port")
+    if config.processes is not None and config.process is not None:
+        if config.processes < 1:
+            raise UserError(f"distributed.processes={config.processes} is not allowed; at least 1")
+        if not 0 <= config.process < config.processes:
+            raise UserError(
+                f"distributed.process={config.process} is not allowed; 0 to {config.processes - 1}, "
+                f"as distributed.processes={config.processes}"
+            )

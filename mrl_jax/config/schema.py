@@ -1,0 +1,88 @@
+"""The sections of a configuration: dataclasses with types, defaults and ranges. `conf/` only says what differs."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mrl_jax.data import DataConfig
+from mrl_jax.encoders import EncoderConfig
+from mrl_jax.errors import at_least, limited, share
+from mrl_jax.evaluate import EvaluationConfig
+from mrl_jax.processes import DistributedConfig
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised; see `mrl_jax.losses`."""
+
+    name: str = "cross_entropy"  # one of `mrl_jax.losses.LOSSES`
+    temperature: float = limited(0.05, "0.01 ≤ value ≤ 1", lambda t: 0.01 <= t <= 1)  # τ that divides cosines
+    learned_temperature: bool = False  # info_nce: learn τ, starting from temperature
+    symmetric: bool = True  # symmetric InfoNCE: also document → query
+    distillation: float = at_least(0.0, 0)  # weight of a loss in which the full width's similarities teach the prefixes
+    weights: tuple[float, ...] | None = None  # relative importance of each granularity; null: ones
+    weighting: Literal["fixed", "uncertainty"] = "fixed"  # as given, or times a factor learned for each granularity
+    sampled: int = at_least(2, 1)  # granularities that arm mrl_sampled trains in a step, drawn anew each time
+    label_smoothing: float = share(0.0)  # share of the target spread evenly over the classes
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters follow gradients."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = limited(1e-3, "more than 0", lambda rate: rate > 0)  # at the end of warm-up
+    schedule: Literal["cosine", "constant"] = "cosine"  # after warm-up; cosine ends at zero
+    warmup: float = limited(
+        0.0, "a share, 0 ≤ value ≤ 1", lambda w: 0 <= w <= 1
+    )  # share of the steps with a rising rate
+    weight_decay: float = at_least(1e-2, 0)  # decoupled for adamw, added to the gradient for sgd; matrices only
+    momentum: float = share(0.9)  # sgd (Nesterov), and the first moment of adamw
+    clip_norm: float | None = limited(None, "more than 0, or null", lambda norm: norm > 0)  # maximum gradient norm
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long training takes, and what it does on the way."""
+
+    epochs: float | None = 10.0  # passes over the training split; ignored when steps is given
+    steps: int | None = limited(None, "at least 1, or null to use trainer.epochs", lambda n: n >= 1)  # optimiser steps
+    batch_size: int = at_least(256, 1)  # examples per step, over all devices
+    accumulate: int = 1  # parts that a batch is split into, their gradients averaged before one update
+    population: Literal["auto", "loop", "vmap"] = "auto"  # members in turn, or together (auto: together off the CPU)
+    arms_at_once: int | None = limited(None, "at least 1, or null", lambda n: n >= 1)  # per vmap; null: what fits
+    precision: Literal["highest", "high", "default"] = (
+        "highest"  # matmul precision of the training step, as JAX names it
+    )
+    evaluations: int = at_least(10, 1)  # times the validation split is scored; the best moment is kept
+    log_every: int = at_least(20, 1)  # steps between lines of metrics.jsonl
+    checkpoint_seconds: float = at_least(60.0, 0)  # between checkpoints of the training state; 0: at every log line
+
+    def total_steps(self, examples: int) -> int:
+        """Optimiser steps of a run on so many training examples: `steps`, or `epochs` passes."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((self.epochs or 0) * examples / self.batch_size))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on."""
+
+    data: DataConfig
+    encoder: EncoderConfig
+    name: str  # of the experiment: the folder below results_dir
+    width: int  # D, the embedding width
+    nesting_dims: tuple[int, ...]  # ascending, ending at the width
+    arms: tuple[str, ...]
+    seeds: int  # how many: 0 … seeds − 1
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    results_dir: str = "results"  # the folder of all runs
+    run: str | None = None  # folder of this run; null: the date and time (or, with resume=true, the latest run)
+    resume: bool | str = False  # continue an interrupted run; auto: if there is one of that name
+
+
+DEFAULTS = {"loss": LossConfig, "trainer": TrainerConfig, "evaluation": EvaluationConfig}  # sections without groups
