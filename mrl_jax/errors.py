@@ -5,20 +5,20 @@ from dataclasses import field
 from difflib import get_close_matches
 from typing import Any
 
-MAX_MESSAGE_CHARACTERS = 1000  # a file may put a book where a name was expected
+MAX_MESSAGE_CHARACTERS = 1000  # per message, which may quote a value of any length from a file
 
 
 class UserError(Exception):
     """Bad input, configuration or file. The message names the key, the value and what is allowed.
 
-    It is shown on one line, with escapes for what a file may hold to confuse a terminal, and its middle left out when
-    it is too long.
+    It is shown on one line: unprintable characters, which a value from a file may contain, are escaped, and the middle
+    of a long message is left out.
     """
 
     def __str__(self) -> str:
         text = super().__str__()
-        most = MAX_MESSAGE_CHARACTERS
-        text = text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 4 :]}"
+        maximum = MAX_MESSAGE_CHARACTERS
+        text = text if len(text) <= maximum else f"{text[: maximum // 2]} … {text[-maximum // 4 :]}"
         return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
@@ -31,27 +31,27 @@ def one_of(key: str, value: object, allowed: Iterable[str]) -> str:
 
 
 def nearest(value: str, names: Iterable[str]) -> str:
-    """The hint ` (did you mean …?)` for a typo, or nothing when no name is close."""
+    """The hint ` (did you mean …?)` for a typo, or an empty string when no name is close."""
     match = get_close_matches(value, list(names), n=1)
     return f" (did you mean {match[0]}?)" if match else ""
 
 
 def limited(default: Any, allowed: str, test: Callable[[Any], bool]) -> Any:
-    """A field of a configuration's dataclass, for which `config.build` refuses values that fail `test`.
+    """A field of a configuration dataclass with a restricted range: `config.build` rejects values that fail `test`.
 
     Args:
-        default: its default value.
-        allowed: what passes, in words that end the sentence "key=value is not allowed; …".
-        test: of a value of the field's type; None passes wherever the type allows it.
+        default: the default value.
+        allowed: what is allowed, worded to end the sentence "key=value is not allowed; …".
+        test: predicate on a value of the field's type. None is not tested: it is valid wherever the type allows it.
     """
     return field(default=default, metadata={"allowed": allowed, "test": test})
 
 
 def at_least(default: float, smallest: float) -> Any:
-    """A `limited` field for numbers of `smallest` or more."""
+    """A field for numbers of `smallest` or more."""
     return limited(default, f"at least {smallest}", lambda value: value >= smallest)
 
 
 def share(default: float, allowed: str = "0 ≤ value < 1") -> Any:
-    """A `limited` field for a share that is less than all."""
+    """A field for a share in [0, 1)."""
     return limited(default, allowed, lambda value: 0 <= value < 1)

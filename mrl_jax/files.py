@@ -1,4 +1,4 @@
-"""Files: paths that a user named, atomic replacement, hashes, the cache folder."""
+"""Files: paths given by the user, atomic writes, hashes, the cache folder."""
 
 import contextlib
 import errno
@@ -12,21 +12,21 @@ from mrl_jax.errors import UserError
 
 
 def path_of(key: str, name: str) -> Path:
-    """The path that `name` means, `~` expanded; `UserError` where no file can have it, there or not."""
+    """The path `name` with `~` expanded. Raises `UserError`, naming `key`, for a name that no file can have."""
     try:
         path = Path(name).expanduser()
         path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, of an unknown user, closed to this one
+    except (OSError, RuntimeError, ValueError) as error:  # name too long, unknown user, no permission
         raise UserError(f"{key}={name}: there is no such file ({error})") from None
     return path
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Replace a file atomically, one process at a time; raises `UserError` when the disk is full."""
+    """Replace a file atomically; concurrent writers take turns. Raises `UserError` when the disk is full."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(partial) as file:
+        with _open_exclusively(partial) as file:
             file.truncate()
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
@@ -38,21 +38,23 @@ def write(path: Path, content: str | bytes) -> None:
         raise cannot_write_error(path, error) from error
 
 
-def _alone(path: Path) -> IO[bytes]:
-    """A new or left-over file that no other process writes to before it is closed. Its name stays, so that a killed
-    process leaves one file at most, and the next takes it over."""
+def _open_exclusively(path: Path) -> IO[bytes]:
+    """Open `path`, created if absent, under an exclusive lock that lasts until it is closed.
+
+    The name is fixed, so killed processes leave at most one such file, which the next writer reuses.
+    """
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        with contextlib.suppress(OSError):  # a file system without locks
+        with contextlib.suppress(OSError):  # file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
-        file.close()  # whoever had it gave it its final name meanwhile
+        file.close()  # meanwhile another process renamed this file to its final name
 
 
 def cannot_write_error(path: Path, error: Exception) -> Exception:
-    """The `UserError` for a disk that refuses `path`, or `error` itself when it is about something else."""
+    """A `UserError` if `error` says that `path` cannot be written to disk, else `error` itself."""
     text = str(error)
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if getattr(error, "errno", None) in codes or any(os.strerror(code) in text for code in codes):
@@ -60,7 +62,7 @@ def cannot_write_error(path: Path, error: Exception) -> Exception:
     if isinstance(error, OSError):
         return UserError(f"cannot write {path}: {error.strerror or text}")
     for code in (errno.EROFS, errno.EIO, errno.EACCES):
-        if os.strerror(code) in text:  # of Orbax or TensorStore
+        if os.strerror(code) in text:  # raised by Orbax or TensorStore, without errno
             return UserError(f"cannot write {path}: {os.strerror(code)}")
     return error
 

@@ -15,12 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SMALLEST = 2.0**-100  # of the largest magnitude of a row that is not taken for zero
-NEGLIGIBLE = 1e-12  # length of a prefix, as a share of the whole, that is taken for zero: far below float32 rounding
+MIN_MAGNITUDE = 2.0**-100  # rows whose largest magnitude is smaller are treated as zero
+NEGLIGIBLE_NORM_RATIO = 1e-12  # ‖prefix‖ / ‖embedding‖ below which a prefix is treated as zero: far below rounding
 
 
 def check_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:
-    """Return `dims` as a tuple, or raise `ValueError` unless they ascend, are unique and end at `width`."""
+    """Return `dims` as a tuple of ints.
+
+    Args:
+        dims: nesting dims.
+        width: D, the embedding width.
+
+    Raises:
+        ValueError: `dims` are empty, below 1, repeated, not ascending, or do not end at `width`.
+    """
     dims = tuple(int(m) for m in dims)
     if not dims:
         raise ValueError("nesting dims are empty; give at least one, the last equal to the embedding width")
@@ -28,7 +36,7 @@ def check_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:
         raise ValueError(f"nesting dims {list(dims)} hold {dims[0]}; every dim is at least 1")
     for smaller, larger in pairwise(dims):
         if smaller == larger:
-            raise ValueError(f"nesting dims {list(dims)} repeat {larger}; every dim may stand once")
+            raise ValueError(f"nesting dims {list(dims)} repeat {larger}; every dim may appear only once")
         if smaller > larger:
             raise ValueError(f"nesting dims {list(dims)} are not ascending: {larger} follows {smaller}")
     if dims[-1] > width:
@@ -39,7 +47,7 @@ def check_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:
 
 
 def log_spaced(width: int, smallest: int = 8) -> tuple[int, ...]:
-    """Halve `width` until `smallest` would be passed: (8, 16, …, width), the schedule of the MRL paper."""
+    """Halve `width` down to `smallest`: (8, 16, …, width), the schedule of the MRL paper."""
     dims = [width]
     while dims[-1] % 2 == 0 and dims[-1] // 2 >= smallest:
         dims.append(dims[-1] // 2)
@@ -66,28 +74,42 @@ def nested_logits(
 ) -> tuple[jax.Array, ...]:
     """Logits of every prefix under one tied head (MRL-E), block by block.
 
-    One `B × D × C` product in all, whatever the number of granularities; one more granularity costs one more addition
-    over `B × C`. `kernel` is [D, C] or the K arrays [m_k − m_{k−1}, C] of its rows, which spares copying it and its
-    gradient (a fifth of the overhead at D = 2048, C = 1000). `bias` [C] is shared by all prefixes, as in the paper.
-    Operands narrower than float32 are accumulated in float32.
+    All granularities together cost one `B × D × C` matmul; each granularity adds one sum over `B × C`. Operands
+    narrower than float32 are accumulated in float32.
 
-    Returns a tuple of K float32 arrays [B, C].
+    Args:
+        z_BxD: embeddings [B, D].
+        kernel: [D, C], or its rows as K blocks [m_k − m_{k−1}, C], which avoids copying the kernel and its gradient (a
+            fifth of the overhead at D = 2048, C = 1000).
+        dims: the K nesting dims, ascending, the last D.
+        bias: [C], shared by all prefixes, as in the paper; None for no bias.
+
+    Returns:
+        K arrays [B, C], float32.
     """
-    # `split` rather than a slice a block: its gradient is one concatenation, not a sum of K arrays padded to [B, D].
+    # `split`, not one slice per block: its gradient is one concatenation, not a sum of K arrays padded to [B, D].
     zs = jnp.split(z_BxD, dims, axis=1)[: len(dims)]
     kernels = kernel if isinstance(kernel, list | tuple) else jnp.split(jnp.asarray(kernel), dims)[: len(dims)]
     logits: list[jax.Array] = []
     for z, rows in zip(zs, kernels, strict=True):
-        part = jnp.matmul(z, rows, preferred_element_type=jnp.float32)
-        before = logits[-1] if logits else bias
-        logits.append(part if before is None else before + part)
+        block_logits = jnp.matmul(z, rows, preferred_element_type=jnp.float32)
+        previous = logits[-1] if logits else bias
+        logits.append(block_logits if previous is None else previous + block_logits)
     return tuple(logits)
 
 
 def truncate(z: jax.Array, dim: int) -> jax.Array:
-    """The prefix of `dim` coordinates with rows of unit length: truncate first, then renormalise.
+    """The first `dim` coordinates, rescaled to unit length: truncate first, then renormalise.
 
-    `z` is [..., D]; a zero prefix stays zero. Raises `ValueError` when `dim` is not in 1…D.
+    Args:
+        z: embeddings [..., D].
+        dim: prefix length, 1…D.
+
+    Returns:
+        float32 [..., dim] with rows of unit length; a zero prefix stays zero.
+
+    Raises:
+        ValueError: `dim` is not in 1…D.
     """
     if not 1 <= dim <= z.shape[-1]:
         raise ValueError(f"dim={dim} is outside 1…{z.shape[-1]}, the width of these embeddings")
@@ -95,34 +117,52 @@ def truncate(z: jax.Array, dim: int) -> jax.Array:
 
 
 def normalize(z: jax.Array) -> jax.Array:
-    """Rows of unit Euclidean length, in float32, whatever their own; a zero row stays zero (see `scaled`)."""
-    length_free = scaled(z)
-    squares = jnp.sum(length_free * length_free, axis=-1, keepdims=True)
+    """Rescale rows to unit Euclidean length, without overflow or underflow on the way (see `scale_by_power_of_two`).
+
+    Args:
+        z: [..., D].
+
+    Returns:
+        float32 [..., D]; a zero row stays zero.
+    """
+    scaled = scale_by_power_of_two(z)
+    squares = jnp.sum(scaled * scaled, axis=-1, keepdims=True)
     # The inner `where` keeps the gradient at a zero row finite.
-    return jnp.where(squares > 0, length_free * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    return jnp.where(squares > 0, scaled * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
 
 
-def scaled(z: jax.Array | np.ndarray) -> jax.Array:
-    """Rows in float32, each times the power of two that brings its largest magnitude to 1…2, which rounds nothing.
+def scale_by_power_of_two(z: jax.Array | np.ndarray) -> jax.Array:
+    """Multiply each row by the power of two that brings its largest magnitude into [1, 2), which is exact.
 
-    For what does not depend on the length of a row, such as cosines: squares neither overflow nor vanish, and the
-    gradient is the right one although the factor is taken as constant. A row without any magnitude of `SMALLEST` or
-    more is zero, since gradients, which are as large as rows are short, would not be finite.
+    Use it for functions that do not depend on the length of a row, such as cosines: squares then neither overflow nor
+    underflow, and the gradient is correct although the factor is treated as a constant. Rows whose largest magnitude is
+    below `MIN_MAGNITUDE` become zero: the gradient grows as the inverse of a row's length and would overflow.
+
+    Args:
+        z: [..., D].
+
+    Returns:
+        float32 [..., D].
     """
     z = jnp.asarray(z, jnp.float32)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(z), axis=-1, keepdims=True))
     exponent = jax.lax.bitcast_convert_type(largest, jnp.int32) & 0x7F800000
     power = jax.lax.bitcast_convert_type(exponent, jnp.float32)
-    return z * jnp.where(largest >= SMALLEST, 1.0 / jnp.minimum(power, 2.0**126), 0.0)
+    return z * jnp.where(largest >= MIN_MAGNITUDE, 1.0 / jnp.minimum(power, 2.0**126), 0.0)
 
 
 def inverse_prefix_norms(z_BxD: jax.Array, dims: Sequence[int]) -> jax.Array:
-    """1 / ‖z[:m_k]‖ of every prefix, float32 [K, B] in O(B·D), of rows that are neither huge nor tiny (see `scaled`).
+    """1 / ‖z[:m_k]‖ of every prefix, in O(B·D).
 
-    0 for a prefix that is zero, or `NEGLIGIBLE` beside its row; its gradient is 0 as well.
+    Args:
+        z_BxD: embeddings [B, D], neither huge nor tiny (see `scale_by_power_of_two`).
+        dims: the K nesting dims, ascending, the last D.
+
+    Returns:
+        float32 [K, B]; 0, with gradient 0, for a prefix whose length is at most `NEGLIGIBLE_NORM_RATIO` of its row's.
     """
     parts = jnp.split(z_BxD.astype(jnp.float32), dims, axis=1)[: len(dims)]
     squares = jnp.cumsum(jnp.stack([jnp.sum(part * part, axis=1) for part in parts]), axis=0)
-    there = squares > NEGLIGIBLE**2 * squares[-1]
+    nonzero = squares > NEGLIGIBLE_NORM_RATIO**2 * squares[-1]
     # The inner `where` keeps the gradient at a zero prefix finite.
-    return jnp.where(there, jax.lax.rsqrt(jnp.where(there, squares, 1.0)), 0.0)
+    return jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, squares, 1.0)), 0.0)

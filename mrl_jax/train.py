@@ -37,7 +37,7 @@ from mrl_jax.tasks.description import describe, read_splits, refuse_other_data, 
 from mrl_jax.training import disk_examples
 from mrl_jax.training.loop import Interrupted
 from mrl_jax.training.models import load_model, save_model
-from mrl_jax.training.trainer import Trainer, grouped
+from mrl_jax.training.trainer import Trainer, group_members
 
 
 def train(config: Config) -> Path:
@@ -70,7 +70,7 @@ def _prepare(config: Config, locks: contextlib.ExitStack) -> tuple[Path, Trainer
     reader = disk_examples.fit(config, dataset)
     splits = read_splits(config, dataset, reader)
     description = describe(config, dataset, reader, splits)
-    processes.same("data set", json.loads(to_json(description)))
+    processes.check_same("data set", json.loads(to_json(description)))
     step = tasks.train_step(config, description, config.trainer.total_steps(len(splits["train"])))
     trainer = Trainer(step, config.trainer)
     step.check()
@@ -105,7 +105,7 @@ def _train_members(config: Config, directory: Path, trainer: Trainer, splits: Sp
         rows += _score_untuned(config, trainer, splits, directory)
         runs.write_rows(evaluation, rows)
     done = 0
-    for group in grouped(members, trainer.at_once(members, splits["train"])):
+    for group in group_members(members, trainer.at_once(members, splits["train"])):
         done += len(group)
         models = [directory / "checkpoints" / member.label / "model" for member in group]
         name = group[0].label if len(group) == 1 else f"{group[0].label}-and-{len(group) - 1}-more"
@@ -205,27 +205,47 @@ def main(arguments: list[str] | None = None) -> int:
         return _main(sys.argv[1:] if arguments is None else arguments)
 
 
+HYDRA_FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--hydra-help",
+               "--version", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+               "--shell-completion", "-sc")  # fmt: skip
+
+
 def _main(arguments: list[str]) -> int:
     words = [word for word in arguments if not word.startswith("-")]
     try:
+        if {"--help", "-h"} & set(arguments):
+            print(configuration.help_page())
+            return 0
+        for word in arguments:
+            if word.startswith("-") and word.partition("=")[0] not in HYDRA_FLAGS:
+                raise UserError(configuration.unknown_flag(word))
         if words == arguments:
             return _run(configuration.from_command_line(arguments))[0]
         sweep = sweeps.prepare(words) if {"-m", "--multirun"} & set(arguments) else None
+        return _run_hydra(arguments, sweep)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    # The rest is Hydra's own business: --help, --cfg, --multirun, …
+    except BrokenPipeError:  # `… | head`: nobody reads what is left
+        console.drop_output()
+        return 141
+
+
+def _run_hydra(arguments: list[str], sweep: sweeps.Sweep | None) -> int:
+    """What is Hydra's own business: --cfg, --multirun, …"""
     sys.argv[1:] = [*arguments, *(sweep.overrides if sweep else ())]
     if sweep:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # or it prints a traceback of the errors below and exits
     try:
         _hydra_main()
+    except BrokenPipeError:
+        raise
     except OSError as error:  # Hydra's own files; those of a job are the job's failure
         print(f"error: {error.filename or 'results_dir'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Terminated) as stopped:
         print("interrupted; the same command, started again, does only what is missing", file=sys.stderr)
-        return sweeps.STOPPED[signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT]
+        return sweeps.STATUS_OF_SIGNAL[signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT]
     return sweeps.summary(sweep.directory) if sweep else 0
 
 
@@ -244,18 +264,18 @@ def _run(settings: Config) -> tuple[int, str]:
     except UserError as error:
         message = f"error: {error}"
     except Interrupted as stopped:
-        status, message = sweeps.STOPPED[stopped.signum], f"{stopped}; {again}"
+        status, message = sweeps.STATUS_OF_SIGNAL[stopped.signum], f"{stopped}; {again}"
     except Terminated:
-        status, message = sweeps.STOPPED[signal.SIGTERM], f"stopped by SIGTERM; {again}"
+        status, message = sweeps.STATUS_OF_SIGNAL[signal.SIGTERM], f"stopped by SIGTERM; {again}"
     except KeyboardInterrupt:
-        status, message = sweeps.STOPPED[signal.SIGINT], f"interrupted; {again}"
+        status, message = sweeps.STATUS_OF_SIGNAL[signal.SIGINT], f"interrupted; {again}"
     except OSError as error:
         message = f"error: {error.filename or settings.results_dir}: {error.strerror or error}"
     except Exception as error:
-        gone = processes.lost(error)
+        gone = processes.lost_peer_message(error)
         if gone is None:
             raise
-        status, message = sweeps.STOPPED[signal.SIGTERM], f"error: {gone}; {again} in all of them"
+        status, message = sweeps.STATUS_OF_SIGNAL[signal.SIGTERM], f"error: {gone}; {again} in all of them"
     if message:
         print(message, file=sys.stderr)
     return status, message

@@ -188,7 +188,7 @@ def test_truncated_rows_have_unit_length_and_the_direction_that_they_had(z, expo
     got = np.asarray(nesting.truncate(jnp.asarray(np.ldexp(z, exponent)), dim), np.float64)
     prefix = np.ldexp(z, exponent).astype(np.float64)[:, :dim]
     lengths = np.linalg.norm(prefix, axis=1, keepdims=True)
-    there = np.abs(prefix).max(axis=1, keepdims=True) >= nesting.SMALLEST
+    there = np.abs(prefix).max(axis=1, keepdims=True) >= nesting.MIN_MAGNITUDE
     wanted = np.where(there, prefix / np.where(there, lengths, 1.0), 0.0)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
 
@@ -290,8 +290,8 @@ def test_a_search_in_parts_of_the_examples_finds_the_same_classifiers(monkeypatc
     labels = np.arange(90) % 3
     z = (rng.normal(size=(90, 4)) + labels[:, None] * [1, 0, -1, 0]).astype(np.float32)
     whole = refit.logistic(z, labels, z, labels, (2, 4), 3)
-    monkeypatch.setattr(refit, "ELEMENTS", 3 * 35)  # three parts, the last one short
-    monkeypatch.setattr(classification, "ELEMENTS", 3 * 7)
+    monkeypatch.setattr(refit, "MAX_LOGIT_ELEMENTS", 3 * 35)  # three parts, the last one short
+    monkeypatch.setattr(classification, "MAX_LOGIT_ELEMENTS", 3 * 7)
     for m, (kernel, bias) in refit.logistic(z, labels, z, labels, (2, 4), 3).items():
         np.testing.assert_allclose(kernel, whole[m][0], rtol=2e-2, atol=2e-3)
         np.testing.assert_allclose(bias, whole[m][1], rtol=2e-2, atol=2e-3)
@@ -337,7 +337,7 @@ def test_a_learned_importance_stays_finite_when_its_loss_reaches_zero():
 def test_too_many_classes_for_a_logistic_refit_end_before_training(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(10)
     np.savez(tmp_path / "some.npz", features=rng.normal(size=(30, 4)).astype(np.float32), labels=np.arange(30) % 3)
-    monkeypatch.setattr(refit, "MOST", 1 << 10)
+    monkeypatch.setattr(refit, "MAX_HISTORY_BYTES", 1 << 10)
     path = tmp_path / "some.npz"
     words = [
         "data=features",

@@ -1,4 +1,4 @@
-"""The layout that docs/design.md describes: rooms import from lower layers only, and files can be read in one sitting."""
+"""The layout that docs/design.md describes: rooms import from lower layers only, and no file is long."""
 
 import ast
 import re

@@ -249,7 +249,7 @@ def test_an_adaptor_makes_frozen_embeddings_of_any_model_nested(tmp_path: Path) 
     words += ["trainer.steps=150", "trainer.batch_size=128", "optimizer.learning_rate=0.01", "trainer.evaluations=2"]
     directory = run(words, tmp_path / "results")
     raw, judgments = np.load(test), np.stack([np.arange(200), np.arange(200), np.ones(200, int)], axis=1)
-    (frozen,) = ranking.ranked(raw["anchors"], raw["positives"], judgments, (8,))
+    (frozen,) = ranking.rank(raw["anchors"], raw["positives"], judgments, (8,))
     assert rows(directory, "mrl", "ndcg@10")[8] > 0.9 > 0.5 > frozen["ndcg@10"].mean()
     assert mrl_jax.load(directory).encode(np.zeros((3, 24), np.float32), dim=8).shape == (3, 8)
 

@@ -94,7 +94,7 @@ def study(name: str, path: Path, seeds: int) -> tuple[list[Served], list[Redraw]
             full_time = seconds(lambda z=z, kernel=kernel, bias=bias: (z["test"] @ kernel + bias).argmax(axis=1))
             for rule, made in rules.items():
                 left = cascade.leaving(confidences(logits["test"], made.temperatures), made.thresholds)
-                found = cascade.served(left, right, dims, kernel.shape[1], tied)
+                found = cascade.outcome_of_exits(left, right, dims, kernel.shape[1], tied)
                 answers = right[left, np.arange(len(left))]
                 outcomes[arm, rule].append((right[-1].astype(float) - answers, dims[left].astype(float)))
                 spent = seconds(

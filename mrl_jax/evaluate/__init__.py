@@ -1,4 +1,4 @@
-"""Score one trained member at every dim: embeddings in, per-example outcomes and their means out."""
+"""Score one trained member at every dim: takes embeddings, returns per-example outcomes and their means."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,43 +12,44 @@ from mrl_jax.errors import at_least, limited
 from mrl_jax.evaluate import adaptive, calibration, cascade, classification, neighbours, quantised, ranking
 from mrl_jax.evaluate.classification import Classifiers
 
-NEIGHBOURS = 10  # k of map@k and precision@k
+K_NEIGHBOURS = 10  # k of map@k and precision@k
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured of a trained model."""
+    """Which metrics of a trained model are computed, and how."""
 
     interpolated: bool = True  # also score the dims halfway between neighbouring nesting dims
-    dims: tuple[int, ...] | None = None  # further dims to score at
+    dims: tuple[int, ...] | None = None  # additional dims to score at
     neighbours: bool = True  # knn_top1, map@10 and precision@10 with the training embeddings as the database
-    quantised: bool = True  # the neighbours of int8 and 1-bit embeddings as well
-    refit: Literal["ridge", "logistic"] | None = "logistic"  # classifier fitted anew; null: for post-hoc arms only
-    batch_size: int = at_least(512, 1)  # examples embedded at a time
-    print: tuple[str, ...] | None = None  # metrics of the table after training, or [all]; null: the main ones
+    quantised: bool = True  # also search for neighbours in int8 and 1-bit embeddings
+    refit: Literal["ridge", "logistic"] | None = "logistic"  # classifier fitted anew; null: only for post-hoc arms
+    batch_size: int = at_least(512, 1)  # examples per embedding batch
+    print: tuple[str, ...] | None = None  # metrics in the table printed after training, or [all]; null: the main ones
     cascade: bool = False  # adaptive classification by each nested arm, calibrated on validation
     epsilon: float = limited(
         0.01, "between 0 and 1", lambda share: 0 < share < 1
-    )  # accuracy that a certified cascade may lose against full width, as a share
-    delta: float = limited(
-        0.1, "between 0 and 1", lambda share: 0 < share < 1
-    )  # probability with which it may lose more
-    confidence: Literal["max_softmax", "margin", "entropy"] = "margin"  # what a cascade's thresholds are set on
+    )  # accuracy that a certified cascade may lose relative to full width, as a share
+    delta: float = limited(0.1, "between 0 and 1", lambda share: 0 < share < 1)  # probability that it loses more
+    confidence: Literal["max_softmax", "margin", "entropy"] = "margin"  # what a cascade's thresholds apply to
 
 
 class Score(NamedTuple):
-    """One metric at one dim: its value, and the outcome of each example where the value is their mean."""
+    """One metric at one dim: its value, and the outcome of each example if the value is their mean."""
 
     dim: int
     metric: str
     value: float
     outcomes: np.ndarray | None = None  # float32 [n]
-    prediction: np.ndarray | None = None  # int32 [n], the class that the arm's own classifier said
+    prediction: np.ndarray | None = None  # int32 [n], class predicted by the arm's own classifier
 
 
 def dims_of(arm: Arm | None, dims: Sequence[int], config: EvaluationConfig) -> tuple[int, ...]:
-    """Where an arm is scored: a fixed-size arm at its own width; others (also post-hoc ones, None) at the nesting dims
-    and, where wanted, halfway between them and at further dims."""
+    """The dims at which an arm is scored.
+
+    A fixed-size arm is scored at its own width; all others (None: a post-hoc arm) at the nesting dims and, if
+    configured, halfway between them and at additional dims.
+    """
     if arm is not None and arm.width is not None:
         return (arm.width,)
     return tuple(sorted({*dims, *(nesting.interpolated(dims) if config.interpolated else ()), *(config.dims or ())}))
@@ -63,11 +64,19 @@ def score(
     nesting_dims: Sequence[int],
     config: EvaluationConfig,
 ) -> Iterator[tuple[str, Score]]:
-    """Every metric of one arm on the validation and test splits, as (split, score).
+    """Compute every metric of one arm on the validation and test splits.
 
-    `z` and `labels` hold the embeddings [n, D] and classes [n] of each split; `own` are the arm's classifiers, `others`
-    further ones by the name of their accuracy; neighbours are looked for in train at `dims`, in quantised embeddings at
-    those of them that are nesting dims.
+    Args:
+        z: embeddings float32 [n, D] by split: train, validation, test.
+        labels: classes int [n] by split.
+        own: the arm's own classifiers by dim, see `linear`.
+        others: other classifiers by dim, by the name of their accuracy metric.
+        dims: prefix lengths at which the nearest training embeddings are searched for.
+        nesting_dims: those of `dims` among these are also searched in quantised embeddings.
+        config: which metrics to compute.
+
+    Yields:
+        (split, score) pairs.
     """
     nested = [m for m in dims if m in nesting_dims]
     for split in ("validation", "test"):
@@ -83,55 +92,56 @@ def score(
 
 
 def linear(z: np.ndarray, labels: np.ndarray, classifiers: Classifiers) -> Iterator[Score]:
-    """`linear_top1`, `linear_top5` and `ece` of an arm's own classifiers on the embeddings `z` [n, D]."""
-    for dim, said in classification.at_each_dim(z, labels, classifiers).items():
-        yield Score(dim, "linear_top1", float(said.top1.mean()), said.top1.astype(np.float32), said.prediction)
-        yield Score(dim, "linear_top5", float(said.top5.mean()), said.top5.astype(np.float32))
-        error = calibration.expected_calibration_error(said.confidence, said.top1)
+    """`linear_top1`, `linear_top5` and `ece` of an arm's own classifiers on embeddings `z` [n, D], classes int [n]."""
+    for dim, answers in classification.at_each_dim(z, labels, classifiers).items():
+        top1, top5 = answers.top1.astype(np.float32), answers.top5.astype(np.float32)
+        yield Score(dim, "linear_top1", float(answers.top1.mean()), top1, answers.prediction)
+        yield Score(dim, "linear_top5", float(answers.top5.mean()), top5)
+        error = calibration.expected_calibration_error(answers.confidence, answers.top1)
         yield Score(dim, "ece", error)
 
 
 def accuracy(metric: str, z: np.ndarray, labels: np.ndarray, classifiers: Classifiers) -> Iterator[Score]:
-    """Top-1 accuracy of other classifiers than the arm's own, under the name `metric`."""
-    for dim, said in classification.at_each_dim(z, labels, classifiers).items():
-        yield Score(dim, metric, float(said.top1.mean()), said.top1.astype(np.float32))
+    """Top-1 accuracy of classifiers other than the arm's own, under the name `metric`."""
+    for dim, answers in classification.at_each_dim(z, labels, classifiers).items():
+        yield Score(dim, metric, float(answers.top1.mean()), answers.top1.astype(np.float32))
 
 
 def nearest(
-    z: np.ndarray, labels: np.ndarray, database: np.ndarray, database_labels: np.ndarray, wanted: Sequence[int]
+    z: np.ndarray, labels: np.ndarray, database: np.ndarray, database_labels: np.ndarray, dims: Sequence[int]
 ) -> Iterator[Score]:
-    """`knn_top1`, `map@10` and `precision@10` with `database` [N, D] searched by cosine on each prefix."""
-    k = min(NEIGHBOURS, len(database))
-    for dim, indices in zip(wanted, neighbours.neighbours(z, database, wanted, k), strict=True):
-        for metric, values in neighbours.outcomes(indices, labels, database_labels, NEIGHBOURS).items():
+    """`knn_top1`, `map@10` and `precision@10` of queries `z` [n, D], `database` [N, D] searched by cosine at `dims`."""
+    k = min(K_NEIGHBOURS, len(database))
+    for dim, indices in zip(dims, neighbours.neighbours(z, database, dims, k), strict=True):
+        for metric, values in neighbours.outcomes(indices, labels, database_labels, K_NEIGHBOURS).items():
             yield Score(dim, metric, float(values.mean()), values)
 
 
 def nearest_quantised(
-    z: np.ndarray, labels: np.ndarray, database: np.ndarray, database_labels: np.ndarray, wanted: Sequence[int]
+    z: np.ndarray, labels: np.ndarray, database: np.ndarray, database_labels: np.ndarray, dims: Sequence[int]
 ) -> Iterator[Score]:
-    """`int8_…` and `bit_…`: the metrics of `nearest` when the database is kept in 8 bits or 1 bit a coordinate."""
-    k = min(NEIGHBOURS, len(database))
-    for kind, search in (("int8", quantised.int8), ("bit", quantised.one_bit)):
-        for dim, indices in zip(wanted, search(z, database, wanted, k), strict=True):
-            for metric, values in neighbours.outcomes(indices, labels, database_labels, NEIGHBOURS).items():
+    """`int8_…` and `bit_…`: the metrics of `nearest` with the database stored in 8 bits or 1 bit per coordinate."""
+    k = min(K_NEIGHBOURS, len(database))
+    for kind, find in (("int8", quantised.int8), ("bit", quantised.one_bit)):
+        for dim, indices in zip(dims, find(z, database, dims, k), strict=True):
+            for metric, values in neighbours.outcomes(indices, labels, database_labels, K_NEIGHBOURS).items():
                 yield Score(dim, f"{kind}_{metric}", float(values.mean()), values)
 
 
 def search(queries: np.ndarray, documents: np.ndarray, judgments: np.ndarray, dims: Sequence[int]) -> Iterator[Score]:
-    """The metrics of `ranking` at each of `dims`, from embeddings [Q, D] and [N, D] and judgments [j, 3]."""
-    for dim, metrics in zip(dims, ranking.ranked(queries, documents, judgments, dims), strict=True):
+    """The metrics of `ranking` at each of `dims`, of embeddings [Q, D] and [N, D] with judgments int [j, 3]."""
+    for dim, metrics in zip(dims, ranking.rank(queries, documents, judgments, dims), strict=True):
         for metric, values in metrics.items():
             yield Score(dim, metric, float(values.mean()), values)
 
 
 def similarity(anchors: np.ndarray, others: np.ndarray, scores: np.ndarray, dims: Sequence[int]) -> Iterator[Score]:
-    """`spearman` at each of `dims`, from the embeddings [n, D] of scored pairs."""
+    """`spearman` at each of `dims`, of the embeddings [n, D] of pairs and their gold scores [n]."""
     for dim, (rho, shares) in zip(dims, ranking.spearman(anchors, others, scores, dims), strict=True):
         yield Score(dim, "spearman", rho, shares)
 
 
-def adaptively(
+def score_cascade(
     z: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray],
     own: Classifiers,
@@ -140,35 +150,45 @@ def adaptively(
     config: EvaluationConfig,
     seed: int,
 ) -> Iterator[tuple[str, Score]]:
-    """What a cascade over an arm's own classifiers at `dims` does to the test split, as (split, score).
+    """Score a cascade over an arm's own classifiers on the test split, its thresholds set on the validation split.
 
-    At the largest of the dims for each rule: `cascade_<rule>_top1`, `…_dims` and `…_cumulative_dims` (means an input),
-    `…_kflop` of the heads, `…_captured` (share of the dims that an oracle saves); at each dim `…_share`, that of the
-    inputs leaving there; and `cascade_certified`, 1 where the certificate was given and 0 where not.
+    Args:
+        z: embeddings float32 [n, D] by split: validation, test.
+        labels: classes int [n] by split.
+        own: the arm's own classifiers by dim.
+        tied: whether they are prefixes of one head (MRL-E).
+        dims: the granularities of the cascade, ascending.
+        config: epsilon, delta and the measure of confidence.
+        seed: of the split into examples to fit on and examples to certify with.
+
+    Yields:
+        (split, score) pairs. Per rule, at the largest dim: `cascade_<rule>_top1`, `…_dims` and `…_cumulative_dims`
+        (means per input), `…_kflop` of the heads, `…_captured` (share of the dims saved by an oracle that are saved);
+        at each dim `…_share`, the share of the inputs that leave there. Then `cascade_certified`, 1 or 0.
     """
     classifiers = {m: tuple(np.asarray(x) for x in own[m]) for m in dims}
     logits = {part: [z[part][:, :m] @ w + b for m, (w, b) in classifiers.items()] for part in ("validation", "test")}
-    made = adaptive.rules(
+    rules = adaptive.rules(
         logits["validation"], labels["validation"], config.epsilon, config.delta, config.confidence, seed
     )
     width, sizes = dims[-1], np.asarray(dims)
-    right = np.stack([one.argmax(axis=1) == labels["test"] for one in logits["test"]])
-    for name, rule in made.items():
-        sure = [
+    right = np.stack([logits_nxC.argmax(axis=1) == labels["test"] for logits_nxC in logits["test"]])
+    for name, rule in rules.items():
+        confidences = [
             cascade.confidence(x, t, config.confidence) for x, t in zip(logits["test"], rule.temperatures, strict=True)
         ]
-        left = cascade.leaving(np.stack(sure), rule.thresholds)
-        found = cascade.served(left, right, dims, logits["test"][0].shape[1], tied)
+        left = cascade.leaving(np.stack(confidences), rule.thresholds)
+        outcome = cascade.outcome_of_exits(left, right, dims, logits["test"][0].shape[1], tied)
         answers = right[left, np.arange(len(left))].astype(np.float32)
         spent = sizes[left].astype(np.float32)
         for metric, value, outcomes in (
-            ("top1", found.accuracy, answers),
-            ("dims", found.dims, spent),
-            ("cumulative_dims", found.cumulative_dims, None),
-            ("kflop", found.flops / 1e3, None),
-            ("captured", found.captured, None),
+            ("top1", outcome.accuracy, answers),
+            ("dims", outcome.dims, spent),
+            ("cumulative_dims", outcome.cumulative_dims, None),
+            ("kflop", outcome.flops / 1e3, None),
+            ("captured", outcome.captured, None),
         ):
             yield "test", Score(width, f"cascade_{name}_{metric}", value, outcomes)
-        for m, share in zip(dims, found.shares, strict=True):
+        for m, share in zip(dims, outcome.shares, strict=True):
             yield "test", Score(m, f"cascade_{name}_share", float(share))
-    yield "test", Score(width, "cascade_certified", float(made["certified"].certified))
+    yield "test", Score(width, "cascade_certified", float(rules["certified"].certified))

@@ -1,12 +1,12 @@
 """A cascade over one arm's own classifiers: calibrated on the validation split, scored on the test split.
 
 Two ways to set the thresholds (see `cascade.py`): `cascade_greedy`, by the rule of the paper on the whole validation
-split, and `cascade_certified`, by Learn-then-Test. A quarter of the validation split then gives the temperatures and
-the path of thresholds, and the rest, which these do not depend on, certifies them. Where nothing can be certified
-the answer is that of full width.
+split, and `cascade_certified`, by Learn-then-Test. The latter fits temperatures and the path of thresholds on a quarter
+of the validation split and certifies them with the rest, on which they do not depend. If nothing can be certified,
+every input is answered at full width.
 
-The model itself was kept at the moment of training that was best on the same validation split, at all dims together;
-the certificate treats it as given. To be strict, calibrate on examples of your own with `cascade.certify`.
+The model itself is the checkpoint with the best accuracy on the same validation split, averaged over all dims; the
+certificate treats it as given. For a strict guarantee, calibrate on examples of your own with `cascade.certify`.
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ import numpy as np
 from mrl_jax.errors import UserError
 from mrl_jax.evaluate import cascade
 
-MOST = 8 << 30  # bytes of logits
-FITTED = 0.25  # share of the validation split that temperatures and the path are fitted on
+MAX_LOGITS_BYTES = 8 << 30  # of the logits of all granularities
+FITTING_SHARE = 0.25  # share of the validation split that temperatures and the path are fitted on
 
 
 def split(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the examples to fit on and of those to certify with, drawn anew for each seed."""
+    """Split example indices at random into those to fit on and those to certify with."""
     order = np.random.default_rng((seed, count)).permutation(count)
-    cut = round(FITTED * count)
+    cut = round(FITTING_SHARE * count)
     return order[:cut], order[cut:]
 
 
 def check(count: int, epsilon: float, delta: float) -> None:
-    """Raises UserError where a validation split of `count` examples cannot certify anything."""
-    certifying = count - round(FITTED * count)
+    """Raise `UserError` if a validation split of `count` examples cannot certify anything."""
+    certifying = count - round(FITTING_SHARE * count)
     needed = cascade.examples_needed(epsilon, delta)
     if certifying < needed or certifying == count:
         raise UserError(
@@ -41,9 +41,9 @@ def check(count: int, epsilon: float, delta: float) -> None:
 
 
 def check_memory(examples: int, classes: int, granularities: int) -> None:
-    """Raises UserError where the logits of `examples`, at every granularity, are too many to hold."""
+    """Raise `UserError` if the logits of `examples`, at every granularity, do not fit in `MAX_LOGITS_BYTES`."""
     needed = 4 * examples * classes * granularities
-    if needed > MOST:
+    if needed > MAX_LOGITS_BYTES:
         raise UserError(
             f"evaluation.cascade=true: the logits of {examples:,} validation and test examples for {classes:,} classes "
             f"at {granularities} dims take {needed / 2**30:,.0f} GiB; use fewer nesting_dims or examples, or calibrate "
@@ -52,10 +52,10 @@ def check_memory(examples: int, classes: int, granularities: int) -> None:
 
 
 class Rule(NamedTuple):
-    """What one rule makes of K granularities; `certified` says whether it carries the guarantee."""
+    """Temperatures and thresholds for K granularities; `certified` says whether they carry the guarantee."""
 
-    kind: cascade.Kind  # of confidence, which the thresholds are set on
-    temperatures: tuple[float, ...]  # K
+    kind: cascade.Kind  # of confidence, which the thresholds apply to
+    temperatures: tuple[float, ...]  # K of them
     thresholds: np.ndarray  # [K − 1]
     certified: bool
 
@@ -63,22 +63,37 @@ class Rule(NamedTuple):
 def rules(
     logits: Sequence[np.ndarray], labels: np.ndarray, epsilon: float, delta: float, kind: cascade.Kind, seed: int
 ) -> dict[str, Rule]:
-    """`greedy` and `certified` from K logits [n, C] of held-out examples and their labels int [n]."""
-    temperatures, confidences, right = read(logits, labels, kind, np.arange(len(labels)))
-    made = {"greedy": Rule(kind, temperatures, cascade.greedy(confidences, right), False)}
+    """Set the thresholds of a cascade by each rule.
+
+    Args:
+        logits: K arrays [n, C], of held-out examples.
+        labels: int [n].
+        epsilon, delta: as for `cascade.certify`.
+        kind: measure of confidence.
+        seed: of `split`.
+
+    Returns:
+        The rules `greedy` and `certified`, by name.
+    """
+    temperatures, confidences, right = calibrate(logits, labels, kind, np.arange(len(labels)))
+    greedy = Rule(kind, temperatures, cascade.greedy(confidences, right), False)
     fitting, certifying = split(len(labels), seed)
-    temperatures, confidences, right = read(logits, labels, kind, fitting)
+    temperatures, confidences, right = calibrate(logits, labels, kind, fitting)
     path = cascade.path(cascade.greedy(confidences[:, fitting], right[:, fitting]))
-    found = cascade.certify(confidences[:, certifying], right[:, certifying], path, epsilon, delta)
+    certificate = cascade.certify(confidences[:, certifying], right[:, certifying], path, epsilon, delta)
     never = np.full(len(logits) - 1, np.inf)
-    made["certified"] = Rule(kind, temperatures, never if found is None else found.thresholds, found is not None)
-    return made
+    thresholds = never if certificate is None else certificate.thresholds
+    return {"greedy": greedy, "certified": Rule(kind, temperatures, thresholds, certificate is not None)}
 
 
-def read(
+def calibrate(
     logits: Sequence[np.ndarray], labels: np.ndarray, kind: cascade.Kind, fitting: np.ndarray
 ) -> tuple[tuple[float, ...], np.ndarray, np.ndarray]:
-    """Temperatures fitted on the rows `fitting`; for every row confidences and whether it is right, both [K, n]."""
-    temperatures = tuple(cascade.temperature(one[fitting], labels[fitting]) for one in logits)
+    """Fit the temperatures of K logits [n, C] on the rows `fitting`, and apply them to every row.
+
+    Returns:
+        The K temperatures; the confidences, float [K, n]; whether each answer is right, bool [K, n].
+    """
+    temperatures = tuple(cascade.temperature(x[fitting], labels[fitting]) for x in logits)
     confidences = np.stack([cascade.confidence(x, t, kind) for x, t in zip(logits, temperatures, strict=True)])
     return temperatures, confidences, np.stack([x.argmax(axis=1) == labels for x in logits])

@@ -18,37 +18,36 @@ from scipy.stats import beta, binom
 Classifier = tuple[np.ndarray, np.ndarray]  # kernel [m, C] and bias [C]
 Kind = Literal["max_softmax", "margin", "entropy"]
 
-TEMPERATURES = (0.05, 20.0)  # bounds of the search
-RARE = 1e-9  # probability that is counted in full instead of being worked out
+TEMPERATURE_BOUNDS = (0.05, 20.0)  # bounds of the search for a temperature
+NEGLIGIBLE_PROBABILITY = 1e-9  # tail probability that is added to p instead of being computed
 
 
-class Certified(NamedTuple):
-    """Thresholds for which P(accuracy loss against full width ≥ epsilon) ≤ delta, over the calibration examples."""
+class Certificate(NamedTuple):
+    """Thresholds with P(accuracy loss relative to full width ≥ epsilon) ≤ delta, over the calibration examples."""
 
     thresholds: np.ndarray  # [K − 1]
     p: float  # of the last threshold that passed
     loss: float  # on the calibration examples: accuracy at full width minus that of the cascade
 
 
-class Served(NamedTuple):
-    """What a cascade does to labelled inputs."""
+class CascadeOutcome(NamedTuple):
+    """Accuracy and cost of a cascade on labelled inputs."""
 
     accuracy: float
     full: float  # accuracy at full width
     dims: float  # mean dims of the granularity that answered
-    cumulative_dims: (
-        float  # mean sum of the dims of all granularities that were asked; with a tied head equal to `dims`
-    )
-    flops: float  # mean multiply-adds of the heads, two operations each
+    cumulative_dims: float  # mean sum of the dims of all granularities evaluated; with a tied head equal to `dims`
+    flops: float  # mean per input in the heads, two per multiply-add
     shares: np.ndarray  # [K] share of inputs that left at each granularity
-    captured: float  # share of the dims that an oracle saves which the cascade saves too
+    captured: float  # dims saved, as a share of the dims that an oracle saves
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The T > 0 that minimises the cross-entropy of softmax(logits / T) (Guo et al. 2017).
 
     Args:
-        logits: [n, C]; labels: int [n].
+        logits: [n, C].
+        labels: int [n].
     """
     rows = np.arange(len(labels))
 
@@ -56,14 +55,23 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         scaled = logits / np.exp(log_t)
         return float(np.mean(logsumexp(scaled, axis=1) - scaled[rows, labels]))
 
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURE_BOUNDS), method="bounded").x))
 
 
 def confidence(logits: np.ndarray, temperature: float = 1.0, kind: Kind = "max_softmax") -> np.ndarray:
-    """How sure softmax(logits / temperature) is, [n] in [0, 1] of logits [n, C]: larger is surer.
+    """Confidence of softmax(logits / temperature).
 
-    `max_softmax` is the largest probability, `margin` its lead over the second, `entropy` one minus the entropy as a
-    share of the greatest possible.
+    Args:
+        logits: [n, C].
+        temperature: T > 0.
+        kind: `max_softmax`, the largest probability; `margin`, its difference to the second largest; `entropy`, one
+            minus the entropy as a share of the maximum entropy.
+
+    Returns:
+        [n] in [0, 1], larger is more confident.
+
+    Raises:
+        ValueError: `kind` is unknown.
     """
     p = softmax(logits / temperature, axis=1)
     if kind == "max_softmax":
@@ -77,15 +85,32 @@ def confidence(logits: np.ndarray, temperature: float = 1.0, kind: Kind = "max_s
 
 
 def leaving(confidences: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """The granularity 0…K−1 at which each input leaves, int [n]: confidences [K, n], thresholds [K − 1]."""
-    sure = confidences[: len(thresholds)] >= np.asarray(thresholds)[:, None]
-    return np.where(sure.any(axis=0), sure.argmax(axis=0), len(thresholds))
+    """The granularity at which each input leaves the cascade.
+
+    Args:
+        confidences: [K, n].
+        thresholds: [K − 1].
+
+    Returns:
+        int [n], in 0…K−1.
+    """
+    confident = confidences[: len(thresholds)] >= np.asarray(thresholds)[:, None]
+    return np.where(confident.any(axis=0), confident.argmax(axis=0), len(thresholds))
 
 
 def greedy(confidences: np.ndarray, right: np.ndarray, levels: int = 100) -> np.ndarray:
-    """Thresholds [K − 1] granularity by granularity, from the smallest: of `levels` quantiles of the confidence of the
-    inputs that are left, and of never leaving, the lowest with which these and those answered by the next granularity
-    are right most often. Confidences and right (bool) are [K, n] on a held-out split. Nothing is guaranteed.
+    """Choose thresholds greedily, one granularity after the other, from the smallest; without any guarantee.
+
+    Candidates are `levels` quantiles of the confidence of the inputs that have not left yet, and infinity: none leaves.
+    The lowest candidate with the highest accuracy is chosen, given that the next granularity answers all other inputs.
+
+    Args:
+        confidences: [K, n], on a held-out split.
+        right: bool [K, n], whether each granularity's answer is right.
+        levels: number of quantiles.
+
+    Returns:
+        Thresholds [K − 1].
     """
     left = np.arange(confidences.shape[1])
     thresholds = np.full(len(confidences) - 1, np.inf)
@@ -93,42 +118,54 @@ def greedy(confidences: np.ndarray, right: np.ndarray, levels: int = 100) -> np.
         if not len(left):
             thresholds[k] = -np.inf
             continue
-        sure, now, later = confidences[k, left], right[k, left], right[k + 1, left]
-        candidates = np.append(np.quantile(sure, np.linspace(0, 1, levels), method="lower"), np.inf)
-        accuracy = [np.count_nonzero(np.where(sure >= t, now, later)) for t in candidates]
+        confidence_k, now, later = confidences[k, left], right[k, left], right[k + 1, left]
+        candidates = np.append(np.quantile(confidence_k, np.linspace(0, 1, levels), method="lower"), np.inf)
+        accuracy = [np.count_nonzero(np.where(confidence_k >= t, now, later)) for t in candidates]
         thresholds[k] = candidates[int(np.argmax(accuracy))]
-        left = left[sure < thresholds[k]]
+        left = left[confidence_k < thresholds[k]]
     return thresholds
 
 
 def path(thresholds: np.ndarray, steps: int = 200) -> np.ndarray:
-    """Thresholds [steps, K − 1] from the dearest to the cheapest, for `certify`: the straight line from 1 (nobody
-    leaves early) through `thresholds`, such as the greedy ones, on until one of them is 0."""
+    """Candidate thresholds for `certify`, most conservative first.
+
+    They are points on the straight line from all ones (no early exit) through `thresholds`, such as the greedy ones, to
+    where one of them is 0.
+
+    Args:
+        thresholds: [K − 1].
+        steps: number of points.
+
+    Returns:
+        [steps, K − 1], or all ones [1, K − 1] if no threshold is below 1.
+    """
     slope = 1 - np.clip(thresholds, 0, 1)
     if not (slope > 0).any():
         return np.ones((1, len(slope)))
-    reach = np.linspace(0, 1, steps) ** 2 / slope[slope > 0].min()  # dense where few leave
+    reach = np.linspace(0, 1, steps) ** 2 / slope[slope > 0].min()  # dense where few inputs leave early
     return np.asarray(np.maximum(1 - reach[:, None] * slope, 0.0))
 
 
 def certify(
     confidences: np.ndarray, right: np.ndarray, thresholds: np.ndarray, epsilon: float, delta: float
-) -> Certified | None:
-    """The cheapest thresholds of a path that are certified to lose at most `epsilon` accuracy.
+) -> Certificate | None:
+    """The thresholds furthest along a path that are certified to lose at most `epsilon` accuracy.
 
     Each row of the path is tested for the null hypothesis that its accuracy is `epsilon` or more below full width, at
     level delta; the first that is not rejected ends the search. Fixed-sequence testing needs no further correction:
     whichever true null hypothesis comes first is rejected with probability at most delta, so P(accuracy loss of the
-    returned thresholds ≥ epsilon) ≤ delta over the draw of the examples. The guarantee needs a path, and temperatures,
-    that do not depend on these examples: take them from other ones.
+    returned thresholds ≥ epsilon) ≤ delta over the draw of the examples. The guarantee requires that the path and the
+    temperatures do not depend on these examples: fit them on others.
 
     Args:
-        confidences: [K, n]; right: bool [K, n], whether each granularity's answer is right. Calibration examples only.
-        thresholds: the path [steps, K − 1], dearest first.
-        epsilon: accuracy that may be lost, as a share; delta: probability with which more may be lost.
+        confidences: [K, n], of calibration examples only.
+        right: bool [K, n], whether each granularity's answer is right.
+        thresholds: the path [steps, K − 1], most conservative first.
+        epsilon: accuracy that may be lost, as a share.
+        delta: probability with which more may be lost.
 
     Returns:
-        None where not even the first thresholds that let an input leave early are certified.
+        The certified thresholds, or None if not even the first ones that let an input leave early are certified.
 
     Raises:
         ValueError: epsilon or delta not in (0, 1); too few examples to certify anything.
@@ -151,12 +188,12 @@ def certify(
         if p > delta:
             break
         if (granularity < len(row)).any():
-            best = Certified(row, p, (worse - better) / n)
+            best = Certificate(row, p, (worse - better) / n)
     return best
 
 
 def examples_needed(epsilon: float, delta: float) -> int:
-    """The least number of calibration examples that certify when none of them is lost."""
+    """The smallest number of calibration examples that can certify, which they do if the cascade loses none of them."""
     few, many = 0, 1
     while p_value(0, 0, many, epsilon) > delta:
         few, many = many, 2 * many
@@ -167,27 +204,28 @@ def examples_needed(epsilon: float, delta: float) -> int:
 
 
 def p_value(worse: int, better: int, n: int, epsilon: float) -> float:
-    """For the null hypothesis P(worse) − P(better) ≥ epsilon, from the counts of n independent inputs.
+    """p-value of the null hypothesis P(worse) − P(better) ≥ epsilon, from counts over n independent inputs.
 
-    Inputs on which both agree say how often the two differ at all, which is a nuisance s = P(worse) + P(better). The
-    difference worse − better has, given s, an exact distribution (a binomial number of disagreements, each of either
-    sign with a known probability); its lower tail is maximised over a confidence set of s, whose error is added (Berger
-    & Boos 1994). Exact, and much stronger than bounds that only know the range −1…1, since most inputs agree.
+    The rate of disagreement s = P(worse) + P(better) is a nuisance parameter. Given s, the distribution of
+    worse − better is known exactly: a binomial number of disagreements, each for the worse with probability
+    (s + epsilon) / 2s. Its lower tail is maximised over a confidence set of s, whose error is added (Berger & Boos
+    1994). The p-value is valid for every n, and much smaller than bounds that use only the range −1…1 of a difference,
+    since most inputs agree.
     """
     error = 1e-3  # of the confidence set
     differ = worse + better
     low = float(beta.ppf(error / 2, differ, n - differ + 1)) if differ else 0.0
     high = float(beta.ppf(1 - error / 2, differ + 1, n - differ)) if differ < n else 1.0
     low, high = max(low, epsilon), max(high, epsilon)  # s is at least epsilon where the hypothesis is true
-    # Numbers of disagreements with any probability to speak of; what the others have is added too.
-    few, many = binom.ppf(RARE, n, low), binom.isf(RARE, n, high)
+    # Only numbers of disagreements with a probability that matters; that of the others is added at the end.
+    few, many = binom.ppf(NEGLIGIBLE_PROBABILITY, n, low), binom.isf(NEGLIGIBLE_PROBABILITY, n, high)
     counts = np.arange(max(0, few), min(n, many) + 1)
-    most = np.floor((counts + worse - better) / 2)  # worse − better ≤ what was seen, among this many disagreements
+    max_worse = np.floor((counts + worse - better) / 2)  # worse − better ≤ its observed value, given this many in all
     tails = [
-        float(np.sum(binom.pmf(counts, n, s) * binom.cdf(most, counts, (s + epsilon) / (2 * s))))
+        float(np.sum(binom.pmf(counts, n, s) * binom.cdf(max_worse, counts, (s + epsilon) / (2 * s))))
         for s in np.linspace(low, high, 20)
     ]
-    return min(1.0, max(tails) + error + 2 * RARE)
+    return min(1.0, max(tails) + error + 2 * NEGLIGIBLE_PROBABILITY)
 
 
 def serve(
@@ -198,16 +236,19 @@ def serve(
     kind: Kind,
     tied: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Classify embeddings with a cascade, computing no more than it needs.
+    """Classify embeddings with a cascade, evaluating each granularity only on the inputs that have not left.
 
     Args:
-        z: float [n, D]; classifiers: K kernels [m_k, C] with their biases, ascending m_k.
-        kind: the confidence that the thresholds were made for.
-        tied: the kernels are prefixes of one (MRL-E): each granularity then only adds its block of coordinates to the
-            logits so far, so nothing is computed twice.
+        z: embeddings float [n, D].
+        classifiers: K kernels [m_k, C] with their biases [C], by ascending m_k.
+        temperatures: K.
+        thresholds: [K − 1].
+        kind: the confidence measure that the thresholds were set for.
+        tied: whether the kernels are prefixes of one (MRL-E). Each granularity then only adds its block of coordinates
+            to the logits so far, so nothing is computed twice.
 
     Returns:
-        predicted class int [n], and the granularity 0…K−1 that gave it, int [n].
+        The predicted class, int [n], and the granularity 0…K−1 that predicted it, int [n].
     """
     predicted, granularity = np.zeros(len(z), np.int64), np.zeros(len(z), np.int64)
     left, logits, start = np.arange(len(z)), np.zeros((len(z), classifiers[0][0].shape[1]), np.float32), 0
@@ -215,30 +256,40 @@ def serve(
         m = len(kernel)
         if tied:
             logits = logits + z[left, start:m] @ kernel[start:]
-            read = logits + bias
+            logits_k = logits + bias
         else:
-            read = z[left, :m] @ kernel + bias
+            logits_k = z[left, :m] @ kernel + bias
         last = k == len(classifiers) - 1
-        sure = np.full(len(left), True) if last else confidence(read, temperatures[k], kind) >= thresholds[k]
-        predicted[left[sure]], granularity[left[sure]] = read[sure].argmax(axis=1), k
-        left, logits, start = left[~sure], logits[~sure], m
+        exits = np.full(len(left), True) if last else confidence(logits_k, temperatures[k], kind) >= thresholds[k]
+        predicted[left[exits]], granularity[left[exits]] = logits_k[exits].argmax(axis=1), k
+        left, logits, start = left[~exits], logits[~exits], m
         if not len(left):
             break
     return predicted, granularity
 
 
-def served(granularity: np.ndarray, right: np.ndarray, dims: Sequence[int], classes: int, tied: bool) -> Served:
-    """Figures of a cascade in which input i is answered by `granularity` [n]; right bool [K, n] as for `certify`."""
+def outcome_of_exits(
+    granularity: np.ndarray, right: np.ndarray, dims: Sequence[int], classes: int, tied: bool
+) -> CascadeOutcome:
+    """Accuracy and cost of a cascade, given the granularity at which each input leaves.
+
+    Args:
+        granularity: int [n] in 0…K−1, as from `leaving` or `serve`.
+        right: bool [K, n], whether each granularity's answer is right.
+        dims: the K prefix lengths, ascending.
+        classes: C.
+        tied: as for `serve`.
+    """
     sizes = np.asarray(dims)
-    asked = sizes if tied else np.cumsum(sizes)
+    evaluated = sizes if tied else np.cumsum(sizes)  # dims read by all granularities up to each
     first_right = np.where(right.any(axis=0), right.argmax(axis=0), 0)
     spent, least = float(sizes[granularity].mean()), float(sizes[first_right].mean())
-    return Served(
+    return CascadeOutcome(
         accuracy=float(right[granularity, np.arange(len(granularity))].mean()),
         full=float(right[-1].mean()),
         dims=spent,
-        cumulative_dims=float(asked[granularity].mean()),
-        flops=2.0 * classes * float(asked[granularity].mean()),
+        cumulative_dims=float(evaluated[granularity].mean()),
+        flops=2.0 * classes * float(evaluated[granularity].mean()),
         shares=np.bincount(granularity, minlength=len(sizes)) / len(granularity),
         captured=(sizes[-1] - spent) / (sizes[-1] - least) if sizes[-1] > least else 1.0,
     )

@@ -1,7 +1,7 @@
-"""Post-hoc arms: fewer numbers from the embeddings of a trained model, without training one.
+"""Post-hoc arms: compress the embeddings of a trained model, without training another.
 
-Each is an affine map of the embedding, fitted on the training split, after which prefixes are taken: the first m
-coordinates of `(z − mean) @ matrix` are the compression to m numbers, so these embeddings are nested too.
+Each is an affine map of the embedding, fitted on the training split. The first m coordinates of `(z − mean) @ matrix`
+are the compression to m numbers, so these embeddings are nested too.
 
     truncated          the first coordinates as they are
     random_subset      coordinates in random order
@@ -9,10 +9,10 @@ coordinates of `(z − mean) @ matrix` are the compression to m numbers, so thes
     pca                principal directions, by descending variance
     pca_whitened       the same, each scaled to unit variance
 
-A new one is a function in `COMPRESSIONS` and an arm in `arms.ARMS` that names it. Only the last two centre: principal
-directions are those about the mean. Neighbours are compared by cosine, which depends on the origin, so at full width
-`pca` keeps the distances between embeddings but not their cosines; the first two keep both, `random_projection` squared
-distances and inner products on average, `pca_whitened` neither.
+To add one, write a function, list it in `COMPRESSIONS`, and name it in an arm of `arms.ARMS`. Only the last two centre
+the embeddings, as principal directions are those about the mean. Neighbours are compared by cosine, which depends on
+the origin, so at full width `pca` preserves the distances between embeddings but not their cosines; the first two
+preserve both, `random_projection` preserves squared distances and inner products on average, `pca_whitened` neither.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,27 +21,33 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import solve_triangular
 
-ROWS = 8192  # embeddings at a time in float64
+CHUNK_ROWS = 8192  # embeddings converted to float64 at a time
 
 Classifier = tuple[np.ndarray, np.ndarray]  # kernel [m, C] and bias [C]
 
 
 class Compression(NamedTuple):
-    """The map of one post-hoc arm."""
+    """The affine map of one post-hoc arm."""
 
     mean: np.ndarray  # float32 [D]
     matrix: np.ndarray  # float32 [D, D]; columns of zeros, if any, come last
 
     def apply(self, z: np.ndarray) -> np.ndarray:
-        """Embeddings [n, D] whose prefixes are the compressions of `z` [n, D]."""
+        """Compress embeddings `z` [n, D]; each prefix of the result [n, D] is a compression."""
         compressed: np.ndarray = (z - self.mean) @ self.matrix
         return compressed
 
 
 def fit(name: str, z: np.ndarray, seed: int) -> Compression:
-    """The entry `name` of `COMPRESSIONS`, fitted on training embeddings `z` [n, D], n ≥ 1; `seed` draws what is random.
+    """Fit a compression.
 
-    Raises `ValueError` for a name that is not in the table.
+    Args:
+        name: a key of `COMPRESSIONS`.
+        z: training embeddings float32 [n, D], n ≥ 1.
+        seed: of random directions and orders.
+
+    Raises:
+        ValueError: `name` is not in the table.
     """
     if name not in COMPRESSIONS:
         raise ValueError(f"{name} is not a compression; allowed: {', '.join(COMPRESSIONS)}")
@@ -78,9 +84,9 @@ def pca(z: np.ndarray, rng: np.random.Generator) -> Affine:
 def pca_whitened(z: np.ndarray, rng: np.random.Generator) -> Affine:
     """Principal directions, scaled to unit variance."""
     mean, variance, directions = _principal(z)
-    # A deviation under 1e-5 of an embedding's length is float32 rounding, not to be blown up.
-    real = variance > 1e-10 * (variance.sum() + mean @ mean)
-    return mean, np.where(real, directions / np.sqrt(np.where(real, variance, 1.0)), 0.0)
+    # A standard deviation under 1e-5 of an embedding's length is float32 rounding, which scaling would only amplify.
+    significant = variance > 1e-10 * (variance.sum() + mean @ mean)
+    return mean, np.where(significant, directions / np.sqrt(np.where(significant, variance, 1.0)), 0.0)
 
 
 COMPRESSIONS: dict[str, Callable[[np.ndarray, np.random.Generator], Affine]] = {
@@ -96,30 +102,43 @@ def _principal(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean [D], variances [D], descending, and directions [D, D] as columns, in float64; O(n·D² + D³)."""
     mean = z.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((len(mean), len(mean)))
-    for start in range(0, len(z), ROWS):
-        centred = z[start : start + ROWS] - mean
+    for start in range(0, len(z), CHUNK_ROWS):
+        centred = z[start : start + CHUNK_ROWS] - mean
         covariance += centred.T @ centred / len(z)
     variance, directions = np.linalg.eigh(covariance)
     variance, directions = variance[::-1], directions[:, ::-1]
     largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0)
-    return mean, variance, directions * np.sign(largest)  # a direction has no sign of its own: largest entry positive
+    return (
+        mean,
+        variance,
+        directions * np.sign(largest),
+    )  # the sign of a direction is arbitrary: make its largest entry positive
 
 
 def own_head(
     compression: Compression, kernel: np.ndarray, bias: np.ndarray, dims: Sequence[int]
 ) -> dict[int, Classifier]:
-    """The full-width model's own classifier, kernel [D, C] and bias [C], on the compressed embeddings.
+    """Apply the full-width model's own classifier to compressed embeddings.
 
-    It reads the least-squares reconstruction of z from its m numbers y, `mean + y · pinv(matrix[:, :m])`: coordinates
-    that were dropped become zero, principal directions that were dropped take their mean. For `random_projection` this
-    is z projected onto the m directions; the other candidate, `y · matrix[:, :m]ᵀ · D / m`, is unbiased, but its
-    squared error is about D / m times that of guessing zero, and it does not return z at m = D. Such baselines are
-    usually published with this classifier, without refitting, which understates them.
+    It reads the least-squares reconstruction of z from its m numbers y, `mean + y · pinv(matrix[:, :m])`: dropped
+    coordinates become zero, dropped principal directions take their mean. For `random_projection` this is z projected
+    onto the m directions; the alternative `y · matrix[:, :m]ᵀ · D / m` is unbiased, but its squared error is about
+    D / m times that of guessing zero, and it does not return z at m = D. Published baselines usually use this
+    classifier without refitting, which understates them.
+
+    Args:
+        compression: the map, [D] to [D].
+        kernel: [D, C].
+        bias: [C].
+        dims: prefix lengths of the compressed embedding.
+
+    Returns:
+        By dim m the equivalent classifier of m numbers: kernel [m, C] and bias [C], float32.
     """
     kernel, matrix = np.asarray(kernel, np.float64), compression.matrix.astype(np.float64)
     offset = (np.asarray(bias, np.float64) + compression.mean @ kernel).astype(np.float32)
     rank = np.count_nonzero(matrix.any(axis=0))
-    # With matrix = Q R, the pseudoinverse of a prefix is R[:m, :m]⁻¹ Q[:, :m]ᵀ: one factorisation for all of them.
+    # With matrix = Q R, the pseudoinverse of a prefix is R[:m, :m]⁻¹ Q[:, :m]ᵀ: one factorisation serves all prefixes.
     q, r = np.linalg.qr(matrix[:, :rank])
     rotated = q.T @ kernel
     heads = {}

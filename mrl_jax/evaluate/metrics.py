@@ -1,14 +1,14 @@
-"""`METRICS`: every metric of evaluation.csv, what it is called, and where it is shown.
+"""`METRICS`: every metric of evaluation.csv, with its title and where it is shown.
 
-The table after training prints those that are `printed` (or what `evaluation.print` names); reports compare the arms by
-those that are `compared`, with intervals, and draw them; all others stand in the report's table of every metric.
+The table after training prints the metrics marked `printed` (or those listed in `evaluation.print`). Reports plot the
+metrics marked `compared` and compare the arms by them, with intervals; the report's table of every metric has them all.
 """
 
 from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """An entry of `METRICS`."""
+    """An entry of `METRICS`: how a metric is titled and where it is shown."""
 
     title: str  # in tables and plots
     printed: bool = False

@@ -1,8 +1,8 @@
-"""Nearest-neighbour metrics: the training embeddings are the database, cosine on each renormalised prefix the score.
+"""Nearest-neighbour metrics: training embeddings form the database, ranked by cosine on each renormalised prefix.
 
 A neighbour is relevant when its class is the query's. Definitions as in the MRL paper (section 4.3 and appendix):
 
-    knn_top1       is the nearest neighbour relevant?
+    knn_top1       1 if the nearest neighbour is relevant
     precision@k    share of the k nearest that are relevant
     map@k          mean over queries of AP@k = Σ_{i ≤ k, relevant} precision@i / min(k, R), R relevant in the database
 
@@ -18,70 +18,95 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrl_jax import processes
-from mrl_jax.nesting import blocks, scaled
+from mrl_jax.nesting import blocks, scale_by_power_of_two
 
-QUERIES = 256  # at a time
-GROUP = 64  # database rows whose maximum is looked at first
+QUERIES_PER_BATCH = 256
+GROUP_COLUMNS = 64  # columns per group; `top_k` compares the maxima of groups first
 
 
 @partial(jax.jit, static_argnames=("dims", "k"))
 def _search(queries_QxD: jax.Array, database_DxN: jax.Array, dims: tuple[int, ...], k: int) -> list[jax.Array]:
-    """Indices [Q, k] of the nearest rows for each of `dims`. One product over all coordinates serves all dims."""
+    """Indices [Q, k] of the nearest rows for each of `dims`. One matmul over all coordinates serves all dims."""
     dot_QxN = jnp.zeros((queries_QxD.shape[0], database_DxN.shape[1]))
     squares_N = jnp.zeros(database_DxN.shape[1])
-    found = []
+    nearest_by_dim = []
     for start, stop in blocks(dims):
         block = database_DxN[start:stop]
         dot_QxN = dot_QxN + jnp.matmul(queries_QxD[:, start:stop], block, precision="highest")
         squares_N = squares_N + jnp.sum(block * block, axis=0)
-        # The query's own norm does not change the order of its neighbours.
+        # The query's own norm is left out: it does not change the order of its neighbours.
         inverse_N = jnp.where(squares_N > 0, jax.lax.rsqrt(jnp.where(squares_N > 0, squares_N, 1.0)), 0.0)
-        found.append(top_k(dot_QxN * inverse_N, k))
-    return found
+        nearest_by_dim.append(top_k(dot_QxN * inverse_N, k))
+    return nearest_by_dim
 
 
 def top_k(scores_QxN: jax.Array, k: int) -> jax.Array:
-    """Indices [Q, k] of the largest scores, ties to the lower index: `lax.top_k`, exactly, but ~10× faster on the CPU.
+    """Indices of the k largest scores per row, ties to the lower index: as `lax.top_k`, but ~10× faster on the CPU.
 
     The k largest lie in the k groups of columns with the largest maxima, so only those groups are sorted. Groups are
-    visited in the order of their columns, which keeps the rule for ties.
+    visited in column order, which preserves the rule for ties.
+
+    Args:
+        scores_QxN: [Q, N].
+        k: at most N.
+
+    Returns:
+        int32 [Q, k], largest score first.
     """
     rows, n = scores_QxN.shape
-    if n <= 4 * k * GROUP:
+    if n <= 4 * k * GROUP_COLUMNS:
         return jax.lax.top_k(scores_QxN, k)[1]
-    padded = jnp.pad(scores_QxN, ((0, 0), (0, -n % GROUP)), constant_values=-jnp.inf)
-    groups = padded.reshape(rows, -1, GROUP)
+    padded = jnp.pad(scores_QxN, ((0, 0), (0, -n % GROUP_COLUMNS)), constant_values=-jnp.inf)
+    groups = padded.reshape(rows, -1, GROUP_COLUMNS)
     chosen = jnp.sort(jax.lax.top_k(jnp.max(groups, axis=-1), k)[1], axis=-1)
     candidates = jnp.take_along_axis(groups, chosen[..., None], axis=1).reshape(rows, -1)
     best = jax.lax.top_k(candidates, k)[1]
-    return jnp.take_along_axis(chosen, best // GROUP, axis=1) * GROUP + best % GROUP
+    return jnp.take_along_axis(chosen, best // GROUP_COLUMNS, axis=1) * GROUP_COLUMNS + best % GROUP_COLUMNS
 
 
 def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k: int) -> Iterator[np.ndarray]:
-    """For each of `dims`, the indices int32 [Q, k] of the nearest database rows by cosine on the prefix.
+    """Find the nearest database rows by cosine on each prefix, in O(Q·N·D) for all dims together.
 
-    `queries` [Q, D], `database` [N, D], of any length; `k` at most N. O(Q·N·D) work for all dims together, of which
-    each process of a run does its share of the queries.
+    Each process of a run searches for its share of the queries.
+
+    Args:
+        queries: [Q, D], of any length.
+        database: [N, D], of any length.
+        dims: prefix lengths, ascending.
+        k: at most N.
+
+    Returns:
+        For each of `dims`, indices int32 [Q, k], nearest first.
     """
     if not len(queries):
         return iter(np.zeros((len(dims), 0, k), np.int32))
-    queries, database = (np.asarray(scaled(jnp.asarray(z))) for z in (queries, database))
+    queries, database = (np.asarray(scale_by_power_of_two(jnp.asarray(z))) for z in (queries, database))
     database_DxN = jnp.asarray(np.ascontiguousarray(database.T))
 
     def search(queries: np.ndarray) -> np.ndarray:
-        found = np.empty((len(queries), len(dims), k), np.int32)
-        for start in range(0, len(queries), QUERIES):
-            chunk = queries[start : start + QUERIES]
-            filled = np.pad(chunk, ((0, QUERIES - len(chunk)), (0, 0)))
-            for at, indices in enumerate(_search(jnp.asarray(filled), database_DxN, tuple(dims), k)):
-                found[start : start + len(chunk), at] = np.asarray(indices)[: len(chunk)]
-        return found
+        nearest = np.empty((len(queries), len(dims), k), np.int32)
+        for start in range(0, len(queries), QUERIES_PER_BATCH):
+            chunk = queries[start : start + QUERIES_PER_BATCH]
+            padded = np.pad(chunk, ((0, QUERIES_PER_BATCH - len(chunk)), (0, 0)))
+            for at, indices in enumerate(_search(jnp.asarray(padded), database_DxN, tuple(dims), k)):
+                nearest[start : start + len(chunk), at] = np.asarray(indices)[: len(chunk)]
+        return nearest
 
     return iter(processes.by_rows(search, queries).swapaxes(0, 1))
 
 
 def outcomes(indices: np.ndarray, labels: np.ndarray, database_labels: np.ndarray, k: int) -> dict[str, np.ndarray]:
-    """Per-query values of every metric, each float32 [Q], from the neighbours [Q, min(k, N)], nearest first."""
+    """Per-query values of every metric.
+
+    Args:
+        indices: database rows int [Q, min(k, N)], nearest first.
+        labels: classes of the queries, int [Q].
+        database_labels: classes of the database, int [N].
+        k: as in the names of the metrics.
+
+    Returns:
+        By metric float32 [Q].
+    """
     relevant = database_labels[indices] == labels[:, None]
     counts = np.bincount(database_labels, minlength=int(labels.max(initial=0)) + 1)[labels]
     precision = np.cumsum(relevant, axis=1) / np.arange(1, relevant.shape[1] + 1)

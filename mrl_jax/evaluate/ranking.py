@@ -1,4 +1,4 @@
-"""How well a ranking finds what was judged relevant, and how well cosines follow gold scores.
+"""Metrics of a ranking against relevance judgments, and of cosines against gold scores.
 
 With G the gains of the documents in ranked order, R the number of relevant ones (gain > 0) of the query:
 
@@ -8,7 +8,7 @@ With G the gains of the documents in ranked order, R the number of relevant ones
     ndcg@k      Σ_{i ≤ k} G_i / log₂(i + 1) over the same sum for the best order
 
 as trec_eval computes them (recall_k, recip_rank, map_cut_k, ndcg_cut_k), which BEIR does too. A query without relevant
-documents scores 0. Documents of equal score rank by their row.
+documents scores 0. Documents of equal score are ranked by row number.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,17 +19,23 @@ from scipy.stats import rankdata
 
 from mrl_jax.evaluate import neighbours
 
-DEPTH = 100  # documents that are ranked for a query
+DEPTH = 100  # documents ranked per query
 METRICS = ("ndcg@10", "mrr@10", "map@10", "recall@1", "recall@10", "recall@100")
 
 
-def ranked(
+def rank(
     queries: np.ndarray, documents: np.ndarray, judgments: np.ndarray, dims: Sequence[int]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """For each of `dims` every metric, float32 [Q], of ranking by cosine on the prefix.
+    """Rank documents by cosine on each prefix and score the rankings, in O(Q·N·D) for all dims together.
 
-    `queries` [Q, D], `documents` [N, D], `judgments` int [j, 3] of query row, document row and gain. One pass of
-    O(Q·N·D) for all dims.
+    Args:
+        queries: [Q, D].
+        documents: [N, D].
+        judgments: int [j, 3], query row, document row and gain.
+        dims: prefix lengths, ascending.
+
+    Yields:
+        For each of `dims`, float32 [Q] by metric.
     """
     depth = min(DEPTH, len(documents))
     for indices in neighbours.neighbours(queries, documents, dims, depth):
@@ -37,20 +43,29 @@ def ranked(
 
 
 def outcomes(indices: np.ndarray, judgments: np.ndarray, documents: int) -> dict[str, np.ndarray]:
-    """Every metric, float32 [Q], of the rankings `indices` [Q, depth], best first, of a collection of N `documents`."""
+    """Per-query values of every metric.
+
+    Args:
+        indices: document rows int [Q, depth], best first.
+        judgments: int [j, 3], as for `rank`.
+        documents: N, the size of the collection.
+
+    Returns:
+        By metric float32 [Q].
+    """
     queries, depth = indices.shape
     gains = csr_array((judgments[:, 2].astype(float), (judgments[:, 0], judgments[:, 1])), (queries, documents))
-    found = np.asarray(gains[np.repeat(np.arange(queries), depth), indices.ravel()]).reshape(queries, depth)
-    relevant = found > 0
+    ranked_gains = np.asarray(gains[np.repeat(np.arange(queries), depth), indices.ravel()]).reshape(queries, depth)
+    relevant = ranked_gains > 0
     positive = judgments[judgments[:, 2] > 0]
     count = np.maximum(np.bincount(positive[:, 0], minlength=queries), 1)
     top = slice(None, 10)
-    rank = np.arange(1, depth + 1)
-    precision = np.cumsum(relevant, axis=1) / rank
-    discount = 1 / np.log2(rank[top] + 1)
+    ranks = np.arange(1, depth + 1)
+    precision = np.cumsum(relevant, axis=1) / ranks
+    discount = 1 / np.log2(ranks[top] + 1)
     values = {
-        "ndcg@10": found[:, top] @ discount / _ideal(positive, queries),
-        "mrr@10": np.max(relevant[:, top] / rank[top], axis=1),
+        "ndcg@10": ranked_gains[:, top] @ discount / _ideal(positive, queries),
+        "mrr@10": np.max(relevant[:, top] / ranks[top], axis=1),
         "map@10": np.sum((precision * relevant)[:, top], axis=1) / count,
     } | {f"recall@{k}": relevant[:, :k].sum(axis=1) / count for k in (1, 10, 100)}
     return {metric: value.astype(np.float32) for metric, value in values.items()}
@@ -60,8 +75,8 @@ def _ideal(positive: np.ndarray, queries: int, k: int = 10) -> np.ndarray:
     """The discounted gain [Q] of the best order of the relevant documents; 1 where there are none."""
     order = np.lexsort((-positive[:, 2], positive[:, 0]))
     query, gain = positive[order, 0], positive[order, 2]
-    place = np.arange(len(query)) - np.searchsorted(query, query)
-    terms = np.where(place < k, gain / np.log2(place + 2), 0.0)
+    position = np.arange(len(query)) - np.searchsorted(query, query)  # of each document in the best order, from 0
+    terms = np.where(position < k, gain / np.log2(position + 2), 0.0)
     ideal: np.ndarray = np.bincount(query, terms, minlength=queries)
     return np.where(ideal > 0, ideal, 1.0)
 
@@ -69,32 +84,40 @@ def _ideal(positive: np.ndarray, queries: int, k: int = 10) -> np.ndarray:
 def spearman(
     anchors: np.ndarray, others: np.ndarray, scores: np.ndarray, dims: Sequence[int]
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """For each of `dims` Spearman's correlation ρ of the pairs' cosines with their gold `scores` [n].
+    """Spearman's correlation ρ of the cosines of pairs with their gold scores, at each prefix.
 
-    With it the pairs' shares in ρ, float32 [n], whose mean it is: with x and y the standardised ranks,
+    Each pair also gets its contribution to ρ; the mean of the contributions is ρ. With standardised ranks x and y it is
 
         x y − ρ (x² + y²) / 2 + ρ,
 
-    the influence function of a correlation. So resampling their mean approximates resampling ρ itself (for ranks kept
-    as they are), and differences between models can be treated as means of paired numbers.
+    the influence function of a correlation. So resampling their mean approximates resampling ρ itself (with ranks held
+    fixed), and differences between models can be treated as means of paired numbers.
+
+    Args:
+        anchors, others: embeddings [n, D] of the two members of each pair.
+        scores: gold scores [n].
+        dims: prefix lengths.
+
+    Yields:
+        For each of `dims`, ρ and the contributions float32 [n].
     """
-    y = _standardised(scores)
+    y = _standardise_ranks(scores)
     for cosines in prefix_cosines(anchors, others, dims):
-        x = _standardised(cosines)
+        x = _standardise_ranks(cosines)
         rho = float(np.mean(x * y))
         yield rho, (x * y - rho * (x * x + y * y) / 2 + rho).astype(np.float32)
 
 
 def prefix_cosines(a: np.ndarray, b: np.ndarray, dims: Sequence[int]) -> Iterator[np.ndarray]:
-    """Cosine [n] of each pair of rows, in float64, for each prefix; 0 where one of them is zero."""
+    """Cosine of each pair of rows [n, D], float64 [n], for each prefix; 0 if one of the two is zero."""
     for m in dims:
         x, y = a[:, :m].astype(np.float64), b[:, :m].astype(np.float64)
         lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
         yield np.where(lengths > 0, np.sum(x * y, axis=1) / np.where(lengths > 0, lengths, 1.0), 0.0)
 
 
-def _standardised(values: np.ndarray) -> np.ndarray:
-    """Ranks (the mean rank for ties) with mean 0 and variance 1; zeros where all values are equal."""
+def _standardise_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks (the mean rank for ties) scaled to mean 0 and variance 1; zeros if all values are equal."""
     ranks: np.ndarray = rankdata(values)
     ranks = ranks - ranks.mean()
     spread = float(ranks.std())

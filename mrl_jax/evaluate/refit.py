@@ -1,7 +1,7 @@
 """Linear classifiers fitted anew on embeddings at each prefix length, their regularisation chosen on validation.
 
-What an embedding is worth to whoever trains a classifier on it: post-hoc arms need one, and trained arms get the same
-for a comparison of embeddings alone.
+They measure what an embedding is worth to someone who trains a classifier on it. Post-hoc arms have no classifier of
+their own; trained arms are refitted too, so that embeddings can be compared under the same classifier.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,20 +18,20 @@ from mrl_jax.evaluate.classification import rows_at_once
 
 Classifier = tuple[np.ndarray, np.ndarray]  # kernel [m, C] and bias [C], float32
 
-ROWS = 8192  # embeddings at a time in float64
-RIDGE = tuple(10.0**e for e in range(1, -7, -1))  # penalties, in units of the mean variance of a coordinate
-LOGISTIC = (1e-2, 1e-3, 1e-4, 1e-5)  # penalties per example, coordinates scaled to a mean variance of 1
-# Tighter than 1e-6 doubles the time, and the accuracy that validation picks is the same within its noise.
-SEARCH = {"ftol": 1e-6, "maxiter": 200, "maxcor": 30}
-ELEMENTS = 1 << 27  # of logits [C, n] that are held at once by the search; beyond, a part of the examples at a time
-MOST = 8 << 30  # bytes that the search may take for its own history of steps
+CHUNK_ROWS = 8192  # embeddings converted to float64 at a time
+RIDGE_PENALTIES = tuple(10.0**e for e in range(1, -7, -1))  # relative to the mean variance of a coordinate
+LOGISTIC_PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5)  # per example, with coordinates scaled to a mean variance of 1
+# A tighter ftol doubles the time, and the accuracy of the chosen classifier stays the same within its noise.
+LBFGS_OPTIONS = {"ftol": 1e-6, "maxiter": 200, "maxcor": 30}
+MAX_LOGIT_ELEMENTS = 1 << 27  # of the logits [C, n] held at once; beyond, examples are processed in parts
+MAX_HISTORY_BYTES = 8 << 30  # that L-BFGS may use for its history of steps
 
 
 def check(kind: str | None, classes: int, width: int) -> None:
-    """Raises UserError where fitting `kind` to `classes` at `width` dims would take more memory than is reasonable."""
-    # L-BFGS keeps two arrays in float64 of each of the last steps.
-    needed = 2 * SEARCH["maxcor"] * 8 * classes * (width + 1)
-    if kind == "logistic" and needed > MOST:
+    """Raise `UserError` if fitting `kind` to `classes` at `width` dims would exceed `MAX_HISTORY_BYTES`."""
+    # L-BFGS stores two float64 arrays per step of its history.
+    needed = 2 * LBFGS_OPTIONS["maxcor"] * 8 * classes * (width + 1)
+    if kind == "logistic" and needed > MAX_HISTORY_BYTES:
         raise UserError(
             f"evaluation.refit=logistic is not allowed for {classes:,} classes at {width:,} dims: the search would "
             f"take {needed / 2**30:,.0f} GiB; use evaluation.refit=ridge, or null where no post-hoc arm needs it"
@@ -48,51 +48,55 @@ def ridge(
 ) -> dict[int, Classifier]:
     """Ridge regression on one-hot classes, intercept not penalised, in closed form.
 
-    The Gram matrix of the centred embeddings is made once, O(n·D²); a prefix's is its leading block, and one
-    eigendecomposition of that, O(m³), gives the solution for every penalty.
+    The Gram matrix of the centred embeddings is computed once, in O(n·D²). That of a prefix is its leading block, and
+    one eigendecomposition of it, O(m³), gives the solution for every penalty.
 
     Args:
-        z: float [n, D] with `labels` int [n]; the penalty is chosen on `validation` [v, D], `validation_labels` [v].
+        z: training embeddings, float [n, D].
+        labels: int [n].
+        validation: embeddings float [v, D], on which the penalty is chosen.
+        validation_labels: int [v].
         dims: prefix lengths.
         classes: C.
 
     Returns:
-        For each of `dims` the kernel [m, C] and bias [C]. Of equally accurate penalties the largest is taken.
+        By dim m the kernel [m, C] and bias [C], float32, with the most accurate penalty, the largest one for ties.
     """
     mean, gram, cross = _moments(z, labels, classes)
     shares = np.bincount(labels, minlength=classes) / len(labels)
-    # Variance below the rounding of float32 is none: penalties stay off zero when all embeddings are alike.
-    least = len(z) * float(np.finfo(np.float32).eps ** 2 * np.mean(mean**2) + np.finfo(np.float32).tiny)
+    # Variance below float32 rounding counts as rounding: this keeps penalties above zero if all embeddings are equal.
+    min_scale = len(z) * float(np.finfo(np.float32).eps ** 2 * np.mean(mean**2) + np.finfo(np.float32).tiny)
 
     def fit(m: int) -> Classifier:
-        kernels = _ridge_path(gram[:m, :m], cross[:m], least)
+        kernels = _ridge_path(gram[:m, :m], cross[:m], min_scale)
         candidates = (_classifier(kernel, shares, mean[:m]) for kernel in kernels)
-        return _best(candidates, validation[:, :m], validation_labels)
+        return _most_accurate(candidates, validation[:, :m], validation_labels)
 
-    return _each(fit, dims, classes)
+    return _fit_each_dim(fit, dims, classes)
 
 
 def _moments(z: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean [D], and the products [D, D] and [D, C] of centred embeddings with themselves and with one-hot classes.
+    """The mean [D], and XᵀX [D, D] and XᵀY [D, C] of centred embeddings X and one-hot classes Y, in float64.
 
     Centring the classes too would change nothing, as centred embeddings sum to zero.
     """
     mean = z.mean(axis=0, dtype=np.float64)
     gram, cross = np.zeros((len(mean), len(mean))), np.zeros((len(mean), classes))
-    for start in range(0, len(z), ROWS):
-        centred, some = z[start : start + ROWS] - mean, labels[start : start + ROWS]
+    for start in range(0, len(z), CHUNK_ROWS):
+        centred, chunk_labels = z[start : start + CHUNK_ROWS] - mean, labels[start : start + CHUNK_ROWS]
         gram += centred.T @ centred
-        one_hot = csr_array((np.ones(len(some)), (some, np.arange(len(some)))), (classes, len(some)))
+        count = len(chunk_labels)
+        one_hot = csr_array((np.ones(count), (chunk_labels, np.arange(count))), (classes, count))
         cross += (one_hot @ centred).T
     return mean, gram, cross
 
 
-def _ridge_path(gram: np.ndarray, cross: np.ndarray, least: float) -> Iterator[np.ndarray]:
+def _ridge_path(gram: np.ndarray, cross: np.ndarray, min_scale: float) -> Iterator[np.ndarray]:
     """The kernels `(gram + penalty · mean eigenvalue · I)⁻¹ cross` [m, C], by descending penalty."""
     values, vectors = np.linalg.eigh(gram)
     values = np.maximum(values, 0.0)
-    rotated, scale = vectors.T @ cross, max(float(values.mean()), least)
-    for penalty in RIDGE:
+    rotated, scale = vectors.T @ cross, max(float(values.mean()), min_scale)
+    for penalty in RIDGE_PENALTIES:
         yield vectors @ (rotated / (values + penalty * scale)[:, None])
 
 
@@ -106,9 +110,9 @@ def logistic(
 ) -> dict[int, Classifier]:
     """Multinomial logistic regression with an L2 penalty on the kernel, by L-BFGS, warm-started down the penalties.
 
-    Arguments and result as for `ridge`. Minimises `mean cross-entropy + penalty / 2 · Σ kernel²` until a step gains
-    less than a millionth, so rounding (another number of cores) moves a prediction in a thousand; one scale for all
-    coordinates leaves the geometry of the embedding as it is.
+    Arguments and result as for `ridge`. Minimises `mean cross-entropy + penalty / 2 · Σ kernel²` until the relative
+    gain of a step is below 1e-6, so rounding (another number of cores) may change one prediction in a thousand. All
+    coordinates share one scale, which preserves the geometry of the embedding.
     """
     mean, variance = z.mean(axis=0, dtype=np.float64), z.var(axis=0, dtype=np.float64)
     labels_n = jnp.asarray(labels)
@@ -118,53 +122,54 @@ def logistic(
         x_mxn = jnp.asarray(((z[:, :m] - mean[:m]) / scale).T, jnp.float32)
         path = _logistic_path(x_mxn, labels_n, classes)
         candidates = (_classifier(weights[:, :m].T / scale, weights[:, m], mean[:m]) for weights in path)
-        return _best(candidates, validation[:, :m], validation_labels)
+        return _most_accurate(candidates, validation[:, :m], validation_labels)
 
-    return _each(fit, dims, classes)
+    return _fit_each_dim(fit, dims, classes)
 
 
-def _each(fit: Callable[[int], Classifier], dims: Sequence[int], classes: int) -> dict[int, Classifier]:
-    """`fit(m)` for each of `dims`, of which each process of a run does a share."""
+def _fit_each_dim(fit: Callable[[int], Classifier], dims: Sequence[int], classes: int) -> dict[int, Classifier]:
+    """`fit(m)` for each of `dims`; the processes of a run share the work."""
     stacked = processes.by_items(lambda m: np.vstack(fit(m)), dims, lambda m: (m + 1, classes))
     return {m: (weights[:-1], weights[-1]) for m, weights in zip(dims, stacked, strict=True)}
 
 
 def _logistic_path(x_mxn: jax.Array, labels_n: jax.Array, classes: int) -> Iterator[np.ndarray]:
-    """The minimisers [C, m + 1], the bias last, by descending penalty, each the start of the search for the next."""
+    """The minimisers [C, m + 1], the bias last, by descending penalty, each search starting from the previous one."""
     shape, n = (classes, x_mxn.shape[0] + 1), x_mxn.shape[1]
-    size = max(1, ELEMENTS // classes)
+    size = max(1, MAX_LOGIT_ELEMENTS // classes)
     parts = [(x_mxn[:, i : i + size], labels_n[i : i + size]) for i in range(0, n, size)]
 
     def objective(flat: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
         weights = jnp.asarray(flat.reshape(shape), jnp.float32)
         value, slope = 0.0, np.zeros(shape)
         for x, labels in parts:
-            its_value, its_slope = _logistic(weights, penalty, x, labels)
-            value, slope = value + len(labels) / n * float(its_value), slope + len(labels) / n * np.asarray(its_slope)
+            part_value, part_slope = _logistic_objective(weights, penalty, x, labels)
+            share = len(labels) / n
+            value, slope = value + share * float(part_value), slope + share * np.asarray(part_slope)
         return value, slope.ravel()
 
     flat = np.zeros(shape[0] * shape[1])
-    for penalty in LOGISTIC:
-        flat = minimize(objective, flat, (penalty,), "L-BFGS-B", jac=True, options=SEARCH).x
+    for penalty in LOGISTIC_PENALTIES:
+        flat = minimize(objective, flat, (penalty,), "L-BFGS-B", jac=True, options=LBFGS_OPTIONS).x
         yield flat.reshape(shape)
 
 
 @jax.jit
 @jax.value_and_grad
-def _logistic(weights: jax.Array, penalty: float, x_mxn: jax.Array, labels_n: jax.Array) -> jax.Array:
-    """Objective of `logistic`; `weights` [C, m + 1], the bias last. Examples come last: twice as fast on the CPU."""
+def _logistic_objective(weights: jax.Array, penalty: float, x_mxn: jax.Array, labels_n: jax.Array) -> jax.Array:
+    """Objective of `logistic`; `weights` [C, m + 1], bias last. With examples last it is twice as fast on the CPU."""
     logits = jnp.matmul(weights[:, :-1], x_mxn, precision="highest") + weights[:, -1:]
     picked = jnp.take_along_axis(logits, labels_n[None], axis=0)[0]
     return jnp.mean(jax.nn.logsumexp(logits, axis=0) - picked) + 0.5 * penalty * jnp.sum(weights[:, :-1] ** 2)
 
 
 def _classifier(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> Classifier:
-    """A classifier of centred embeddings as one of the embeddings themselves."""
+    """Turn a classifier of centred embeddings into one of the embeddings themselves."""
     return kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32)
 
 
-def _best(candidates: Iterable[Classifier], z: np.ndarray, labels: np.ndarray) -> Classifier:
-    """The first of the candidates with the highest accuracy."""
+def _most_accurate(candidates: Iterable[Classifier], z: np.ndarray, labels: np.ndarray) -> Classifier:
+    """The candidate with the highest accuracy, the first one for ties."""
 
     def right(candidate: Classifier) -> int:
         (kernel, bias), rows = candidate, rows_at_once(candidate[0].shape[1])
@@ -177,4 +182,4 @@ def _best(candidates: Iterable[Classifier], z: np.ndarray, labels: np.ndarray) -
     return max(candidates, key=right)
 
 
-CLASSIFIERS = {"logistic": logistic, "ridge": ridge}  # of `evaluation.refit`
+CLASSIFIERS = {"logistic": logistic, "ridge": ridge}  # by `evaluation.refit`

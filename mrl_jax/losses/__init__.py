@@ -1,6 +1,6 @@
 """Nested losses: pure functions of arrays that return a scalar and the loss of each granularity.
 
-`LOSSES` is the table of those that a run can be trained with (`loss.name`).
+`LOSSES` is the table of the losses that a run can be trained with (`loss.name`).
 """
 
 from collections.abc import Callable, Sequence
@@ -42,34 +42,34 @@ __all__ = [
     "uncertainty_weighted",
 ]
 
-LearnsFrom = Literal["classes", "pairs", "scored pairs"]  # what the examples of a data set consist of
+LearnsFrom = Literal["classes", "pairs", "scored pairs"]  # the kind of examples in a data set
 
 
 class PairBatch(NamedTuple):
-    """What a loss of pairs sees of a batch of B pairs."""
+    """A batch of B pairs as a pair loss reads it."""
 
     anchors: jax.Array  # [B, D]
     candidates: jax.Array  # [N, D]: the B positives, then hard negatives
-    scores: jax.Array  # float32 [B]; meaningless where the pairs have none
+    scores: jax.Array  # float32 [B]; ignored by losses of unscored pairs
 
     @property
     def positives(self) -> jax.Array:
-        """[B, D]"""
+        """The positive of each anchor, [B, D]."""
         return self.candidates[: len(self.anchors)]
 
 
-# (batch, dims, weights [K], temperature, symmetric) → the scalar loss and that of each granularity [K]
+# (batch, dims, weights [K], temperature, symmetric) → the scalar loss and the loss of each granularity [K]
 PairLoss = Callable[[PairBatch, Sequence[int], jax.Array, Any, bool], tuple[jax.Array, jax.Array]]
 
 
 @dataclass(frozen=True)
 class LossType:
-    """An entry of `LOSSES`."""
+    """An entry of `LOSSES`: what the loss learns from, and the functions that compute it."""
 
     learns_from: LearnsFrom
-    options: tuple[str, ...]  # keys of the configuration that only some losses use, and this one does
-    of_pairs: PairLoss | None = None  # None where classes are learnt: then it is a matter of the heads
-    distillation: PairLoss | None = None  # what `loss.distillation` weighs
+    options: tuple[str, ...]  # configuration keys that apply to this loss but not to all losses
+    of_pairs: PairLoss | None = None  # None for losses of classes, which `heads.nested_loss` computes
+    distillation: PairLoss | None = None  # the term that `loss.distillation` weights
 
 
 def _info_nce(

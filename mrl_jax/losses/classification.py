@@ -1,8 +1,8 @@
-"""Nested losses: pure functions of arrays that return a scalar and the loss of each granularity.
+"""Nested cross-entropy: pure functions of arrays that return a scalar and the loss of each granularity.
 
     L(z, y) = Σ_k c_k · CE(logits_k, y)                                            (MRL paper, eq. 1)
 
-The weights `c` are an argument, not a constant of the program: ones train a Matryoshka embedding, a one-hot row trains
+The weights `c` are an argument, not a compiled constant: all ones train a Matryoshka embedding, a one-hot row trains
 the fixed-size model of that width, and both run through the same compiled step.
 """
 
@@ -11,14 +11,22 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-LOG_VARIANCE = 10.0  # largest magnitude of a learned one: factors of 4.5e-5 … 2.2e4
+MAX_LOG_VARIANCE = 10.0  # bound on |s_k|: the factors exp(−s_k) lie in 4.5e-5 … 2.2e4
 
 
 def cross_entropy(logits_BxC: jax.Array, labels_B: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """Softmax cross-entropy of each example [B], in float32; finite, with its gradient, wherever the logits are.
+    """Softmax cross-entropy of each example; value and gradient are finite wherever the logits are.
 
     With `label_smoothing` s the target is (1 − s) · one_hot + s / C (Szegedy et al., 2016, arXiv:1512.00567).
-    Written with a gather instead of a one-hot product: no second `B × C` array.
+    Uses a gather instead of multiplying by one-hot labels: no second `B × C` array.
+
+    Args:
+        logits_BxC: [B, C].
+        labels_B: int [B], in 0 … C − 1.
+        label_smoothing: s in [0, 1).
+
+    Returns:
+        float32 [B].
     """
     logits_BxC = logits_BxC.astype(jnp.float32)
     log_normalizer = jax.nn.logsumexp(logits_BxC, axis=-1)
@@ -37,9 +45,9 @@ def nested_cross_entropy(
     """Σ_k weights[k] · mean over the batch of the cross-entropy at granularity k.
 
     Args:
-        logits: K arrays [B, C] (or one [K, B, C]), one a granularity; from `nesting.nested_logits` for a tied head
+        logits: K arrays [B, C] (or one [K, B, C]), one per granularity; from `nesting.nested_logits` for a tied head
             (MRL-E) or from K separate heads (MRL).
-        labels: int [B], in 0 … C − 1: others are not noticed, and the loss is then meaningless.
+        labels: int [B], in 0 … C − 1; labels out of range are not detected and make the loss meaningless.
         weights: [K], the relative importance of each granularity. They are summed as given, not normalised.
         label_smoothing: in [0, 1).
 
@@ -47,7 +55,7 @@ def nested_cross_entropy(
         The scalar loss, and the unweighted loss of each granularity, float32 [K].
 
     Raises:
-        ValueError: when the numbers of logits and weights differ.
+        ValueError: the numbers of logits and weights differ.
     """
     weights = jnp.asarray(weights, jnp.float32)
     if weights.shape != (len(logits),):
@@ -61,15 +69,31 @@ def uncertainty_weighted(losses_K: jax.Array, log_variances_K: jax.Array, weight
 
     s_k = log σ_k² is a parameter, 0 at the start (Kendall, Gal and Cipolla, 2018, arXiv:1705.07115, for
     classification). At the minimum over s_k the gradient of L_k is divided by 2·L_k, so granularities with a small
-    loss gain weight. All arguments float32 [K]; returns a scalar. s_k acts, and learns, only within ±`LOG_VARIANCE`: a
-    loss that reaches 0 would send it to −∞, and exp(−s_k) beyond what float32 holds.
+    loss gain weight. s_k is clipped to ±`MAX_LOG_VARIANCE`, without gradient beyond: as a loss reaches 0, its s_k would
+    go to −∞ and exp(−s_k) would overflow.
+
+    Args:
+        losses_K: L_k, float32 [K].
+        log_variances_K: s_k, float32 [K].
+        weights_K: c_k, float32 [K].
+
+    Returns:
+        The scalar loss.
     """
-    log_variances_K = jnp.clip(log_variances_K, -LOG_VARIANCE, LOG_VARIANCE)
+    log_variances_K = jnp.clip(log_variances_K, -MAX_LOG_VARIANCE, MAX_LOG_VARIANCE)
     return jnp.dot(weights_K, jnp.exp(-log_variances_K) * losses_K + log_variances_K / 2)
 
 
-def sample_granularities(key: jax.Array, granularities: int, kept: int) -> jax.Array:
-    """A random subset of `kept` of the granularities as factors float32 [granularities]: `granularities / kept` for
-    those kept, 0 for the others, so that the expected weights are unchanged."""
+def sample_granularities(key: jax.Array, granularities: int, count: int) -> jax.Array:
+    """Draw a random subset of the granularities, as factors for their loss weights.
+
+    Args:
+        key: of the random draw.
+        granularities: K.
+        count: size of the subset, 1…K.
+
+    Returns:
+        float32 [K]: K / count for the granularities drawn, 0 for the others, so that expected weights are unchanged.
+    """
     ranks = jnp.argsort(jnp.argsort(jax.random.uniform(key, (granularities,))))
-    return jnp.where(ranks < kept, granularities / kept, 0.0)
+    return jnp.where(ranks < count, granularities / count, 0.0)

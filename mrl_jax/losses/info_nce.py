@@ -17,9 +17,9 @@ from mrl_jax.losses.cosines import MASKED, check_pairs, check_temperature, cosin
 from mrl_jax.nesting import blocks as nesting_blocks
 from mrl_jax.nesting import inverse_prefix_norms, nested_logits
 
-TILE_ROWS = 128  # of a streamed tile: K tiles of `TILE_ROWS × N` float32 should stay in the cache
-DIRECT_ELEMENTS = 1 << 20  # of the K Gram matrices: below, storing them is faster than computing them twice
-LARGEST_SHIFT = 40  # 1/τ up to which exp(−2/τ) is far from the smallest float32
+TILE_ROWS = 128  # per streamed tile: K tiles of `TILE_ROWS × N` float32 should fit in the cache
+DIRECT_ELEMENTS = 1 << 20  # of the K Gram matrices; up to here, storing them is faster than computing them twice
+MAX_INVERSE_TEMPERATURE = 40  # largest 1/τ for which exp(−2/τ) is far above the smallest float32
 
 
 def nested_info_nce(
@@ -34,30 +34,30 @@ def nested_info_nce(
 ) -> tuple[jax.Array, jax.Array]:
     """Σ_k weights[k] · InfoNCE of the prefixes of m_k coordinates, with in-batch and hard negatives.
 
-    Document i is the positive of query i; documents from B on are negatives of every query. Forward, the mean over
-    queries of −log softmax over all N documents of cos / τ; symmetric, the mean of that and of the same for each of
-    the first B documents over the B queries. These are MultipleNegativesRankingLoss and
+    Document i is the positive of query i; documents from B on are negatives of every query. The one-directional loss is
+    the mean over queries of −log softmax over all N documents of cos / τ; the symmetric one is the mean of that and of
+    the same for each of the first B documents over the B queries. These are MultipleNegativesRankingLoss and
     MultipleNegativesSymmetricRankingLoss of sentence-transformers at scale 1/τ.
 
-    Direct, the K Gram matrices are stored for the backward pass: `K·B·N` floats and more. Streamed, tiles of rows are
-    computed, used and computed again in the backward pass: four `B × N × D` products instead of three, no memory that
-    grows with `B·N`, and faster once K tiles no longer compete with K matrices for the cache.
+    The direct form stores the K Gram matrices for the backward pass: `K·B·N` floats and more. The streamed form
+    computes tiles of rows, and again in the backward pass: four `B × N × D` matmuls instead of three, no memory that
+    grows with `B·N`, and faster once the K matrices exceed the cache.
 
     Args:
-        queries_BxD: [B, D], not necessarily of unit length; narrower than float32 is accumulated in float32.
+        queries_BxD: [B, D], not necessarily of unit length; types narrower than float32 are accumulated in float32.
         documents_NxD: [N, D], N ≥ B.
         dims: nesting dims, ascending, the last D.
         weights: [K], summed as given.
         temperature: τ > 0, a number or a scalar array; gradients flow to an array.
-        symmetric: both directions.
-        streamed: True or False to choose the form, None for the faster one.
-        valid: bool [B]; where False, query and document i are padding: neither queries nor candidates, no gradient.
+        symmetric: whether to average both directions.
+        streamed: True or False to choose the form, None to choose the faster one by size.
+        valid: bool [B]; where False, query i and document i are padding: they do not count and get no gradient.
 
     Returns:
         The scalar loss, and the unweighted loss of each granularity, float32 [K].
 
     Raises:
-        ValueError: on shapes that do not fit, unsuitable dims, or a temperature that is not positive.
+        ValueError: on shapes that do not match, invalid dims, or a temperature that is not positive.
     """
     queries_BxD, documents_NxD, dims, weights = check_pairs(queries_BxD, documents_NxD, dims, weights, paired=False)
     check_temperature(temperature)
@@ -65,7 +65,7 @@ def nested_info_nce(
     if candidates < batch:
         raise ValueError(f"{batch} queries need as many documents, the positives first; got {candidates}")
     if valid is not None and valid.shape != (batch,):
-        raise ValueError(f"valid must be [{batch}], one a query; got shape {valid.shape}")
+        raise ValueError(f"valid must be [{batch}], one per query; got shape {valid.shape}")
     if streamed is None:
         streamed = len(dims) > 1 and len(dims) * batch * candidates > DIRECT_ELEMENTS
     valid_B = jnp.ones(batch, bool) if valid is None else jnp.asarray(valid, bool)
@@ -73,8 +73,8 @@ def nested_info_nce(
     share, negatives = 0.5 if symmetric else 1.0, (0, candidates - batch)
     rows = _Side(share * mean_B, valid_B)
     columns = _Side(jnp.pad((1.0 - share) * mean_B, negatives), jnp.pad(valid_B, negatives, constant_values=True))
-    bounded = not isinstance(temperature, jax.Array) and temperature >= 1 / LARGEST_SHIFT
-    plan = _Plan(dims, _tile_rows(batch, candidates), symmetric, bounded)
+    bounded = not isinstance(temperature, jax.Array) and temperature >= 1 / MAX_INVERSE_TEMPERATURE
+    plan = _Plan(dims, min(TILE_ROWS, batch), symmetric, bounded)
     inverse = 1.0 / jnp.asarray(temperature, jnp.float32)
     normalizers = _streamed_normalizers if streamed else _direct_normalizers
     normalizers_K = normalizers(plan, queries_BxD, documents_NxD, inverse, rows, columns)
@@ -83,18 +83,18 @@ def nested_info_nce(
 
 
 class _Plan(NamedTuple):
-    """What is known before there are arrays."""
+    """The static arguments of the log-normalisers."""
 
     dims: tuple[int, ...]
-    tile: int  # rows
+    tile: int  # rows per tile
     symmetric: bool
-    bounded: bool  # 1/τ ≤ LARGEST_SHIFT
+    bounded: bool  # 1/τ ≤ MAX_INVERSE_TEMPERATURE
 
 
 class _Side(NamedTuple):
     """The rows or the columns of the Gram matrices."""
 
-    weight: jax.Array  # float32, of each log-normaliser in the loss
+    weight: jax.Array  # float32, weight of each log-normaliser in the loss
     valid: jax.Array  # bool
 
 
@@ -104,7 +104,7 @@ def _direct_normalizers(
     """Σ_i rows.weight · log Σ_j exp(cos / τ) + Σ_j columns.weight · log Σ_i exp(cos / τ), float32 [K]."""
     normalizers = []
     for cosines_BxN in cosine_matrices(queries, documents, plan.dims):
-        logits_BxN = _masked(cosines_BxN * inverse, rows.valid, columns.valid)
+        logits_BxN = _mask_padding(cosines_BxN * inverse, rows.valid, columns.valid)
         normalizer = jnp.dot(rows.weight, jax.nn.logsumexp(logits_BxN, axis=1))
         if plan.symmetric:
             normalizer += jnp.dot(columns.weight, jax.nn.logsumexp(logits_BxN, axis=0))
@@ -112,50 +112,50 @@ def _direct_normalizers(
     return jnp.stack(normalizers)
 
 
-def _masked(logits: jax.Array, valid_rows: jax.Array, valid_columns: jax.Array) -> jax.Array:
+def _mask_padding(logits: jax.Array, valid_rows: jax.Array, valid_columns: jax.Array) -> jax.Array:
     return jnp.where(valid_rows[:, None] & valid_columns, logits, MASKED)
 
 
 def _streamed_normalizers(
     plan: _Plan, queries: jax.Array, documents: jax.Array, inverse: jax.Array, rows: _Side, columns: _Side
 ) -> jax.Array:
-    """As `_direct_normalizers`, over tiles of rows."""
-    spare = (0, -len(queries) % plan.tile)
-    rows = _Side(jnp.pad(rows.weight, spare), jnp.pad(rows.valid, spare))
-    return _streamed(plan, jnp.pad(queries, (spare, (0, 0))), documents, inverse, rows, columns)
+    """As `_direct_normalizers`, over tiles of rows; the queries are padded to whole tiles."""
+    padding = (0, -len(queries) % plan.tile)
+    rows = _Side(jnp.pad(rows.weight, padding), jnp.pad(rows.valid, padding))
+    return _stream_tiles(plan, jnp.pad(queries, (padding, (0, 0))), documents, inverse, rows, columns)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _streamed(
+def _stream_tiles(
     plan: _Plan, queries: jax.Array, documents: jax.Array, inverse: jax.Array, rows: _Side, columns: _Side
 ) -> jax.Array:
-    return _streamed_forward(plan, queries, documents, inverse, rows, columns)[0]
+    return _stream_tiles_forward(plan, queries, documents, inverse, rows, columns)[0]
 
 
-def _streamed_forward(
+def _stream_tiles_forward(
     plan: _Plan, queries: jax.Array, documents: jax.Array, inverse: jax.Array, rows: _Side, columns: _Side
 ) -> tuple[jax.Array, Any]:
-    # Without a norm, padding has cosine 0 and no gradient.
+    # With an inverse norm of 0, padding has cosine 0 and no gradient.
     q_norms_BxK = inverse_prefix_norms(queries, plan.dims).T * rows.valid[:, None]
     d_norms_KxN = inverse_prefix_norms(documents, plan.dims) * columns.valid
     blocks = split_blocks(documents.T, plan.dims)
 
     def log_sums(logits: jax.Array, valid_T: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """log Σ exp of a tile over its columns and over its rows."""
+        """log Σ exp of a tile over its columns and, if symmetric, over its rows."""
         if plan.bounded:
             # cos ≤ 1: exp(cos / τ − 1 / τ) needs no maximum, and one exp serves both.
             powers = jnp.exp(logits - inverse)
             over_columns = inverse + jnp.log(powers @ columns.valid.astype(jnp.float32))
             over_rows = inverse + jnp.log(valid_T.astype(jnp.float32) @ powers) if plan.symmetric else None
             return over_columns, over_rows
-        logits = _masked(logits, valid_T, columns.valid)
+        logits = _mask_padding(logits, valid_T, columns.valid)
         return jax.nn.logsumexp(logits, axis=1), jax.nn.logsumexp(logits, axis=0) if plan.symmetric else None
 
     def step(of_columns_KxN: jax.Array | None, inputs: Any) -> tuple[jax.Array | None, jax.Array]:
         q_TxD, scales_TxK, valid_T = inputs
         sums = [
-            log_sums(products_TxN * scales_TxK[:, k, None] * d_norms_KxN[k], valid_T)
-            for k, products_TxN in enumerate(nested_logits(q_TxD, blocks, plan.dims))
+            log_sums(dots_TxN * scales_TxK[:, k, None] * d_norms_KxN[k], valid_T)
+            for k, dots_TxN in enumerate(nested_logits(q_TxD, blocks, plan.dims))
         ]
         of_rows, of_columns = zip(*sums, strict=True)
         if of_columns_KxN is not None:
@@ -165,7 +165,7 @@ def _streamed_forward(
     start = jnp.full_like(d_norms_KxN, -jnp.inf) if plan.symmetric else None
     tiles = _tiles((queries, q_norms_BxK * inverse, rows.valid), plan.tile)
     of_columns_KxN, of_rows = jax.lax.scan(step, start, tiles)
-    # What counts for nothing may be infinite, or small enough for its exponentials to be: with −MASKED they are 0.
+    # Rows of weight 0 may have infinite log-sums, or ones whose exponentials overflow: −MASKED makes those exactly 0.
     of_rows_BxK = jnp.where(rows.weight[:, None] > 0, _untile(of_rows), -MASKED)
     normalizers_K = rows.weight @ of_rows_BxK
     if of_columns_KxN is not None:
@@ -175,9 +175,13 @@ def _streamed_forward(
     return normalizers_K, (queries, documents, inverse, rows, columns, norms, normalizers)
 
 
-def _streamed_backward(plan: _Plan, residuals: Any, cotangents_K: jax.Array) -> Any:
-    """With G = ∂L/∂(cos / τ) of one granularity, what remains is dS = G / (τ ‖q‖ ‖d‖), summed over the granularities
-    that a block takes part in, and S ∘ dS summed over rows and over columns: through it the norms and τ enter."""
+def _stream_tiles_backward(plan: _Plan, residuals: Any, cotangents_K: jax.Array) -> Any:
+    """Gradients with respect to queries, documents and 1/τ.
+
+    With G = ∂L/∂(cos / τ) of one granularity, the gradient of its dot products is dS = G / (τ ‖q‖ ‖d‖). Each block of
+    coordinates needs the sum of dS over the granularities that contain it; the norms and τ need S ∘ dS summed over rows
+    and over columns.
+    """
     queries, documents, inverse, rows, columns, norms, normalizers = residuals
     (q_norms_BxK, d_norms_KxN), (of_rows_BxK, of_columns_KxN) = norms, normalizers
     blocks, documents_blocks = split_blocks(documents.T, plan.dims), split_blocks(documents, plan.dims, axis=1)
@@ -192,9 +196,9 @@ def _streamed_backward(plan: _Plan, residuals: Any, cotangents_K: jax.Array) -> 
         logits: jax.Array, k: int, valid: jax.Array, weights: jax.Array, of_rows: jax.Array
     ) -> jax.Array:
         if plan.bounded:
-            # Of padding, nothing reaches a gradient: its scale is 0.
+            # Padding needs no mask here: its scale is 0, so it adds nothing to a gradient.
             return jnp.exp(logits - inverse) * (weights + column_weights_KxN[k] if plan.symmetric else weights)
-        logits = _masked(logits, valid, columns.valid)
+        logits = _mask_padding(logits, valid, columns.valid)
         gradient = weights * jnp.exp(logits - of_rows)
         if plan.symmetric:
             gradient += column_weights_KxN[k] * jnp.exp(logits - of_columns_KxN[k])
@@ -204,20 +208,20 @@ def _streamed_backward(plan: _Plan, residuals: Any, cotangents_K: jax.Array) -> 
         (q_TxD, scales_TxK, valid_T, weights_TxK, of_rows_TxK), q_DxT = inputs
         d_blocks, of_columns_KxN = carry
         gradients, of_rows, of_columns = [], [], []
-        for k, products_TxN in enumerate(nested_logits(q_TxD, blocks, plan.dims)):
+        for k, dots_TxN in enumerate(nested_logits(q_TxD, blocks, plan.dims)):
             column = slice(k, k + 1)
             scale = scales_TxK[:, column] * d_norms_KxN[k]
             gradient = scale * log_sum_gradient(
-                products_TxN * scale, k, valid_T, weights_TxK[:, column], of_rows_TxK[:, column]
+                dots_TxN * scale, k, valid_T, weights_TxK[:, column], of_rows_TxK[:, column]
             )
-            weighted = gradient * products_TxN
+            weighted = gradient * dots_TxN
             of_rows.append(jnp.sum(weighted, axis=1))
             of_columns.append(jnp.sum(weighted, axis=0))
             gradients.append(gradient)
         for k in reversed(range(len(gradients) - 1)):
             gradients[k] += gradients[k + 1]
         d_queries = [g @ d for g, d in zip(gradients, documents_blocks, strict=True)]
-        # Transposed, so that no product transposes a tile: 15 % of the whole.
+        # Computed transposed, so that no matmul has to transpose a tile, which would be 15 % of the total time.
         q_blocks = split_blocks(q_DxT, plan.dims)
         d_blocks = [d + q @ g for d, q, g in zip(d_blocks, q_blocks, gradients, strict=True)]
         return (d_blocks, of_columns_KxN + jnp.stack(of_columns)), (d_queries, jnp.stack(of_rows, axis=1))
@@ -228,23 +232,19 @@ def _streamed_backward(plan: _Plan, residuals: Any, cotangents_K: jax.Array) -> 
     (d_blocks, of_columns_KxN), (q_gradients, of_rows) = jax.lax.scan(step, start, (tiles, transposed))
     of_rows_BxK = _untile(of_rows)
     d_queries = jnp.concatenate([_untile(gradient) for gradient in q_gradients], axis=1)
-    d_queries -= _through_norms(queries, of_rows_BxK * q_norms_BxK**2, plan.dims)
+    d_queries -= _norm_gradient(queries, of_rows_BxK * q_norms_BxK**2, plan.dims)
     d_documents = jnp.concatenate(d_blocks).T
-    d_documents -= _through_norms(documents, (of_columns_KxN * d_norms_KxN**2).T, plan.dims)
+    d_documents -= _norm_gradient(documents, (of_columns_KxN * d_norms_KxN**2).T, plan.dims)
     d_inverse = jnp.sum(of_rows_BxK) / inverse
     return d_queries, d_documents, d_inverse, None, None
 
 
-_streamed.defvjp(_streamed_forward, _streamed_backward)
-
-
-def _tile_rows(batch: int, candidates: int) -> int:
-    return min(TILE_ROWS, batch)
+_stream_tiles.defvjp(_stream_tiles_forward, _stream_tiles_backward)
 
 
 def _tiles(arrays: Any, tile: int) -> Any:
-    """[B, …] → [B / tile, tile, …]. Tile t holds the rows t, t + B / tile, …: a batch that is sharded over devices
-    stays so within each tile."""
+    """[B, …] → [B / tile, tile, …]. Tile t holds the rows t, t + B / tile, …, so that each tile of a batch that is
+    sharded over devices is sharded too."""
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(tile, -1, *x.shape[1:]), 0, 1), arrays)
 
 
@@ -253,8 +253,8 @@ def _untile(tiles: jax.Array) -> jax.Array:
     return jnp.swapaxes(tiles, 0, 1).reshape(-1, *tiles.shape[2:])
 
 
-def _through_norms(z_BxD: jax.Array, factors_BxK: jax.Array, dims: tuple[int, ...]) -> jax.Array:
-    """Σ_k factors[k] · z[:m_k], each padded to D."""
+def _norm_gradient(z_BxD: jax.Array, factors_BxK: jax.Array, dims: tuple[int, ...]) -> jax.Array:
+    """Σ_k factors[:, k] · z[:, :m_k], each padded to D: the gradient that passes through the prefix norms, [B, D]."""
     per_block = jnp.cumsum(factors_BxK[:, ::-1], axis=1)[:, ::-1]
     widths = [stop - start for start, stop in nesting_blocks(dims)]
     return z_BxD * jnp.repeat(per_block, jnp.array(widths), axis=1, total_repeat_length=dims[-1])

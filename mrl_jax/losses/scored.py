@@ -25,12 +25,12 @@ def nested_cosent(
 ) -> tuple[jax.Array, jax.Array]:
     """Σ_k weights[k] · log(1 + Σ_{i, j: scores_i > scores_j} exp((cos_j − cos_i) / τ)): pairs ordered by score.
 
-    CoSENTLoss of sentence-transformers at scale 1/τ. Sorted by score, the inner sum over i is a cumulative one:
-    O(B·D + K·B·log B), no `B × B` array. Pairs of equal scores are not compared.
+    CoSENTLoss of sentence-transformers at scale 1/τ. With pairs sorted by score, the inner sum over i is a cumulative
+    sum: O(B·D + K·B·log B), no `B × B` array. Pairs of equal scores are not compared.
 
     Args:
         a_BxD, b_BxD: [B, D], the two embeddings of each pair.
-        scores_B: [B], only their order counts.
+        scores_B: [B]; only their order matters.
         dims: nesting dims, ascending, the last D.
         weights: [K], summed as given.
         temperature: τ > 0, a number or a scalar array.
@@ -39,7 +39,7 @@ def nested_cosent(
         The scalar loss, and the unweighted loss of each granularity, float32 [K].
 
     Raises:
-        ValueError: on shapes that do not fit, unsuitable dims, or a temperature that is not positive.
+        ValueError: on shapes that do not match, invalid dims, or a temperature that is not positive.
     """
     a_BxD, b_BxD, dims, weights = check_pairs(a_BxD, b_BxD, dims, weights)
     check_temperature(temperature)
@@ -47,12 +47,11 @@ def nested_cosent(
     order = jnp.argsort(scores_B)
     logits_KxB = prefix_cosines(a_BxD, b_BxD, dims)[:, order] / temperature
     scores_B = scores_B[order]
-    higher = jnp.searchsorted(
-        scores_B, scores_B, side="right"
-    )  # the first pair with a higher score, B if there is none
-    from_here = jax.lax.cumlogsumexp(-logits_KxB, axis=1, reverse=True)
+    # The first pair with a higher score, B if there is none.
+    higher = jnp.searchsorted(scores_B, scores_B, side="right")
+    log_sums_from = jax.lax.cumlogsumexp(-logits_KxB, axis=1, reverse=True)
     exists = higher < len(scores_B)
-    of_higher = jnp.where(exists, from_here[:, jnp.minimum(higher, len(scores_B) - 1)], MASKED)
+    of_higher = jnp.where(exists, log_sums_from[:, jnp.minimum(higher, len(scores_B) - 1)], MASKED)
     losses_K = jax.nn.logsumexp(jnp.pad(logits_KxB + of_higher, ((0, 0), (1, 0))), axis=1)
     return jnp.dot(weights, losses_K), losses_K
 
@@ -66,8 +65,17 @@ def nested_cosine_regression(
 ) -> tuple[jax.Array, jax.Array]:
     """Σ_k weights[k] · mean over pairs of (cos_k − score)²: CosineSimilarityLoss of sentence-transformers.
 
-    Embeddings [B, D], scores [B] in −1…1, weights [K]. Returns the scalar loss and the unweighted loss of each
-    granularity, float32 [K]; raises `ValueError` on shapes that do not fit or unsuitable dims.
+    Args:
+        a_BxD, b_BxD: [B, D], the two embeddings of each pair.
+        scores_B: [B], in −1…1.
+        dims: nesting dims, ascending, the last D.
+        weights: [K], summed as given.
+
+    Returns:
+        The scalar loss, and the unweighted loss of each granularity, float32 [K].
+
+    Raises:
+        ValueError: on shapes that do not match or invalid dims.
     """
     a_BxD, b_BxD, dims, weights = check_pairs(a_BxD, b_BxD, dims, weights)
     errors_KxB = prefix_cosines(a_BxD, b_BxD, dims) - _check_scores(scores_B, len(a_BxD))
@@ -91,8 +99,8 @@ def nested_distillation(
 ) -> tuple[jax.Array, jax.Array]:
     """Σ_k weights[k] · mean over queries of KL(softmax(cos_D / τ) ‖ softmax(cos_k / τ)), the softmax over documents.
 
-    The similarities of the full width, taken as they are (no gradient), are what the prefixes should reproduce
-    (Hinton, Vinyals and Dean, 2015, arXiv:1503.02531). The loss of the full width itself is 0.
+    The similarities at full width, without gradient, are the targets of the prefixes (Hinton, Vinyals and Dean, 2015,
+    arXiv:1503.02531). The loss of the full width itself is 0.
 
     Args:
         queries_BxD, documents_NxD: [B, D] and [N, D].
@@ -104,7 +112,7 @@ def nested_distillation(
         The scalar loss, and the unweighted loss of each granularity in nats, float32 [K].
 
     Raises:
-        ValueError: on shapes that do not fit, unsuitable dims, or a temperature that is not positive.
+        ValueError: on shapes that do not match, invalid dims, or a temperature that is not positive.
     """
     queries_BxD, documents_NxD, dims, weights = check_pairs(queries_BxD, documents_NxD, dims, weights, paired=False)
     check_temperature(temperature)
@@ -113,8 +121,8 @@ def nested_distillation(
         for cosines_BxN in cosine_matrices(queries_BxD, documents_NxD, dims)
     )
     teacher = jax.lax.stop_gradient(teacher)
-    losses = [jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=1)) for student in students]
-    losses_K = jnp.stack([*losses, jnp.zeros(())])
+    divergences = [jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=1)) for student in students]
+    losses_K = jnp.stack([*divergences, jnp.zeros(())])
     return jnp.dot(weights, losses_K), losses_K
 
 
@@ -123,9 +131,18 @@ def nested_pair_distillation(
 ) -> tuple[jax.Array, jax.Array]:
     """Σ_k weights[k] · mean over pairs of (cos_k − cos_D)², the cosine of the full width without gradient.
 
-    As `nested_distillation`, where each embedding has but one partner. Embeddings [B, D], weights [K]. Returns the
-    scalar loss and the unweighted loss of each granularity, float32 [K], 0 for the full width; raises `ValueError` on
-    shapes that do not fit or unsuitable dims.
+    The counterpart of `nested_distillation` for data in which each embedding has a single partner.
+
+    Args:
+        a_BxD, b_BxD: [B, D], the two embeddings of each pair.
+        dims: nesting dims, ascending, the last D.
+        weights: [K], summed as given.
+
+    Returns:
+        The scalar loss, and the unweighted loss of each granularity, float32 [K], 0 for the full width.
+
+    Raises:
+        ValueError: on shapes that do not match or invalid dims.
     """
     a_BxD, b_BxD, dims, weights = check_pairs(a_BxD, b_BxD, dims, weights)
     cosines_KxB = prefix_cosines(a_BxD, b_BxD, dims)

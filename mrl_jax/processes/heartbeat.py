@@ -1,10 +1,10 @@
-"""Notice that another process is gone while this one works by itself, in time to end with a sentence.
+"""Detect that another process is gone, early enough to end this one with a sentence.
 
-Work that is shared fails at once when a process at the other end is gone. Work of one's own does not, and JAX tells
-only after its heartbeat timeout (half of it, by measurement), by aborting the process with a stack trace. So a thread
-of every process counts up in JAX' key-value store, which process 0 serves, and ends the process when some count has
-stood still for too long; JAX is given more time. When process 0 itself is gone JAX aborts at once, and nothing but a
-handler of the abort can say why.
+Collective operations fail at once when a peer is gone; local computation does not notice. JAX detects it only after its
+heartbeat timeout (half of it, by measurement) and aborts the process with a stack trace. So a thread of every process
+increments a counter in JAX's key-value store, which process 0 serves, and ends its process when another counter has not
+changed for too long; JAX's own timeout is set longer. If process 0 itself is gone, JAX aborts at once, and only a
+handler of SIGABRT can print the reason.
 """
 
 import atexit
@@ -17,41 +17,43 @@ import threading
 import time
 from typing import Any, NoReturn
 
-from jax._src.distributed import global_state  # the store has no public name; nor do numbers before a backend is made
+from jax._src.distributed import (
+    global_state,
+)  # the store has no public name, nor do process numbers before a backend exists
 
-BEATS = "mrl_jax/beats"
-LEFT = "left"  # in place of a count: gone, but not missing
-LATER = 3  # times as long JAX waits
-LOST = 75  # exit status, as for SIGTERM: the same command, started again, continues
+BEATS_KEY = "mrl_jax/beats"  # folder of the counters in the store
+LEFT_WORD = "left"  # in place of a count: this process has ended on purpose
+JAX_TIMEOUT_FACTOR = 3  # ratio of JAX's heartbeat timeout to ours
+LOST_PEER_STATUS = 75  # exit status, as after SIGTERM: the same command, started again, continues
 
-_leaving = threading.Event()
-_answered = 0.0  # when process 0 last did
-_handlers: list[Any] = []  # C functions, kept from being collected
+_has_left = threading.Event()
+_last_answer = 0.0  # when process 0 last answered, in seconds of the monotonic clock
+_handlers: list[Any] = []  # C functions, referenced here so that they are not garbage-collected
 
 
 def start(seconds: float) -> None:
-    """Watch the other processes, of which each has to give a sign of life within `seconds`."""
+    """Watch the other processes; one whose counter stands still for `seconds` counts as gone."""
     thread = threading.Thread(target=_watch, args=(seconds, min(5.0, seconds / 10)), daemon=True)
-    atexit.register(leave)  # before JAX, whose own runs later, waits for the others
+    atexit.register(leave)  # runs before JAX's own exit handler, which waits for the others
     thread.start()
     if global_state.process_id:
-        handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda signum: _aborted(seconds))
+        handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda signum: _on_abort(seconds))
         _handlers.append(handler)
         ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)  # Python's own handlers run too late
 
 
 def leave() -> None:
-    """Tell the others that this process ends on purpose."""
-    if not _leaving.is_set():
-        _leaving.set()
+    """Tell the other processes that this one ends on purpose."""
+    if not _has_left.is_set():
+        _has_left.set()
         try:
-            _say(LEFT)
+            _publish(LEFT_WORD)
         except Exception:  # process 0 is gone, or never was
             return
 
 
 def end(sentence: str, status: int) -> NoReturn:
-    """End this process from whatever thread, whatever it waits for."""
+    """Print a sentence and end this process, from any thread, even while other threads are blocked."""
     print(sentence, file=sys.stderr, flush=True)
     os._exit(status)
 
@@ -60,45 +62,47 @@ def _store() -> Any:
     return global_state.client
 
 
-def _say(word: str) -> None:
-    _store().key_value_set(f"{BEATS}/{global_state.process_id}", word, allow_overwrite=True)
+def _publish(word: str) -> None:
+    """Store a count, or `LEFT_WORD`, for this process."""
+    _store().key_value_set(f"{BEATS_KEY}/{global_state.process_id}", word, allow_overwrite=True)
 
 
-def _watch(silence: float, interval: float) -> None:
-    global _answered
-    _answered, beat = time.monotonic(), 0
-    changed = {str(number): ("", _answered) for number in range(global_state.num_processes)}
-    while not _leaving.wait(interval):
+def _watch(timeout: float, interval: float) -> None:
+    """Count up every `interval` seconds; end the process when another one has not counted for `timeout` seconds."""
+    global _last_answer
+    _last_answer, beat = time.monotonic(), 0
+    changed = {str(number): ("", _last_answer) for number in range(global_state.num_processes)}
+    while not _has_left.wait(interval):
         beat += 1
         try:
-            _say(str(beat))
-            found = _store().key_value_dir_get(BEATS)
-        except Exception:  # a glitch, or the end, which JAX notices
+            _publish(str(beat))
+            words = _store().key_value_dir_get(BEATS_KEY)
+        except Exception:  # process 0 did not answer; if it is gone, JAX aborts
             continue
-        now = _answered = time.monotonic()
-        for key, word in found:
+        now = _last_answer = time.monotonic()
+        for key, word in words:
             number = key.rpartition("/")[2]
             if changed[number][0] != word:
                 changed[number] = word, now
         for number, (word, since) in changed.items():
-            if word != LEFT and now - since > silence and not _leaving.is_set():
-                end(_sentence(number), LOST)
+            if word != LEFT_WORD and now - since > timeout and not _has_left.is_set():
+                end(_lost_message(number), LOST_PEER_STATUS)
 
 
-def _sentence(number: str) -> str:
+def _lost_message(number: str) -> str:
     return (
         f"error: process {number} of {global_state.num_processes} is gone or silent, so process "
         f"{global_state.process_id} stops; continue with the same command and resume=true in all of them"
     )
 
 
-def _aborted(silence: float) -> None:
-    """Why JAX aborts, if process 0 is gone or silent; else the abort goes on."""
+def _on_abort(timeout: float) -> None:
+    """End with a sentence if process 0 is gone or silent; otherwise return, and the abort continues."""
     host, _, port = str(global_state.coordinator_address).rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-        gone = time.monotonic() - _answered > silence
+        gone = time.monotonic() - _last_answer > timeout
     except (OSError, ValueError):
         gone = True
     if gone:
-        end(_sentence("0"), LOST)
+        end(_lost_message("0"), LOST_PEER_STATUS)

@@ -5,15 +5,15 @@
         environment.json    versions, device, core count, git commit
         dataset.json        classes, sizes and a fingerprint of the data
         tokenizer.json      how texts become numbers (text only; idf.json beside it for a bag of words)
-        SHA256SUMS          of the files above that a model is built from, as `sha256sum` writes it
-        metrics.jsonl       the training log, a line a member and interval
+        SHA256SUMS          hashes of the files above that a model is built from, in the format of `sha256sum`
+        metrics.jsonl       the training log, one line per member and logging interval
         evaluation.csv      experiment,arm,seed,dim,split,metric,value
         predictions/        per-example outcomes that paired statistics need
-        checkpoints/        training states while they are needed, then the best model of each member
-        plots/              drawn from metrics.jsonl and evaluation.csv
+        checkpoints/        training states until training ends, and the best model of each member
+        plots/              plots of metrics.jsonl and evaluation.csv
 
-A run's folder gets its name with its first files in it, so none is ever overwritten or half begun; files that are
-rewritten are replaced atomically.
+A folder is created under a temporary name and renamed once its first files are in it, so no run is overwritten or half
+created. Files that are rewritten are replaced atomically.
 """
 
 import contextlib
@@ -34,13 +34,13 @@ from mrl_jax.errors import UserError, nearest
 from mrl_jax.files import cannot_write_error, path_of, sha256_of, write
 from mrl_jax.runs.environment import environment
 
-SEALED = ("config.yaml", "dataset.json", "tokenizer.json", "idf.json")
+SEALED_FILES = ("config.yaml", "dataset.json", "tokenizer.json", "idf.json")
 
 
 def refuse_existing(config: configuration.Config) -> None:
-    """Raise `UserError` when the run that `config` names exists: said before any work, and once more by `claim`."""
+    """Raise `UserError` if the run that `config` names exists. Called before any work, and once more by `claim`."""
     parent = _parent(config)
-    if config.run is not None and _taken(parent / config.run):
+    if config.run is not None and _is_occupied(parent / config.run):
         raise UserError(
             f"run={config.run} exists in {parent} and is not overwritten; "
             "choose another name, or continue it with resume=true"
@@ -48,7 +48,7 @@ def refuse_existing(config: configuration.Config) -> None:
 
 
 def exists(config: configuration.Config) -> bool:
-    """Whether the run that `config` names has been begun."""
+    """Whether the run that `config` names exists."""
     return (_parent(config) / (config.run or "latest") / "config.yaml").exists()
 
 
@@ -56,15 +56,15 @@ def _parent(config: configuration.Config) -> Path:
     return path_of("results_dir", config.results_dir) / config.name
 
 
-def _taken(directory: Path) -> bool:
-    """Whether something is there that a run would overwrite: an empty folder is not."""
+def _is_occupied(directory: Path) -> bool:
+    """Whether `directory` exists and is not an empty folder, so that a run would overwrite something."""
     return os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir()))
 
 
 def claim(config: configuration.Config) -> Path:
-    """Create and return the folder of a new run; raises `UserError` when a run of that name exists.
+    """Create and return the folder of a new run; raises `UserError` if a run of that name exists.
 
-    The folder gets its name once its first files are in it: a process killed here leaves nothing that looks like a run.
+    The folder gets its name after its first files: a process killed before leaves nothing that looks like a run.
     """
     refuse_existing(config)
     parent = _parent(config)
@@ -83,7 +83,7 @@ def claim(config: configuration.Config) -> Path:
     for attempt in range(1, 1000):
         directory = parent / (name if attempt == 1 else f"{name}-{attempt}")
         try:
-            if not _taken(directory):
+            if not _is_occupied(directory):
                 unnamed.rename(directory)
                 _point_latest(parent, directory.name)
                 return directory
@@ -99,27 +99,27 @@ def claim(config: configuration.Config) -> Path:
 
 
 def reopen(config: configuration.Config) -> Path:
-    """The folder of the run to resume; raises `UserError` when there is none or its configuration differs."""
+    """The folder of the run to resume; raises `UserError` if there is none or its configuration differs."""
     parent = _parent(config)
     directory = parent / (config.run or "latest")
     if config.run is None and not directory.exists():  # killed before the link was made
         directory = parent / next(reversed(names_below(parent)), "latest")
     if not (directory / "config.yaml").is_file():
         names = names_below(parent)
-        found = f"runs there: {', '.join(names)}" if names else "there is no run there"
-        raise UserError(f"resume=true: no run {directory}{nearest(config.run or '', names)}; {found}")
+        existing = f"runs there: {', '.join(names)}" if names else "there is no run there"
+        raise UserError(f"resume=true: no run {directory}{nearest(config.run or '', names)}; {existing}")
     changed = configuration.differences(configuration.from_yaml(directory / "config.yaml"), config)
     if changed:
         raise UserError(
             f"resume=true: {directory} was started with another configuration: {'; '.join(changed[:5])}; "
             "resume with the same keys, or start a new run"
         )
-    _warn_of_another_environment(directory)
+    _warn_if_environment_changed(directory)
     return directory.resolve()
 
 
-def _warn_of_another_environment(directory: Path) -> None:
-    """Bits are only promised for the same versions, devices and cores: say so when they have changed."""
+def _warn_if_environment_changed(directory: Path) -> None:
+    """Print a warning if versions, devices or cores have changed: bit-exact resumption needs the same ones."""
     try:
         then = dict(json.loads((directory / "environment.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
@@ -136,7 +136,7 @@ def _warn_of_another_environment(directory: Path) -> None:
 
 @contextlib.contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    """Keep a run to this process; raises `UserError` when another one has it. The kernel unlocks for a killed one."""
+    """Hold the exclusive lock of a run; raises `UserError` if another process holds it. It is released at exit."""
     with (directory / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,13 +146,13 @@ def lock(directory: Path) -> Iterator[None]:
 
 
 def names_below(parent: Path) -> list[str]:
-    """The runs in a folder, oldest name first."""
-    found = (path.parent for path in parent.glob("*/config.yaml") if not path.parent.is_symlink())
-    return sorted(path.name for path in found if not path.name.startswith("."))
+    """The names of the runs in a folder, sorted: default names begin with the date, so oldest first."""
+    folders = (path.parent for path in parent.glob("*/config.yaml") if not path.parent.is_symlink())
+    return sorted(path.name for path in folders if not path.name.startswith("."))
 
 
 def find(path: str | Path) -> Path:
-    """The run directory at `path`, or the only or latest run below it; raises `UserError` when there is none."""
+    """The run directory at `path`, or else the latest run below it; raises `UserError` if there is none."""
     path = Path(path)
     for candidate in (path, path / "latest"):
         if (candidate / "config.yaml").is_file():
@@ -168,18 +168,18 @@ def _point_latest(parent: Path, name: str) -> None:
     try:
         link.symlink_to(name)
         os.replace(link, parent / "latest")
-    except OSError:  # a file system without links, or a folder called latest: only a convenience is lost
+    except OSError:  # no symbolic links here, or a folder is called latest: the link is only a convenience
         link.unlink(missing_ok=True)
 
 
 def seal(directory: Path) -> None:
-    """Write SHA256SUMS of the files that a model is built from; `read_dataset` compares them."""
-    sealed = [path for name in SEALED if (path := directory / name).is_file()]
+    """Write SHA256SUMS of the files that a model is built from; `read_dataset` verifies them."""
+    sealed = [path for name in SEALED_FILES if (path := directory / name).is_file()]
     write(directory / "SHA256SUMS", "".join(f"{sha256_of(path)}  {path.name}\n" for path in sealed))
 
 
 def _check_seal(directory: Path) -> None:
-    """Raise `UserError` where a file is not what SHA256SUMS says. Older runs have none."""
+    """Raise `UserError` if a file does not match SHA256SUMS. Runs of older versions have no such file."""
     path = directory / "SHA256SUMS"
     if not path.exists():
         return
@@ -187,18 +187,18 @@ def _check_seal(directory: Path) -> None:
         lines = [line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
         lines = []
-    known = {name: expected for expected, _, name in lines}
-    if not {"config.yaml", "dataset.json"} <= known.keys() <= set(SEALED):
+    hashes = {name: expected for expected, _, name in lines}
+    if not {"config.yaml", "dataset.json"} <= hashes.keys() <= set(SEALED_FILES):
         raise UserError(f"{path} is damaged; restore it, or delete it to go without")
-    for name, expected in known.items():
+    for name, expected in hashes.items():
         file = directory / name
         if file.is_file() and sha256_of(file) != expected:
-            again = "; delete it and use resume=true to write it again" if name in SEALED[2:] else ""
-            raise UserError(f"{file} is not what SHA256SUMS says: one of the two is damaged; restore it{again}")
+            remedy = "; delete it and use resume=true to write it again" if name in SEALED_FILES[2:] else ""
+            raise UserError(f"{file} is not what SHA256SUMS says: one of the two is damaged; restore it{remedy}")
 
 
 def read_dataset(directory: Path) -> dict[str, Any]:
-    """The content of a run's dataset.json. Raises `UserError` when it is missing, or a sealed file damaged."""
+    """The content of a run's dataset.json; raises `UserError` if it is missing, or a sealed file is damaged."""
     path = directory / "dataset.json"
     _check_seal(directory)
     try:
@@ -208,21 +208,27 @@ def read_dataset(directory: Path) -> dict[str, Any]:
     missing = {"kind", "classes", "inputs", "encoder", "vocabulary"} - set(content if isinstance(content, dict) else ())
     if missing:
         raise UserError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
-    for key, good in (
-        ("kind", content["kind"] in ("text", "image", "features")),
-        ("classes", _all_of(str, content["classes"])),
-        ("inputs", isinstance(content["inputs"], dict) and all(_all_of(int, x) for x in content["inputs"].values())),
-        ("encoder", isinstance(content["encoder"], dict)),
-        ("vocabulary", content["vocabulary"] is None or _all_of(int, [content["vocabulary"]])),
-        ("columns", _all_of(int, [content.get("columns", 1)])),
+    shapes = content["inputs"].values() if isinstance(content["inputs"], dict) else [None]
+    for key, valid, expected in (
+        ("kind", content["kind"] in ("text", "image", "features"), "text, image or features"),
+        ("classes", _is_list_of(str, content["classes"]), "a list of names"),
+        ("inputs", all(_is_list_of(int, shape) for shape in shapes), "shapes by name"),
+        ("encoder", isinstance(content["encoder"], dict), "the settings of an encoder"),
+        (
+            "vocabulary",
+            content["vocabulary"] is None or _is_list_of(int, [content["vocabulary"]]),
+            "an integer or null",
+        ),
+        ("columns", _is_list_of(int, [content.get("columns", 1)]), "an integer"),
     ):
-        if not good:
-            raise UserError(f"{path} is damaged: {key}={str(content.get(key))[:40]} is nothing that a run has")
+        if not valid:
+            value = repr(content.get(key))[:40]
+            raise UserError(f"{path} is damaged: {key}={value} is invalid; expected {expected}")
     return dict(content)
 
 
-def _all_of(kind: type, values: Any) -> bool:
-    """Whether `values` is a list of texts that can be written, or of whole numbers of a usual size."""
+def _is_list_of(kind: type, values: Any) -> bool:
+    """Whether `values` is a list of strings that UTF-8 can encode, or of integers in 0…2**31 − 1."""
     if not isinstance(values, list):
         return False
     if kind is int:

@@ -1,4 +1,4 @@
-"""environment.json: what a reader needs to reproduce a run."""
+"""environment.json: versions, hardware and commit, which are needed to reproduce a run."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ PACKAGES = ("mrl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to reproduce a run: versions, device, cores, commit."""
+    """The content of environment.json: command, versions, devices, cores, commit."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -41,9 +41,9 @@ def environment() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return completed.stdout.strip() if completed.returncode == 0 else None

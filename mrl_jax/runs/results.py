@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl line by line, evaluation.csv as tidy rows."""
+"""The results of a run: metrics.jsonl, appended line by line, and evaluation.csv, a tidy table."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from mrl_jax.files import cannot_write_error, write
 
 
 class MetricRow(NamedTuple):
-    """A line of evaluation.csv."""
+    """A row of evaluation.csv."""
 
     experiment: str
     arm: str
@@ -31,7 +31,7 @@ class Log:
         self.path = path
 
     def append(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Add lines and hand them to the operating system, so that a killed process keeps them."""
+        """Append lines and flush them to the operating system, so that they survive a kill of this process."""
         text = "".join(json.dumps(line) + "\n" for line in lines)
         if not processes.is_process0():
             return
@@ -42,14 +42,15 @@ class Log:
             raise cannot_write_error(self.path, error) from error
 
     def rewind(self, labels: Iterable[str], step: int) -> None:
-        """Drop what the members `labels` logged after `step` (and a last line that was cut off by a kill)."""
+        """Delete the lines of the members `labels` after `step` (and a last line that was cut off by a kill)."""
         if not processes.is_process0():
             return
-        dropped = set(labels)
-        kept = [line for line in self.read() if line["member"] not in dropped or line["step"] <= step]
-        write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        members = set(labels)
+        lines = [line for line in self.read() if line["member"] not in members or line["step"] <= step]
+        write(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def read(self) -> Iterator[dict[str, Any]]:
+        """The intact lines; none if the file does not exist."""
         if not self.path.exists():
             return
         for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -62,7 +63,7 @@ class Log:
 
 
 def write_rows(path: Path, rows: Iterable[MetricRow]) -> None:
-    """evaluation.csv, in one atomic replacement. Values are written with 6 decimals, below any real difference."""
+    """Write evaluation.csv atomically, with 6 decimals: finer than any meaningful difference."""
     if not processes.is_process0():
         return
     buffer = io.StringIO()
@@ -73,15 +74,15 @@ def write_rows(path: Path, rows: Iterable[MetricRow]) -> None:
 
 
 def read_rows(path: Path) -> list[MetricRow]:
-    """The lines of an evaluation.csv; an absent file has none."""
+    """Read an evaluation.csv; an absent file has no rows. Raises `UserError` for a damaged one."""
     if not path.exists():
         return []
     rows = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for r in csv.DictReader(file):
-                place = (r["experiment"], r["arm"], int(r["seed"]), int(r["dim"]), r["split"], r["metric"])
-                rows.append(MetricRow(*place, float(r["value"])))
+                key = (r["experiment"], r["arm"], int(r["seed"]), int(r["dim"]), r["split"], r["metric"])
+                rows.append(MetricRow(*key, float(r["value"])))
     except (KeyError, TypeError, ValueError, OSError, csv.Error) as error:
         raise UserError(
             f"{path} is damaged after line {len(rows) + 1} ({error}); delete it and use resume=true to write it again"

@@ -1,10 +1,10 @@
-"""Sweeps: Hydra's --multirun with runs that are named after what is swept, restarted sweeps, and failing jobs.
+"""Sweeps: Hydra's --multirun with runs named after the swept values, restartable, and robust to failing jobs.
 
     python -m mrl_jax.train --multirun +experiment=reuters_r8 optimizer.learning_rate=3e-3,1e-2
 
 Each job is a run of its own, `results/<experiment>/optimizer.learning_rate=0.003`, so the same command, started again,
-skips what is done and resumes what is not; where nothing is swept the run is named after the sweep's folder. A job that
-fails leaves a note in `results/.sweeps/<date>/failed/`, whatever process or machine it ran on, and stops no other.
+skips finished runs and resumes the others. If nothing is swept, the run is named after the sweep's folder. A job that
+fails leaves a note in `results/.sweeps/<date>/failed/`, on whatever machine it ran, and does not stop the other jobs.
 """
 
 import hashlib
@@ -38,22 +38,20 @@ LAUNCHERS = {
     "submitit_local": "hydra_plugins.hydra_submitit_launcher",
     "submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
 }
-TIMEOUTS = 100  # how often a job on SLURM may run out of time and be queued again; by the launcher's default never
-STOPPED: dict[int, int] = {
-    signal.SIGINT: 130,
-    signal.SIGTERM: 75,
-}  # exit status by signal; 75: EX_TEMPFAIL of sysexits.h, try again
+MAX_TIMEOUTS = 100  # requeues of a SLURM job that ran out of time; the launcher's default is none
+# Exit status by signal; 75 is EX_TEMPFAIL of sysexits.h: try again.
+STATUS_OF_SIGNAL: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 
 class Sweep(NamedTuple):
-    """A sweep about to start: what Hydra has to be told besides the command line, and where jobs leave notes."""
+    """A sweep about to start: overrides for Hydra besides those of the command line, and where jobs leave notes."""
 
     overrides: list[str]
     directory: Path
 
 
 def prepare(words: Sequence[str]) -> Sweep:
-    """Check every value of a sweep before its first job; raises `UserError`."""
+    """Check every value of a sweep before its first job. Raises `UserError` for an invalid one."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(words))
         values = [
@@ -72,52 +70,52 @@ def prepare(words: Sequence[str]) -> Sweep:
         for other in options[1:]:
             configuration.from_command_line([*first[:i], other, *first[i + 1 :]])
     given = [str(o.value()) for o in parsed if o.key_or_group == "hydra.sweep.dir"]
-    # What failed in another sweep of the same second, or before the clock was set back, is not of this one.
+    # The random suffix separates sweeps started within one second, or after the clock was set back.
     dated = Path(checked.results_dir).expanduser() / ".sweeps" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{token_hex(3)}"
     directory = Path(given[-1]) if given else dated
     swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
     same = sorted({o.key_or_group for o in parsed} - swept)
-    overrides = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quoted, same))}]"]
+    overrides = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quote, same))}]"]
     if not given:
-        overrides.append(f"hydra.sweep.dir={_quoted(str(directory))}")
+        overrides.append(f"hydra.sweep.dir={_quote(str(directory))}")
     if launcher == "submitit_slurm" and "hydra.launcher.max_num_timeout" not in {o.key_or_group for o in parsed}:
-        overrides.append(f"hydra.launcher.max_num_timeout={TIMEOUTS}")
+        overrides.append(f"hydra.launcher.max_num_timeout={MAX_TIMEOUTS}")
     if launcher != "basic":
         os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
     return Sweep(overrides, directory)
 
 
 def _launcher(words: Sequence[str]) -> str:
-    """The launcher that is asked for; raises `UserError` when it is unknown or not installed."""
+    """The name of the chosen launcher; raises `UserError` if it is unknown or not installed."""
     chosen = [word.partition("=")[2] for word in words if word.partition("=")[0] == "hydra/launcher"]
     name = one_of("hydra/launcher", chosen[-1] if chosen else "basic", LAUNCHERS)
     try:
-        found = find_spec(LAUNCHERS[name])
-    except ModuleNotFoundError:  # its parent package is missing as well
-        found = None
-    if found is None:
+        spec = find_spec(LAUNCHERS[name])
+    except ModuleNotFoundError:  # the parent package is missing as well
+        spec = None
+    if spec is None:
         raise UserError(f"hydra/launcher={name} is not installed: pip install 'mrl_jax[sweeps]'")
     return name
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def run_name(overrides: str) -> str | None:
-    """The folder of a job, from its swept `key=value` words joined by commas; None when nothing is swept."""
-    name = re.sub(r"[\[\]{}'\"+]", "", overrides)  # the values of one key differ in more than these
+    """The folder name of a job, from its swept `key=value` words joined by commas; None if nothing is swept."""
+    name = re.sub(r"[\[\]{}'\"+]", "", overrides)  # values of one key differ in other characters than these
     safe = re.sub(r"[^A-Za-z0-9._=,@-]", "-", name)
-    if len(safe) > 120 or safe != name:  # what was lost must not make two jobs one
+    if len(safe) > 120 or safe != name:  # the hash keeps names apart that now look alike
         safe = f"{safe[:100]}-{hashlib.sha256(overrides.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
     return safe or None
 
 
 def job(composed: Any, run: Callable[[Config], tuple[int, str]], is_complete: Callable[[Path, Config], bool]) -> None:
-    """One job of a sweep: start, resume or skip its run. An interrupt ends the sweep, a failure only this job."""
+    """Run one job of a sweep: start, resume or skip its run. An interrupt ends the sweep, a failure only this job."""
     hydra = HydraConfig.get()
     failed = Path(hydra.sweep.dir) / "failed" / f"{hydra.job.num}.json"
-    # Where nothing is swept, by the sweep: a job that is queued again has to find its run.
+    # If nothing is swept, the run is named after the sweep, so that a requeued job finds it.
     name = run_name(hydra.job.override_dirname) or Path(hydra.sweep.dir).resolve().name
     try:
         settings = configuration.parse(OmegaConf.to_container(composed, resolve=True))
@@ -129,26 +127,26 @@ def job(composed: Any, run: Callable[[Config], tuple[int, str]], is_complete: Ca
             if is_complete(directory, settings):
                 print(f"{directory} is done", file=sys.stderr)
                 return
-        status, said = run(settings)
+        status, message = run(settings)
     except UserError as error:
-        status, said = 2, f"error: {error}"
-        print(said, file=sys.stderr)
+        status, message = 2, f"error: {error}"
+        print(message, file=sys.stderr)
     except Exception as error:  # a bug in one job must not lose the others
-        status, said = 1, f"{type(error).__name__}: {error}"
+        status, message = 1, f"{type(error).__name__}: {error}"
         traceback.print_exc()
-    if status in STOPPED.values():
+    if status in STATUS_OF_SIGNAL.values():
         raise SystemExit(status)
     if status:
-        note = {"job": hydra.job.num, "overrides": name, "error": said}
+        note = {"job": hydra.job.num, "overrides": name, "error": message}
         try:
             files.write(failed, json.dumps(note))
-        except UserError as error:  # without the note the sweep would end as if all was well
+        except UserError as error:  # without the note the sweep would end with status 0
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
 
 
 def summary(directory: Path) -> int:
-    """Say which jobs failed; returns the exit status of the sweep."""
+    """Print which jobs failed and return the exit status of the sweep."""
     notes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((directory / "failed").glob("*.json"))]
     for note in notes:
         print(f"failed: job {note['job']} ({note['overrides']}): {note['error']}", file=sys.stderr)

@@ -155,7 +155,9 @@ class Classification:
         scores = evaluate.score(z, labels, own, others, wanted, dims, settings)
         if settings.cascade and len(stages := arm.trained(dims)) > 1:
             tied = arm.head == "tied"
-            scores = itertools.chain(scores, evaluate.adaptively(z, labels, own, tied, stages, settings, member.seed))
+            scores = itertools.chain(
+                scores, evaluate.score_cascade(z, labels, own, tied, stages, settings, member.seed)
+            )
         rows = write(arm.name, scores)
         at = evaluate.dims_of(None, dims, settings)
         for name in arms.posthoc(config.arms) if arm.width == config.width else ():

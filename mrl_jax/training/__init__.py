@@ -1,1 +1,1 @@
-"""Training: what a step computes, which examples it sees, and the loop over a population of members."""
+"""Training: the step, the batches that it sees, and the loop over a population of members."""

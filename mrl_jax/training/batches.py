@@ -1,7 +1,7 @@
-"""Which examples make up a step: a pure function of (seed, step), so that a resumed run sees what it would have seen.
+"""The examples of each step: a pure function of (seed, step), so that a resumed run sees the same batches.
 
-The examples are read in one endless stream, a fresh permutation an epoch; a batch is the next `batch_size` of them and
-may span two epochs, so none is ever left out.
+Examples are read in one endless stream, with a new permutation per epoch; a batch is the next `batch_size` of them and
+may span two epochs, so no example is ever left out.
 """
 
 import itertools
@@ -15,78 +15,80 @@ import numpy as np
 
 from mrl_jax.text import packing
 
-MASKS = ("mask", "weights")  # inputs that are zero exactly at padding; their rows are trimmed to the longest text
-LENGTHS = (16, 32, 64, 96, 128, 160, 192, 224, 256, 384, 512)  # a batch is padded to one of these: few to compile
-FINE = 8  # step of the lengths in `slices`
-WINDOW = 50  # batches within which texts are grouped by length
+MASK_INPUTS = ("mask", "weights")  # inputs that are zero exactly at padding and so tell the length of a text
+PADDED_LENGTHS = (16, 32, 64, 96, 128, 160, 192, 224, 256, 384, 512)  # of a batch: few, as each is compiled
+LENGTH_STEP = 8  # tokens; padded lengths in `slices` are multiples of it
+WINDOW_BATCHES = 50  # texts are sorted by length within windows of this many batches
 
 
 class Examples:
-    """One split as the model reads it: named arrays of equal length, and labels."""
+    """One split as the model reads it: named arrays [n, …] and labels [n]."""
 
-    separable = True  # a process can make its part of a batch from its part of the rows
-    fingerprint: str | None = None  # SHA-256 of all arrays, where it is known already
-    cut = 0  # texts that were longer than the encoder reads, where the examples know
+    separable = True  # whether a process can build its part of a batch from its part of the rows
+    fingerprint: str | None = None  # SHA-256 of all arrays, if already known
+    cut = 0  # number of texts that were longer than the encoder's maximum, if known
 
     def __init__(self, inputs: Mapping[str, Any], labels: np.ndarray) -> None:
         self.inputs = dict(inputs)
         self.labels = labels
-        mask = next((self.inputs[name] for name in MASKS if name in self.inputs), None)
+        mask = next((self.inputs[name] for name in MASK_INPUTS if name in self.inputs), None)
         self.lengths = None if mask is None else np.count_nonzero(mask, axis=1)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def arrays(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """What the split consists of: its labels, and its inputs by name."""
+        """The content of the split: its labels, and its inputs by name."""
         return self.labels, self.inputs
 
     def subset(self, rows: np.ndarray) -> "Examples":
-        """The examples at `rows`."""
+        """The examples at `rows`, int [m]."""
         return Examples({name: array[rows] for name, array in self.inputs.items()}, self.labels[rows])
 
-    def padded(self, rows: np.ndarray) -> int | None:
-        """The length to which the texts at `rows` are padded together; None where there is nothing to pad.
+    def padded_length(self, rows: np.ndarray) -> int | None:
+        """The length to which the texts at `rows` are padded together; None for data without lengths.
 
-        An accelerator compiles for seconds what it then runs in no time, so there the lengths are fewer, and a bag of
-        words, for which padding is no work, has that of the longest text of the split.
+        On accelerators compiling takes seconds and running a batch almost no time, so there are fewer lengths, and bags
+        of words, whose padding costs almost nothing, are padded to the longest text of the split.
         """
         if self.lengths is None:
             return None
         longest = int(next(iter(self.inputs.values())).shape[1])
-        lengths = LENGTHS if jax.default_backend() == "cpu" else packing.ROW_LENGTHS if "mask" in self.inputs else ()
+        lengths = (
+            PADDED_LENGTHS if jax.default_backend() == "cpu" else packing.ROW_LENGTHS if "mask" in self.inputs else ()
+        )
         needed = int(self.lengths[rows].max(initial=1))
         return min(longest, next((n for n in lengths if n >= needed), longest))
 
     def take(self, rows: np.ndarray, length: int | None = None) -> dict[str, np.ndarray]:
-        """The examples at `rows` as a batch with `label`, texts padded to `length` or to the longest among them."""
-        length = length or self.padded(rows)
+        """The batch of the examples at `rows`, with `label`; texts are padded to `length`, or as little as needed."""
+        length = length or self.padded_length(rows)
         if length is None:
             batch = {name: np.asarray(array[rows]) for name, array in self.inputs.items()}
         else:
             batch = {name: array[rows, :length] for name, array in self.inputs.items()}
         return batch | {"label": self.labels[rows]}
 
-    def reading(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> "Reading":
-        """`make` of the rows of each of the steps start … stop-1, ahead of time."""
-        return Reading(prefetch(rows, make), start)
+    def read_ahead(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> "BatchReader":
+        """`make(rows)` for each of the steps start … stop − 1, computed ahead of time."""
+        return BatchReader(prefetch(rows, make), start)
 
-    def stacked(self, parts: Sequence[np.ndarray], length: int | None) -> dict[str, np.ndarray]:
-        """The batches of several members, rows [size] each, with a leading axis for them; texts padded to `length`."""
+    def stack(self, parts: Sequence[np.ndarray], length: int | None) -> dict[str, np.ndarray]:
+        """The batches of several members, `parts` of rows [B] each, stacked to [members, B, …]."""
         joint = self.take(np.concatenate(parts), length)
         return {name: array.reshape(len(parts), -1, *array.shape[1:]) for name, array in joint.items()}
 
 
 class PairExamples:
-    """Pairs as the model reads them: rows of a table of texts (or features) that belong together, and their scores.
+    """Pairs as the model reads them: rows of a table of texts (or features), and the scores of the pairs.
 
-    A batch holds the texts of B pairs column by column: B anchors, B positives, then B of each hard negative; with
-    `chunks`, one such run of texts for each equal part of the pairs. Texts that a transformer reads are packed, several
-    a row (see `packing`), so that pairs are drawn at random whatever their lengths.
+    A batch holds the texts of B pairs column by column: B anchors, B positives, then B of each hard negative. With
+    `chunks`, the pairs are divided into that many equal parts, each laid out in this way. Texts for a transformer are
+    packed, several per row (see `packing`), so pairs of any lengths can be drawn into one batch.
     """
 
     lengths = None  # pairs are not grouped by length
-    separable = False  # texts are packed across the whole batch, so every process packs all of them and keeps its part
+    separable = False  # texts are packed across the whole batch, so every process packs it and keeps its part
 
     def __init__(
         self, table: Examples, columns: np.ndarray, scores: np.ndarray | None, chunks: int = 1, multiple: int = 1
@@ -108,39 +110,39 @@ class PairExamples:
         return self.table.fingerprint
 
     def arrays(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """What the split consists of: its scores; the pairs and the table's inputs by name."""
+        """The content of the split: its scores; the pairs and the table's inputs by name."""
         return self.labels, {"columns": self.columns, **self.inputs}
 
     def ranking(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The pairs as a search: rows of the table that are queries [q] and documents [d], and judgments [j, 3]."""
+        """The pairs as a search task: table rows of the queries [Q] and documents [N], and judgments int [j, 3]."""
         queries, query = np.unique(self.columns[:, 0], return_inverse=True)
         documents, document = np.unique(self.columns[:, 1:], return_inverse=True)
         positive = document.reshape(len(self), -1)[:, 0]
-        couples = np.unique(np.stack([query, positive], axis=1), axis=0)
-        return queries, documents, np.pad(couples, ((0, 0), (0, 1)), constant_values=1)
+        relevant = np.unique(np.stack([query, positive], axis=1), axis=0)
+        return queries, documents, np.pad(relevant, ((0, 0), (0, 1)), constant_values=1)
 
-    def padded(self, rows: np.ndarray) -> int | None:
+    def padded_length(self, rows: np.ndarray) -> int | None:
         """The length of the rows that the texts of the pairs at `rows` are packed into, or padded to."""
         texts = self.columns[rows].ravel()
         if self.packed and self.table.lengths is not None:
             return packing.row_length(int(self.table.lengths[texts].max(initial=1)))
-        return self.table.padded(texts)
+        return self.table.padded_length(texts)
 
-    def reading(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> "Reading":
-        """As of `Examples`."""
-        return self.table.reading(rows, make, start, stop)
+    def read_ahead(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> "BatchReader":
+        """As `Examples.read_ahead`."""
+        return self.table.read_ahead(rows, make, start, stop)
 
     def take(self, rows: np.ndarray, length: int | None = None) -> dict[str, np.ndarray]:
-        """The pairs at `rows` as a batch with `label`, their scores."""
-        return {name: array[0] for name, array in self.stacked([rows], length).items()}
+        """The batch of the pairs at `rows`, with their scores as `label`."""
+        return {name: array[0] for name, array in self.stack([rows], length).items()}
 
-    def stacked(self, parts: Sequence[np.ndarray], length: int | None) -> dict[str, np.ndarray]:
-        """The batches of several members, with a leading axis for them."""
-        length = length or self.padded(np.concatenate(parts))
+    def stack(self, parts: Sequence[np.ndarray], length: int | None) -> dict[str, np.ndarray]:
+        """The batches of several members, `parts` of rows [B] each, stacked to [members, …]."""
+        length = length or self.padded_length(np.concatenate(parts))
         chunks = [chunk for rows in parts for chunk in np.split(rows, self.chunks)]
         batches = [self._texts(self.columns[chunk].T.ravel(), length) for chunk in chunks]
-        most = {name: max(len(batch[name]) for batch in batches) for name in batches[0]}
-        joint = {name: np.stack([_grown(b[name], n) for b in batches]) for name, n in most.items()}
+        rows_by_name = {name: max(len(batch[name]) for batch in batches) for name in batches[0]}
+        joint = {name: np.stack([_pad_rows(b[name], n) for b in batches]) for name, n in rows_by_name.items()}
         joint = {name: array.reshape(len(parts), -1, *array.shape[2:]) for name, array in joint.items()}
         return joint | {"label": np.stack([self.labels[rows] for rows in parts])}
 
@@ -152,7 +154,7 @@ class PairExamples:
 
 @dataclass(frozen=True, eq=False)
 class RankingExamples:
-    """Queries, documents and judgments int32 [j, 3]: query, document, gain."""
+    """Queries, documents and judgments int32 [j, 3]: query row, document row, gain."""
 
     queries: Examples
     documents: Examples
@@ -168,25 +170,28 @@ class RankingExamples:
         return self.queries.inputs
 
     def arrays(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """What the split consists of: its judgments; the inputs of queries and documents by name."""
+        """The content of the split: its judgments; the inputs of queries and documents by name."""
         parts = {"query": self.queries, "document": self.documents}
         return self.judgments, {f"{part}/{k}": v for part, of in parts.items() for k, v in of.inputs.items()}
 
 
-def _grown(array: np.ndarray, rows: int) -> np.ndarray:
-    """`array` with rows of zeros added until it has `rows`."""
+def _pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """Append rows of zeros to `array` until it has `rows` of them."""
     return np.pad(array, ((0, rows - len(array)), *((0, 0),) * (array.ndim - 1)))
 
 
 def order(examples: Examples | PairExamples, seed: int, epoch: int, batch_size: int) -> np.ndarray:
-    """The permutation of one epoch. Texts of like length are drawn into the same batch: within a window of
-    `WINDOW` batches they are sorted by length and the batches shuffled, which spares most of the padding."""
+    """The permutation of one epoch, int32 [n].
+
+    To reduce padding, texts of similar length share a batch: the permuted texts are sorted by length within windows of
+    `WINDOW_BATCHES` batches, and the batches of each window are shuffled.
+    """
     rng = np.random.default_rng((seed, epoch))
-    rows = rng.permutation(np.arange(len(examples), dtype=np.int32))  # as of int64, in half the memory
+    rows = rng.permutation(np.arange(len(examples), dtype=np.int32))  # same numbers as int64, in half the memory
     if examples.lengths is None:
         return rows
-    for start in range(0, len(rows), WINDOW * batch_size):
-        window = rows[start : start + WINDOW * batch_size]
+    for start in range(0, len(rows), WINDOW_BATCHES * batch_size):
+        window = rows[start : start + WINDOW_BATCHES * batch_size]
         by_length = window[np.argsort(examples.lengths[window], kind="stable")]
         groups = np.split(by_length, range(batch_size, len(window), batch_size))
         window[:] = np.concatenate([groups[i] for i in rng.permutation(len(groups))])
@@ -196,15 +201,15 @@ def order(examples: Examples | PairExamples, seed: int, epoch: int, batch_size: 
 def stream(
     examples: Examples | PairExamples, seed: int, batch_size: int, start: int, stop: int
 ) -> Iterator[np.ndarray]:
-    """The rows [batch_size] of the steps start … stop-1."""
-    current, rows = -1, np.zeros(0, np.int32)  # an epoch and its order
+    """The rows int32 [batch_size] of each of the steps start … stop − 1."""
+    current, rows = -1, np.zeros(0, np.int32)  # the current epoch and its order
     n = len(examples)
     for step in range(start, stop):
         parts, position, wanted = [], step * batch_size, batch_size
         while wanted:
             epoch, offset = divmod(position, n)
             if epoch != current:
-                del rows  # before the next one is made
+                del rows  # frees the memory before the next order is computed
                 current, rows = epoch, order(examples, seed, epoch, batch_size)
             part = rows[offset : offset + wanted]
             parts.append(part.copy())
@@ -213,7 +218,7 @@ def stream(
 
 
 def prefetch(items: Iterator[Any], make: Any, ahead: int = 2) -> Iterator[Any]:
-    """`make(item)` for each item, computed in a thread `ahead` items before it is asked for."""
+    """`make(item)` for each item, computed in a thread, `ahead` items in advance."""
     with ThreadPoolExecutor(1) as pool:
         waiting = []
         try:
@@ -228,8 +233,8 @@ def prefetch(items: Iterator[Any], make: Any, ahead: int = 2) -> Iterator[Any]:
                 future.cancel()
 
 
-class Reading:
-    """The batches of the steps from `start` on. `state`, the step of the next one, is what a checkpoint keeps."""
+class BatchReader:
+    """Iterates over the batches of the steps from `start` on; `state`, kept in checkpoints, has the next step."""
 
     def __init__(self, batches: Iterator[Any], start: int) -> None:
         self.batches, self.start = batches, start
@@ -247,36 +252,45 @@ class Reading:
 def slices(
     examples: Examples | PairExamples, batch_size: int, tokens: int | None = None, share: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]]:
-    """Every example once, for evaluation: (rows, batch, valid). Texts go by length; a last batch is filled up with
-    repeats, for which `valid` is false, so that all batches (of one length, with `tokens`) have one size. Of `share`
-    (i, n) batches i, i + n, … are read.
+    """Every example once, for evaluation, with texts in order of length.
 
-    With `tokens` a batch of texts has about so many of them, but at most `batch_size` texts, and lengths are rounded up
-    to a multiple of `FINE`. On two cores a MiniLM embeds short texts twice as fast so: the activations of 1,000 tokens
-    stay in the cache, those of 10,000 do not.
+    The last batch is padded with repeated examples, so that all batches (with `tokens`, all batches of one text length)
+    have the same size. On two cores a MiniLM embeds short texts twice as fast with `tokens`: the activations of 1,000
+    tokens fit in the cache, those of 10,000 do not.
+
+    Args:
+        examples: n of them.
+        batch_size: examples per batch; the maximum with `tokens`.
+        tokens: approximate number of tokens per batch; texts are then padded to a multiple of `LENGTH_STEP`.
+        share: (i, n) to read only the batches i, i + n, …
+
+    Yields:
+        (rows int [≤ B], batch of B examples, valid bool [B], false for repeated examples).
     """
-    for part, filled, length in itertools.islice(_windows(examples, batch_size, tokens), share[0], None, share[1]):
-        yield part, examples.take(filled, length), np.arange(len(filled)) < len(part)
+    for part, padded, length in itertools.islice(_plan_slices(examples, batch_size, tokens), share[0], None, share[1]):
+        yield part, examples.take(padded, length), np.arange(len(padded)) < len(part)
 
 
-def _windows(
+def _plan_slices(
     examples: Examples | PairExamples, batch_size: int, tokens: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int | None]]:
-    """Every example once, in batches: (rows, the same filled up with repeats, the length to pad to)."""
+    """Plan the batches of `slices`: (rows, the rows padded with repeats, the length to pad texts to)."""
     n = len(examples)
-    if examples.lengths is None or tokens is None or "mask" not in examples.inputs:  # a bag of words has few numbers
+    if (
+        examples.lengths is None or tokens is None or "mask" not in examples.inputs
+    ):  # a bag of words has small activations
         rows = np.arange(n) if examples.lengths is None else np.argsort(examples.lengths, kind="stable")
         for start in range(0, n, batch_size):
             part = rows[start : start + batch_size]
             yield part, np.resize(part, batch_size), None
         return
     rows = np.argsort(examples.lengths, kind="stable")
-    lengths = np.maximum(-(-examples.lengths[rows] // FINE), 1) * FINE
+    lengths = np.maximum(-(-examples.lengths[rows] // LENGTH_STEP), 1) * LENGTH_STEP
     start = 0
     while start < n:
         length = int(lengths[start])
-        while True:  # a batch that one length cannot fill takes texts of the next
-            size = min(batch_size, max(FINE, tokens // length // FINE * FINE))
+        while True:  # if there are too few texts of this length, use the next length
+            size = min(batch_size, max(LENGTH_STEP, tokens // length // LENGTH_STEP * LENGTH_STEP))
             longest = int(lengths[min(start + size, n) - 1])
             if longest <= length:
                 break

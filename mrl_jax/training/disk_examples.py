@@ -1,16 +1,16 @@
-"""Data larger than memory: the batches that training in memory would see, bit for bit, read from disk.
+"""Data larger than memory, read from disk: bit for bit the same batches as with data in memory.
 
 Every text is tokenised once, in one pass, into an ArrayRecord file:
 
-    examples.array_record   inputs without padding, token after token, e.g. (id int32, weight float32), several texts a
-                            record: a reader holds and copies an index of all records, so that they must not be many
-    lengths.npy             int32 [n] tokens of each text
-    manifest.json           what a token consists of, how many texts a record has, and the fingerprint of all
+    examples.array_record   inputs without padding, token after token, e.g. (id int32, weight float32), with several
+                            texts per record: a reader holds and copies an index of all records, so they must be few
+    lengths.npy             int32 [n], number of tokens of each text
+    manifest.json           the fields of a token, the number of texts per record, and the fingerprint of the split
 
-Labels, lengths and the order of an epoch are held in memory, 4 bytes each an example; the rest is read when a step
-needs it, through grain, by threads ahead of training. A process reads the rows of its own devices only; of pairs, whose
-texts are packed across a batch, the whole batch. The files lie in CACHE/streamed under a hash of the texts and of what
-tokenised them, so that later runs and resumed ones find them.
+Labels, lengths and the order of an epoch are held in memory, 4 bytes per example each. The rest is read for each step,
+by threads of grain that run ahead of training. A process reads only the rows of its own devices, or the whole batch for
+pairs, whose texts are packed across the batch. The files are stored in CACHE/streamed under a hash of the texts and the
+tokenizer, so that later and resumed runs find them.
 """
 
 import hashlib
@@ -31,16 +31,17 @@ from mrl_jax.config import Config
 from mrl_jax.data import Dataset, PairDataset, StreamedTexts, disk_cache
 from mrl_jax.errors import UserError
 from mrl_jax.text.tokenizers import Preprocessor
-from mrl_jax.training.batches import Examples, Reading
+from mrl_jax.training.batches import BatchReader, Examples
 
-CHUNK = 4096  # texts that are tokenised together, a multiple of the most texts a record
-THREADS, AHEAD = 2, 4  # that make batches, and how many these are ahead of training
-RECORDS = "examples.array_record"
-RECORD = 8192  # bytes of a record, about: more to read for each text, or more of them to index
+CHUNK_TEXTS = 4096  # tokenised together; a multiple of the maximum number of texts per record
+READ_THREADS = 2  # that build batches
+PREFETCHED_BATCHES = 4  # how far they run ahead of training
+RECORDS_FILE = "examples.array_record"
+RECORD_BYTES = 8192  # approximate: larger records cost reading per text, smaller ones a larger index
 
 
 def fit(config: Config, dataset: Dataset | PairDataset) -> Preprocessor:
-    """As `encoders.fit`; one that was learnt from streamed texts is kept on disk, and not learnt again."""
+    """As `encoders.fit`, but a preprocessor learnt from streamed texts is cached on disk and not learnt again."""
     texts = dataset.train.raw
 
     def learn() -> Preprocessor:
@@ -51,9 +52,9 @@ def fit(config: Config, dataset: Dataset | PairDataset) -> Preprocessor:
     if not isinstance(texts, StreamedTexts) or settings.get("weights") is not None:
         return learn()
     key = json.dumps([config.encoder.name, settings, tokenizers_version])
-    place = disk_cache.folder(config.data.cache_dir, "tokenizer", texts.key, key)
-    disk_cache.build_once(place, lambda folder: learn().save(folder))
-    return encoders.load(config.encoder, place, dataset.kind)
+    cached = disk_cache.folder(config.data.cache_dir, "tokenizer", texts.key, key)
+    disk_cache.build_once(cached, lambda folder: learn().save(folder))
+    return encoders.load(config.encoder, cached, dataset.kind)
 
 
 def examples(
@@ -64,22 +65,28 @@ def examples(
     name: str,
     columns: np.ndarray | None = None,
 ) -> "StreamedExamples":
-    """The texts as `StreamedExamples`, tokenised now unless an earlier run did.
+    """Open the texts as `StreamedExamples`; they are tokenised now unless an earlier run has done so.
 
-    With `columns` the texts are the table of pairs, whose `labels` (scores) and columns its fingerprint begins with.
+    Args:
+        texts: n of them.
+        labels: [n]; for pairs, their scores.
+        reader: tokenizer.
+        cache_dir: the cache folder, None for the default one.
+        name: of the split, for the progress bar and messages.
+        columns: for pairs, the rows of the table `texts` in each pair; the fingerprint covers scores and columns too.
     """
     with tempfile.TemporaryDirectory() as folder:
         reader.save(Path(folder))
         files = [path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())]
-    reads = hashlib.sha256(json.dumps([files, getattr(reader, "max_words", None)]).encode()).hexdigest()
-    begun = digest_of(labels, {} if columns is None else {"columns": columns})
-    place = disk_cache.folder(cache_dir, "examples", texts.key, begun.hexdigest(), reads, tokenizers_version)
-    disk_cache.build_once(place, partial(_write, texts=texts, begun=begun, reader=reader, name=name))
-    return StreamedExamples(place, labels if columns is None else np.zeros(len(texts), np.int32))
+    reader_hash = hashlib.sha256(json.dumps([files, getattr(reader, "max_words", None)]).encode()).hexdigest()
+    start = digest_of(labels, {} if columns is None else {"columns": columns})
+    cached = disk_cache.folder(cache_dir, "examples", texts.key, start.hexdigest(), reader_hash, tokenizers_version)
+    disk_cache.build_once(cached, partial(_write, texts=texts, digest=start, reader=reader, name=name))
+    return StreamedExamples(cached, labels if columns is None else np.zeros(len(texts), np.int32))
 
 
 def digest_of(labels: np.ndarray, arrays: Mapping[str, np.ndarray]) -> "hashlib._Hash":
-    """SHA-256 of the arrays that a split consists of: what its fingerprint is, or begins with."""
+    """SHA-256 of the arrays of a split: its fingerprint, or the first part of one."""
     digest = hashlib.sha256(np.ascontiguousarray(labels))
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.shape} {array.dtype}".encode())
@@ -87,31 +94,32 @@ def digest_of(labels: np.ndarray, arrays: Mapping[str, np.ndarray]) -> "hashlib.
     return digest
 
 
-def _write(folder: Path, texts: StreamedTexts, begun: "hashlib._Hash", reader: Preprocessor, name: str) -> None:
+def _write(folder: Path, texts: StreamedTexts, digest: "hashlib._Hash", reader: Preprocessor, name: str) -> None:
+    """Tokenise the texts into `folder`. `digest` holds what the fingerprint covers besides the inputs."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    lengths, cut, start, texts_a_record = np.empty(len(texts), np.int32), 0, 0, 0
+    lengths, cut, start, texts_per_record = np.empty(len(texts), np.int32), 0, 0, 0
     token = np.dtype([])
     changed = UserError(
         f"the {name} texts changed while they were read: they are no longer {len(texts):,}; start again"
     )
-    writer = ArrayRecordWriter(str(folder / RECORDS), "group_size:1,uncompressed")
+    writer = ArrayRecordWriter(str(folder / RECORDS_FILE), "group_size:1,uncompressed")
     with console.progress(len(texts), f"prepare {name}", "text", leave=False) as bar:
         iterator = iter(texts)
-        while chunk := list(itertools.islice(iterator, CHUNK)):
+        while chunk := list(itertools.islice(iterator, CHUNK_TEXTS)):
             if start + len(chunk) > len(texts):
                 raise changed
             part = Examples(reader(chunk), np.zeros(len(chunk), np.int32))
             cut += getattr(reader, "cut", 0)
             assert part.lengths is not None
             token = np.dtype([(key, array.dtype) for key, array in sorted(part.inputs.items())])
-            filled = np.arange(max(part.lengths.max(), 1)) < part.lengths[:, None]
-            flat = np.empty(np.count_nonzero(filled), token)
+            is_token = np.arange(max(part.lengths.max(), 1)) < part.lengths[:, None]
+            flat = np.empty(np.count_nonzero(is_token), token)
             for key, array in part.inputs.items():
-                flat[key] = array[:, : filled.shape[1]][filled]
-            texts_a_record = texts_a_record or _texts_a_record(flat.nbytes / len(chunk))
+                flat[key] = array[:, : is_token.shape[1]][is_token]
+            texts_per_record = texts_per_record or _texts_per_record(flat.nbytes / len(chunk))
             ends = np.cumsum(part.lengths) * token.itemsize
-            stops = [*ends[texts_a_record - 1 : -1 : texts_a_record].tolist(), flat.nbytes]
+            stops = [*ends[texts_per_record - 1 : -1 : texts_per_record].tolist(), flat.nbytes]
             content = flat.tobytes()
             for begin, end in itertools.pairwise([0, *stops]):
                 writer.write(content[begin:end])
@@ -124,22 +132,24 @@ def _write(folder: Path, texts: StreamedTexts, begun: "hashlib._Hash", reader: P
     np.save(folder / "lengths.npy", lengths)
     manifest = {
         "token": [[key, dtype.str] for key, dtype in _columns(token)],
-        "texts_a_record": texts_a_record,
-        "bytes": (folder / RECORDS).stat().st_size,
+        "texts_a_record": texts_per_record,
+        "bytes": (folder / RECORDS_FILE).stat().st_size,
         "lengths": disk_cache.checksum(lengths),
         "cut": cut,
-        "fingerprint": _fingerprint(folder / RECORDS, token, texts_a_record, lengths, begun),
+        "fingerprint": _fingerprint(folder / RECORDS_FILE, token, texts_per_record, lengths, digest),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
-def _texts_a_record(size: float) -> int:
-    """How many texts of `size` bytes go into a record: a power of two, so that each chunk begins a new one."""
-    return min(1 << max(0, min(7, int(RECORD / max(size, 1)).bit_length() - 1)), CHUNK)
+def _texts_per_record(size: float) -> int:
+    """The number of texts of `size` bytes per record: a power of two, so that each chunk begins a new record."""
+    return min(1 << max(0, min(7, int(RECORD_BYTES / max(size, 1)).bit_length() - 1)), CHUNK_TEXTS)
 
 
-def _fingerprint(path: Path, token: np.dtype, texts_a_record: int, lengths: np.ndarray, begun: "hashlib._Hash") -> str:
-    """SHA-256, `begun` with the labels, of all inputs, padded as they would be in memory: as `digest_of` has it."""
+def _fingerprint(
+    path: Path, token: np.dtype, texts_per_record: int, lengths: np.ndarray, begun: "hashlib._Hash"
+) -> str:
+    """Continue the hash `begun` with all inputs, padded as they would be in memory, as in `digest_of`."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     longest = max(1, int(lengths.max(initial=0)))
@@ -147,11 +157,11 @@ def _fingerprint(path: Path, token: np.dtype, texts_a_record: int, lengths: np.n
     for key, dtype in _columns(token):
         digest.update(f"{key} {(len(lengths), longest)} {dtype}".encode())
         reader = ArrayRecordReader(str(path), "readahead_buffer_size:1M,max_parallelism:1")
-        records = CHUNK // texts_a_record
-        for chunk, start in enumerate(range(0, len(lengths), CHUNK)):
+        records = CHUNK_TEXTS // texts_per_record
+        for chunk, start in enumerate(range(0, len(lengths), CHUNK_TEXTS)):
             stop = min((chunk + 1) * records, reader.num_records())
             content = np.frombuffer(b"".join(reader.read(chunk * records, stop)), token)
-            digest.update(_padded(content[key], lengths[start : start + CHUNK], longest))
+            digest.update(_pad(content[key], lengths[start : start + CHUNK_TEXTS], longest))
         reader.close()
     return digest.hexdigest()
 
@@ -160,33 +170,33 @@ def _columns(token: np.dtype) -> list[tuple[str, np.dtype]]:
     return [(key, token[key]) for key in token.names or ()]
 
 
-def _padded(tokens: np.ndarray, lengths: np.ndarray, longest: int) -> np.ndarray:
-    """`tokens` [Σ lengths] of texts one after another as [n, longest], filled up with zeros."""
+def _pad(tokens: np.ndarray, lengths: np.ndarray, longest: int) -> np.ndarray:
+    """Split `tokens` [Σ lengths] into the texts [n, longest], padded with zeros."""
     padded = np.zeros((len(lengths), longest), tokens.dtype)
     padded[np.arange(longest) < lengths[:, None]] = tokens
     return padded
 
 
 class StreamedExamples(Examples):
-    """As `Examples`, its inputs read from the folder that `examples` prepared. Raises `UserError` for a damaged one."""
+    """As `Examples`, with inputs read from a folder that `examples` prepared. Raises `UserError` if it is damaged."""
 
     def __init__(self, folder: Path, labels: np.ndarray) -> None:
         from array_record.python.array_record_module import ArrayRecordReader
 
-        self.path = folder / RECORDS
+        self.path = folder / RECORDS_FILE
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             self.token = np.dtype([(key, dtype) for key, dtype in manifest["token"]])
-            self.texts_a_record = int(manifest["texts_a_record"])
+            self.texts_per_record = int(manifest["texts_a_record"])
             self.fingerprint, self.cut = str(manifest["fingerprint"]), int(manifest["cut"])
             size = self.path.stat().st_size
             if size != manifest["bytes"]:
-                raise ValueError(f"{RECORDS} has {size:,} bytes instead of {manifest['bytes']:,}")
-            # Not grain's data source: it starts a thread a call, and each is left with memory for a copy of the index.
+                raise ValueError(f"{RECORDS_FILE} has {size:,} bytes instead of {manifest['bytes']:,}")
+            # Not grain's data source, which starts a thread per call, each of which retains a copy of the index.
             self.reader = ArrayRecordReader(str(self.path), "readahead_buffer_size:0,max_parallelism:0")
             lengths = disk_cache.load(folder / "lengths.npy", manifest["lengths"])
-            if len(lengths) != len(labels) or self.reader.num_records() != -(-len(labels) // self.texts_a_record):
-                raise ValueError(f"{RECORDS} and lengths.npy are not of {len(labels):,} texts")
+            if len(lengths) != len(labels) or self.reader.num_records() != -(-len(labels) // self.texts_per_record):
+                raise ValueError(f"{RECORDS_FILE} and lengths.npy are not of {len(labels):,} texts")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
             raise disk_cache.damaged_error(folder, error) from error
         self.labels: np.ndarray = labels
@@ -195,44 +205,48 @@ class StreamedExamples(Examples):
         self.inputs = {key: Column(self, key) for key in self.token.names or ()}
 
     def take(self, rows: np.ndarray, length: int | None = None) -> dict[str, np.ndarray]:
-        """As of `Examples`."""
-        length = min(length or self.padded(rows) or 1, self.longest)
+        """As `Examples.take`."""
+        length = min(length or self.padded_length(rows) or 1, self.longest)
         tokens, lengths = self._tokens(rows), self.lengths[rows]
         width = max(length, int(lengths.max(initial=0)))
-        batch = {key: _padded(tokens[key], lengths, width)[:, :length] for key in self.inputs}
+        batch = {key: _pad(tokens[key], lengths, width)[:, :length] for key in self.inputs}
         return batch | {"label": self.labels[rows]}
 
     def _tokens(self, rows: np.ndarray) -> np.ndarray:
-        """The tokens of the texts at `rows`, one after another."""
-        record, place = np.divmod(rows, self.texts_a_record)
-        wanted, which = np.unique(record, return_inverse=True)
-        held = wanted[:, None] * self.texts_a_record + np.arange(self.texts_a_record)  # texts of the records [r, texts]
-        lengths = np.where(held < len(self), self.lengths[np.minimum(held, len(self) - 1)], 0)
+        """The tokens of the texts at `rows`, concatenated."""
+        record, position = np.divmod(rows, self.texts_per_record)
+        records, which = np.unique(record, return_inverse=True)
+        texts = records[:, None] * self.texts_per_record + np.arange(
+            self.texts_per_record
+        )  # [records, texts per record]
+        lengths = np.where(texts < len(self), self.lengths[np.minimum(texts, len(self) - 1)], 0)
         try:
-            content = self.reader.read(wanted.tolist())
+            content = self.reader.read(records.tolist())
         except RuntimeError as error:
             raise disk_cache.damaged_error(self.path.parent, error) from error
-        if [len(one) for one in content] != (lengths.sum(1) * self.token.itemsize).tolist():
-            raise disk_cache.damaged_error(self.path.parent, f"{RECORDS} does not go with lengths.npy")
-        start = (np.cumsum(lengths) - lengths.ravel()).reshape(lengths.shape)[which, place]
+        if [len(record_bytes) for record_bytes in content] != (lengths.sum(1) * self.token.itemsize).tolist():
+            raise disk_cache.damaged_error(self.path.parent, f"{RECORDS_FILE} does not go with lengths.npy")
+        start = (np.cumsum(lengths) - lengths.ravel()).reshape(lengths.shape)[which, position]
         length = self.lengths[rows]
-        within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-        tokens: np.ndarray = np.frombuffer(b"".join(content), self.token)[np.repeat(start, length) + within]
+        offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        tokens: np.ndarray = np.frombuffer(b"".join(content), self.token)[np.repeat(start, length) + offset]
         return tokens
 
-    def reading(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> Reading:
-        """As of `Examples`, through grain: its threads make the batches, its iterator keeps the position."""
+    def read_ahead(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> BatchReader:
+        """As `Examples.read_ahead`, with grain: its threads build the batches, its iterator has the position."""
         import grain
 
-        wanted = _InOrder(rows, start)
-        steps = grain.MapDataset.range(stop).map(lambda step: make(wanted[step]))
-        batches = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)))
+        ordered = _InOrder(rows, start)
+        steps = grain.MapDataset.range(stop).map(lambda step: make(ordered[step]))
+        batches = iter(
+            steps.to_iter_dataset(grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES))
+        )
         batches.set_state({"next_index": start})
-        return _GrainReading(batches, start)
+        return _GrainReader(batches, start)
 
 
 class Column:
-    """One input of `StreamedExamples`, an array [n, longest] that is read when it is indexed by rows."""
+    """One input of `StreamedExamples`: acts as an array [n, longest] that is read from disk when indexed by rows."""
 
     def __init__(self, examples: StreamedExamples, key: str) -> None:
         self.examples, self.key = examples, key
@@ -248,7 +262,7 @@ class Column:
 
 
 class _InOrder:
-    """What an iterator gives for the steps from `start` on, asked for by threads in nearly that order, each once."""
+    """Index an iterator by step, from `start` on. Threads ask for each step once, in nearly ascending order."""
 
     def __init__(self, items: Iterator[Any], start: int) -> None:
         self.items, self.next, self.lock = items, start, threading.Lock()
@@ -262,8 +276,8 @@ class _InOrder:
             return self.waiting.pop(step)
 
 
-class _GrainReading(Reading):
-    """Batches from grain's iterator, which is closed with the loop that reads them."""
+class _GrainReader(BatchReader):
+    """Batches from grain's iterator, which is closed when the loop over them ends."""
 
     def __iter__(self) -> Iterator[Any]:
         try:
@@ -273,5 +287,5 @@ class _GrainReading(Reading):
 
     @property
     def state(self) -> dict[str, int]:
-        found: dict[str, int] = self.batches.get_state()  # type: ignore[attr-defined]
-        return found
+        state: dict[str, int] = self.batches.get_state()  # type: ignore[attr-defined]
+        return state

@@ -1,6 +1,6 @@
 """The fit loop of one group of members: steps, log lines, validation, checkpoints.
 
-The moment with the best validation accuracy is kept; a killed run continues from its last checkpoint to the same bits.
+The model with the best validation accuracy is kept. A killed run continues from its last checkpoint, bit-exactly.
 """
 
 import sys
@@ -27,7 +27,7 @@ from mrl_jax.training.step import Measures, State, TrainStep, Weights
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM (`signum`): the state has been saved, the run can be resumed."""
+    """Raised after Ctrl-C or SIGTERM (`signum`); the state has been saved and the run can be resumed."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
@@ -35,13 +35,13 @@ class Interrupted(Exception):
 
 
 class Evaluator(Protocol):
-    """What the loop asks of its `trainer.Trainer`."""
+    """The part of `trainer.Trainer` that the loop uses."""
 
     config: TrainerConfig
     program: TrainStep
 
     def layout(self, members: int | None) -> Layout:
-        """The compiled functions for `members` trained together, None for one that is trained alone."""
+        """The compiled functions for `members` trained together, or for one trained alone (None)."""
         ...
 
     def accuracy(
@@ -52,7 +52,7 @@ class Evaluator(Protocol):
 
 
 class GroupLoop:
-    """The fit loop of one group of members."""
+    """The fit loop of one group of members: `fit` runs it."""
 
     def __init__(
         self,
@@ -79,10 +79,11 @@ class GroupLoop:
         self.moments = {max(1, round(moment)) for moment in moments}
 
     def fit(self) -> list[FitResult]:
+        """Train to the end, from the newest checkpoint if there is one, and return the best model of each member."""
         state, best, start, window = self._start()
         saved = since = time.monotonic()
         layout, arm = self.layout, self.arms
-        # Not the key of the initial parameters: that is split in `TrainStep.init`.
+        # Independent of the key of the initial parameters, which `TrainStep.init` splits.
         keys = [jax.random.fold_in(jax.random.key(member.seed), 1) for member in self.members]
         key = jax.random.key_data(jnp.stack(keys))
         if not self.together:
@@ -98,14 +99,14 @@ class GroupLoop:
                 stop = signalled()
                 if not report and not stop:
                     continue
-                window = [processes.on_host(measured) for measured in window]
+                window = [processes.on_host(measures) for measures in window]
                 self._check_finite(step - len(window), window, best)
                 if report:
                     self._report(step, window, time.monotonic() - since)
                     since, window = time.monotonic(), []
                 if step in self.moments:
                     best = self._validate(step, state, best)
-                elapsed = time.monotonic() - saved  # below 0: a clock that was set back
+                elapsed = time.monotonic() - saved  # negative if the clock was set back
                 due = not 0 <= elapsed < self.config.checkpoint_seconds and step < self.total
                 if stop or processes.on_process0(lambda due=due: due):  # type: ignore[misc]
                     self._save(step, state, best, window)
@@ -116,7 +117,7 @@ class GroupLoop:
         return [self._result(best, i) for i in range(len(self.members))]
 
     def _start(self) -> tuple[State, Best, int, list[Measures]]:
-        """The initial state, or that of the newest intact checkpoint, with its step and what it had not logged yet."""
+        """The state, best models, step and unlogged measures at the newest intact checkpoint, or at the beginning."""
         states = [processes.on_host(self.program.init(member.seed)) for member in self.members]
         state = jax.tree.map(lambda *leaves: np.stack(leaves), *states) if self.together else states[0]
         shape = (len(self.members),) if self.together else ()
@@ -124,13 +125,13 @@ class GroupLoop:
         newest_state: dict[str, Any] = {}
 
         def newest() -> dict[str, Any]:
-            """The step of the newest intact checkpoint and its log window; the arrays are left in `newest_state`."""
-            present = checkpoint.saved_steps(self.directory)
-            for at in reversed(present):
+            """The step and the log window of the newest intact checkpoint; its arrays go to `newest_state`."""
+            steps = checkpoint.saved_steps(self.directory)
+            for at in reversed(steps):
                 try:
                     newest_state["state"], meta = checkpoint.load(self.directory, at, (state, best))
                 except UserError as damaged:
-                    if at == present[0]:
+                    if at == steps[0]:
                         raise UserError(
                             f"cannot resume: {damaged}; delete {self.directory} to train it again"
                         ) from None
@@ -149,34 +150,34 @@ class GroupLoop:
         self.log.rewind([m.label for m in self.members], start["step"])
         self.bar.n = self.bar.initial = start["step"]
         self.bar.refresh()
-        window = [Measures(*(np.asarray(x, np.float32) for x in measured)) for measured in start["window"]]
-        # Two copies of the model: the step donates the state's buffers.
+        window = [Measures(*(np.asarray(x, np.float32) for x in measures)) for measures in start["window"]]
+        # `state` and `best` need separate copies of the model, as the step donates the buffers of the state.
         state, best = (self.layout.on_devices(tree, self.layout.state) for tree in (state, best))
         return state, best, start["step"], window
 
     def _batches(self, start: int) -> Iterator[Any]:
         """Batches on the devices: [B, …] for one member, [members, B, …] for several.
 
-        Texts are padded to the longest of the step in any seed of the population, whichever of them are trained here:
-        the shape of a dropout mask must not depend on how the population is grouped.
+        Texts are padded to the longest of the step over all seeds of the population, not only those of this group: the
+        shape of a dropout mask must not depend on how the population is grouped.
         """
         size, layout = self.config.batch_size, self.layout
         index = [self.seeds.index(member.seed) for member in self.members]
         streams = [batches.stream(self.train, seed, size, start, self.total) for seed in self.seeds]
 
         def take(parts: tuple[np.ndarray, ...]) -> Any:
-            length = self.train.padded(np.concatenate(parts))
+            length = self.train.padded_length(np.concatenate(parts))
             rows = np.stack([parts[i] for i in index]) if self.together else parts[index[0]]
             if self.train.separable:
                 return layout.read(self.train, rows, length, layout.batch)
-            batch = self.train.stacked(list(rows), length) if self.together else self.train.take(rows, length)
+            batch = self.train.stack(list(rows), length) if self.together else self.train.take(rows, length)
             return layout.on_devices(batch, layout.batch)
 
-        self.reading = self.train.reading(zip(*streams, strict=True), take, start, self.total)
-        yield from self.reading
+        self.reader = self.train.read_ahead(zip(*streams, strict=True), take, start, self.total)
+        yield from self.reader
 
     def _report(self, step: int, window: list[Measures], seconds: float) -> None:
-        """Log the means of the last steps."""
+        """Log the means of the steps since the last report."""
         losses, norms = self._by_member(window)
         speed = len(window) * self.config.batch_size * len(self.members) / max(seconds, 1e-9)
         rate = float(self.program.schedule(step - 1))
@@ -199,9 +200,9 @@ class GroupLoop:
         return (losses, norms) if self.together else (losses[:, None], norms[:, None])
 
     def _check_finite(self, before: int, window: list[Measures], best: Best) -> None:
-        """Stop the run at the first step whose losses or gradient are not finite."""
+        """Raise `UserError` for the first step whose losses or gradient are not finite."""
         losses, norms = self._by_member(window)
-        weighted = np.where(self.rows > 0, losses, 0.0)  # a granularity that the arm does not train may say anything
+        weighted = np.where(self.rows > 0, losses, 0.0)  # ignore granularities that the arm does not train
         for offset in range(len(losses)):
             for i, member in enumerate(self.members):
                 bad = ~np.isfinite(weighted[offset, i]).all(axis=0)
@@ -217,16 +218,16 @@ class GroupLoop:
                 )
 
     def _keep_best(self, i: int, best: Best) -> str:
-        """Save the best model so far of member i where `load` finds it; says where."""
+        """Save the best model so far of member i where `mrl_jax.load` finds it, and return a clause that says where."""
         result = self._result(processes.on_host(best), i)
         if result.step == 0:
-            return "nothing is kept: it had not been validated yet"
+            return "no model is kept: none had been validated yet"
         folder = self.directory.parent.parent / result.member.label / "model"
         save_model(folder, result, trained=False)
         return f"its best model, of step {result.step}, is kept in {folder}"
 
     def _validate(self, step: int, state: State, best: Best) -> Best:
-        """Score the validation split and keep each member's model if it is its best so far."""
+        """Score the validation split and update the best model of each member."""
         accuracy, loss = self.trainer.accuracy(
             state.model, self.validation, self.config.batch_size, self.layout.members
         )
@@ -245,14 +246,14 @@ class GroupLoop:
 
     def _save(self, step: int, state: State, best: Best, window: list[Measures]) -> None:
         meta = {"members": [m.label for m in self.members], "window": [[x.tolist() for x in m] for m in window]}
-        meta |= {"reading": self.reading.state}
+        meta |= {"reading": self.reader.state}
         whole = processes.on_host((state, best))
         processes.on_process0(lambda: bool(checkpoint.save(self.directory, step, whole, meta)))
 
     def _result(self, best: Best, i: int) -> FitResult:
         """The best model of member i; `best` holds NumPy arrays."""
-        one = jax.tree.map(lambda x: x[i], best) if self.together else best
-        return FitResult(self.members[i], self.program.widen(one.model), float(one.accuracy), int(one.step))
+        own = jax.tree.map(lambda x: x[i], best) if self.together else best
+        return FitResult(self.members[i], self.program.widen(own.model), float(own.accuracy), int(own.step))
 
     def _line(self, i: int, step: int, split: str, loss: np.ndarray) -> dict[str, Any]:
         member = self.members[i]
@@ -261,13 +262,13 @@ class GroupLoop:
         return {"step": step, "split": split, **names, **width, "loss": self._per_dim(i, loss)}
 
     def _per_dim(self, i: int, values: np.ndarray) -> dict[str, float]:
-        """Values [kinds, K] of the granularities that member i trains, by dim."""
+        """From values [kinds, K], those of the granularities that member i trains, by dim."""
         active = self.rows[i] > 0
         dims = enumerate(self.program.dims)
         return {str(m): float(values[:, k][active[:, k]][0]) for k, m in dims if active[:, k].any()}
 
     def _average(self, i: int, values: np.ndarray) -> float:
-        """The mean over the granularities of member i, weighted as its loss is."""
+        """The mean of values [kinds, K], weighted by the loss weights of member i."""
         return float(np.sum(self.rows[i] * np.where(self.rows[i] > 0, values, 0)) / np.sum(self.rows[i]))
 
     def _names(self) -> str:

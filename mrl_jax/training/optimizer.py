@@ -9,7 +9,7 @@ from mrl_jax.config import OptimizerConfig
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate by step: a linear rise during the share `warmup`, then cosine to zero, or constant."""
+    """The learning rate by step: linear warm-up over the share `warmup` of the steps, then cosine decay or constant."""
     warmup = round(config.warmup * steps)
     match config.schedule:
         case "cosine":
@@ -23,10 +23,9 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def create(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW or SGD with Nesterov momentum, after clipping if that is asked for.
+    """AdamW, or SGD with Nesterov momentum, preceded by gradient clipping if configured.
 
-    The chain stays flat, as `optax.adamw` inside a chain would nest its state: checkpoints of earlier versions hold
-    this one.
+    The chain is flat, as in the checkpoints of earlier versions; `optax.adamw` inside a chain would nest its state.
     """
     decay = optax.add_decayed_weights(config.weight_decay, _matrices)
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
@@ -41,5 +40,5 @@ def create(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTrans
 
 
 def _matrices(params: Any) -> Any:
-    """Where weights decay: not biases, scales of norms and other vectors."""
+    """Mask of the parameters that decay: matrices, not biases, scales of norms and other vectors."""
     return jax.tree.map(lambda p: p.ndim >= 2, params)

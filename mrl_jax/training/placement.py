@@ -1,4 +1,4 @@
-"""How members and the examples of a batch lie on the devices, and the functions that are compiled for that."""
+"""The placement of members and batches on the devices, and the functions compiled for it."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from mrl_jax.training.step import TrainStep, Weights
 
 
 class Best(NamedTuple):
-    """The best moment so far, by validation accuracy averaged over an arm's granularities."""
+    """The best model so far, by validation accuracy averaged over an arm's granularities."""
 
     model: Weights
     accuracy: Any  # [] or [members]
@@ -21,14 +21,14 @@ class Best(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How members and the examples of a batch lie on the devices of all processes, and the functions compiled for it.
+    """The placement of members and batches on the devices of all processes, and the functions compiled for it.
 
-    Together, members are spread over the devices as far as their number divides evenly (axis `arms`), and the examples
-    of a batch over the rest (axis `data`). One alone has its examples spread over all.
+    Members trained together are sharded over as many devices as divide their number (axis `arms`), and the examples of
+    a batch over the remaining factor (axis `data`). For a single member, the examples are sharded over all devices.
     """
 
     members: int | None
-    state: NamedSharding  # of a state, its model, an arm's row: [members, …], or whole everywhere
+    state: NamedSharding  # of a state, a model, loss weights: [members, …], or replicated
     batch: NamedSharding  # [members, B, …], or [B, …]
     shared: NamedSharding  # [B, …]: the same examples for all members
     step: Any
@@ -57,27 +57,25 @@ class Layout(NamedTuple):
             over("data"),
             step=jax.jit(step, donate_argnums=0, out_shardings=(state, state)),
             score=jax.jit(score, out_shardings=(state, state)),
-            keep=jax.jit(_better, donate_argnums=1, out_shardings=state),
+            keep=jax.jit(_keep_better, donate_argnums=1, out_shardings=state),
         )
 
     def on_devices(self, tree: Any, sharding: NamedSharding) -> Any:
-        """Arrays that every process has whole, each device with its part."""
-        return jax.tree.map(lambda x: _placed(x, sharding), tree)
+        """Place arrays that every process has as a whole, each device receiving its part."""
+        return jax.tree.map(lambda x: _place(x, sharding), tree)
 
     def read(
         self, examples: Examples | PairExamples, rows: np.ndarray, length: int | None, sharding: NamedSharding
     ) -> dict[str, Any]:
-        """The batch of `rows` [B] or [members, B]; every process reads only what its own devices hold of it."""
+        """The batch of `rows` [B] or [members, B]; every process reads only the part that its own devices hold."""
         blocks: dict[tuple[Any, ...], dict[str, np.ndarray]] = {}
         parts: dict[str, list[jax.Array]] = {}
         for device, index in sharding.addressable_devices_indices_map(rows.shape).items():
-            wanted = rows[index]
-            place = tuple((cut.start, cut.stop) for cut in index or ())
-            if place not in blocks:
-                blocks[place] = (
-                    examples.take(wanted, length) if rows.ndim == 1 else examples.stacked(list(wanted), length)
-                )
-            for name, array in blocks[place].items():
+            part = rows[index]
+            block = tuple((cut.start, cut.stop) for cut in index or ())  # several devices may hold the same one
+            if block not in blocks:
+                blocks[block] = examples.take(part, length) if rows.ndim == 1 else examples.stack(list(part), length)
+            for name, array in blocks[block].items():
                 parts.setdefault(name, []).append(jax.device_put(array, device))
         shapes = {name: (*rows.shape, *arrays[0].shape[rows.ndim :]) for name, arrays in parts.items()}
         return {
@@ -86,19 +84,19 @@ class Layout(NamedTuple):
         }
 
 
-def _placed(x: Any, sharding: NamedSharding) -> Any:
+def _place(x: Any, sharding: NamedSharding) -> Any:
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     whole = np.asarray(x)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def _better(new: Best, best: Best) -> Best:
-    """The better of two moments, member by member."""
+def _keep_better(new: Best, best: Best) -> Best:
+    """The better of two models of each member."""
     better = new.accuracy > best.accuracy
 
     def keep(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)
 
-    kept: Best = jax.tree.map(keep, new, best)
-    return kept
+    result: Best = jax.tree.map(keep, new, best)
+    return result

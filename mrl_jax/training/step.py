@@ -27,14 +27,14 @@ Inputs = Mapping[str, jax.Array]
 
 
 class Weights(NamedTuple):
-    """The weights of a member: everything that evaluation needs."""
+    """The weights of a member: all that evaluation needs."""
 
     params: Any  # {"encoder": …} and what the objective's `init` adds
     statistics: Any  # running statistics of batch norm; empty elsewhere
 
 
 class State(NamedTuple):
-    """What training carries from step to step."""
+    """The training state of a member."""
 
     model: Weights
     optimizer: optax.OptState
@@ -42,14 +42,14 @@ class State(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """What a training step reports: losses [kinds, K] and the gradient's global norm."""
+    """The metrics of a training step: losses [kinds, K] and the gradient's global norm."""
 
     losses: Any
     gradient_norm: Any
 
 
 class Objective(Protocol):
-    """What a task learns: its parameters beside the encoder's, its nested loss, its score. See `mrl_jax.tasks`."""
+    """The objective of a task: parameters besides the encoder's, nested loss, score. See `mrl_jax.tasks`."""
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -58,7 +58,7 @@ class Objective(Protocol):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of heads that a row of loss weights [kinds, K] speaks of."""
+        """The kinds of heads that loss weights [kinds, K] refer to."""
         ...
 
     @property
@@ -68,16 +68,16 @@ class Objective(Protocol):
 
     @property
     def couples_examples(self) -> bool:
-        """Whether the loss of an example depends on the others of its batch, so that a batch cannot be split."""
+        """Whether the loss of an example depends on the others in its batch, so that a batch cannot be split."""
         ...
 
     @property
     def sampled(self) -> int:
-        """Granularities that a sampled arm trains in a step."""
+        """Number of granularities that a sampled arm trains per step."""
         ...
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        """Initial parameters."""
+        """The initial parameters."""
         ...
 
     def loss(self, params: Any, z: jax.Array, label: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -85,29 +85,29 @@ class Objective(Protocol):
         ...
 
     def score(self, params: Any, z: jax.Array, label: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Numbers of right answers and summed losses, both [kinds, K], over the examples where `valid` [B] is true."""
+        """Numbers of correct answers and summed losses, [kinds, K] each, over examples where `valid` [B] is true."""
         ...
 
     def narrowed(self, width: int) -> "Objective":
-        """That of the fixed-size model of `width` alone."""
+        """The objective of the fixed-size model of `width` alone."""
         ...
 
     def cut(self, wide: Any, params: Any) -> dict[str, Any]:
-        """The initial parameters of this narrowed objective, from those of the `wide` one."""
+        """The initial parameters of this objective, cut from the parameters of the `wide` one."""
         ...
 
     def widen(self, wide: Any, full: Any, params: Any) -> dict[str, Any]:
-        """`full`, the parameters of the `wide` objective, with those of this narrowed one in their place."""
+        """`full`, the parameters of the `wide` objective, with the parameters of this one written into them."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class TrainStep:
-    """A network, its objective and its optimiser, for given shapes of data."""
+    """An encoder, its objective and its optimiser, for given shapes of data."""
 
     encoder: EncoderConfig
-    inputs: dict[str, tuple[int, ...]]  # shape of one example of each input
-    vocabulary: int  # token ids
+    inputs: dict[str, tuple[int, ...]]  # shape of one example, by input
+    vocabulary: int  # number of token ids
     width: int
     objective: Objective
     optimizer_config: OptimizerConfig
@@ -126,7 +126,7 @@ class TrainStep:
 
     @cached_property
     def graph(self) -> nnx.GraphDef[Any]:
-        # Without pretrained weights: shapes are enough, and files cannot be read under a trace.
+        # Without pretrained weights: only shapes are needed, and files cannot be read while tracing.
         encoder, _ = encoders.standalone(self.encoder, self.vocabulary)
         graph, _, _ = nnx.eval_shape(lambda: self._split(encoder, jax.random.key(0)))
         return graph
@@ -140,22 +140,22 @@ class TrainStep:
         return optimizer.create(self.optimizer_config, self.schedule)
 
     def narrowed(self, width: int) -> "TrainStep | None":
-        """The step that trains the fixed-size model of `width` by itself: the same numbers as with a one-hot row.
+        """A step for the fixed-size model of `width` alone, with the same results as one-hot loss weights give.
 
-        None where that is another model (a layer before the last one depends on the width) or where it would not even
-        halve the parameters, and compiling it is not worth while.
+        None if that would be a different model (a layer before the last one depends on the width), or if it would not
+        even halve the parameters, so that compiling it does not pay.
         """
         narrow = dataclasses.replace(self, width=width, objective=self.objective.narrowed(width), wide=self)
         try:
             ours, theirs = (jax.tree.leaves(step.shapes.params["encoder"]) for step in (self, narrow))
-        except UserError:  # a backbone of a fixed width
+        except UserError:  # the backbone has a fixed width
             return None
         same = len(ours) == len(theirs) and all(a.shape[:-1] == b.shape[:-1] for a, b in zip(ours, theirs, strict=True))
         pays = 2 * sum(x.size for x in theirs) <= sum(x.size for x in ours)
         return narrow if same and pays else None
 
     def widen(self, model: Weights) -> Weights:
-        """The weights of a narrowed step as those of the step that it was cut from; what it lacks is zero."""
+        """Convert the weights of this step to those of the `wide` step that it was cut from, padded with zeros."""
         if self.wide is None:
             return model
         full = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.wide.shapes).params
@@ -168,7 +168,7 @@ class TrainStep:
         return Weights(params | {"encoder": encoder}, model.statistics)
 
     def _cut(self, wide: "TrainStep", seed: int) -> Weights:
-        """The initial weights of `wide`, as far as the model of our width reads them."""
+        """The part of the initial weights of `wide` that the model of our width reads."""
         model = wide.init(seed).model
         shapes = self.shapes.params["encoder"]
         encoder = jax.tree.map(lambda x, shape: x[..., : shape.shape[-1]], model.params["encoder"], shapes)
@@ -176,7 +176,7 @@ class TrainStep:
 
     @cached_property
     def shapes(self) -> Weights:
-        """Shapes and types of a model, without reading or computing any number."""
+        """Shapes and types of the weights, without computing them or reading files."""
         encoder, _ = encoders.standalone(self.encoder, self.vocabulary)
         step = dataclasses.replace(self, encoder=encoder, wide=None)
         shapes: Weights = jax.eval_shape(lambda: step.init(0).model)
@@ -191,11 +191,11 @@ class TrainStep:
         return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
 
     def check(self) -> None:
-        """Raise the `UserError` of an encoder that cannot be built, before anything is written. Shapes only."""
+        """Raise `UserError` if the encoder cannot be built. It is only traced, so this is cheap."""
         _ = self.graph
 
     def init(self, seed: int) -> State:
-        """The initial state of every arm of `seed`: the same parameters whatever its weights."""
+        """The initial state for a seed, which all its arms share."""
         if self.wide is not None:
             model = self._cut(self.wide, seed)
             return State(model, self.optimizer.init(model.params), jnp.int32(0))
@@ -205,7 +205,7 @@ class TrainStep:
         return State(Weights(params, statistics), self.optimizer.init(params), jnp.int32(0))
 
     def embed(self, model: Weights, inputs: Inputs) -> jax.Array:
-        """Embeddings [B, D] as evaluation sees them."""
+        """Embeddings [B, D] in evaluation mode, at full matmul precision."""
         with jax.default_matmul_precision("highest"):
             return self._forward(model, inputs, None)[0]
 
@@ -220,7 +220,7 @@ class TrainStep:
         return total, (losses, statistics)
 
     def _cached_gradient(self, params: Any, statistics: Any, batch: Inputs, weights: jax.Array, key: jax.Array) -> Any:
-        """As `jax.grad(self._losses)`, with the activations of one part of the batch at a time."""
+        """As `jax.grad(self._losses)`, holding the activations of one part of the batch at a time."""
         parts = {k: v.reshape(self.accumulate, -1, *v.shape[1:]) for k, v in _inputs(batch).items()}
         keys = jax.random.split(key, self.accumulate)
 
@@ -237,16 +237,16 @@ class TrainStep:
         return gradient, (losses, statistics)
 
     def _weights(self, row: LossWeights, key: jax.Array) -> jax.Array:
-        """The loss weights [kinds, K] of one step."""
+        """The loss weights [kinds, K] of one step, with granularities sampled if the arm does so."""
         factors_K = sample_granularities(key, len(self.dims), min(self.objective.sampled, len(self.dims)))
         return jnp.where(row.sampled, row.weights * factors_K, row.weights)
 
     def step(self, state: State, batch: Inputs, row: LossWeights, key: jax.Array) -> tuple[State, Measures]:
-        """One update. `batch` holds the inputs and `label`, `row` is the member's arm, `key` the seed's."""
+        """One update. `batch` holds the inputs and `label`, `row` the loss weights of the arm, `key` is the seed's."""
         with jax.default_matmul_precision(self.precision):
-            return self._updated(state, batch, row, key)
+            return self._update(state, batch, row, key)
 
-    def _updated(self, state: State, batch: Inputs, row: LossWeights, key: jax.Array) -> tuple[State, Measures]:
+    def _update(self, state: State, batch: Inputs, row: LossWeights, key: jax.Array) -> tuple[State, Measures]:
         gradient = jax.grad(self._losses, has_aux=True)
         key = jax.random.fold_in(key, state.step)
         weights = self._weights(row, key)
@@ -274,7 +274,7 @@ class TrainStep:
         return State(model, optimizer, state.step + 1), Measures(losses, optax.global_norm(grads))
 
     def score(self, model: Weights, batch: Inputs, valid_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Numbers of right answers and summed losses, both [kinds, K], over the rows where `valid_B` is true."""
+        """Numbers of correct answers and summed losses, both [kinds, K], over the examples where `valid_B` is true."""
         with jax.default_matmul_precision("highest"):
             z_BxD = self.embed(model, _inputs(batch))
             return self.objective.score(model.params, z_BxD, batch["label"], valid_B)

@@ -1,7 +1,7 @@
-"""Train a population: members (an arm and a seed) through one compiled step, in turn (`loop`) or together (`vmap`).
+"""Train a population of members (arm and seed) with one compiled step, in turn (`loop`) or together (`vmap`).
 
-Members that share a seed see the same batches, dropout and initial parameters. In both ways of running, a *group* of
-members is trained to the end before the next: one member per group in `loop`, all of them in one for `vmap`.
+Members that share a seed see the same batches, dropout and initial parameters. A *group* of members is trained to the
+end before the next one starts: `loop` has one member per group, `vmap` as many as are trained together.
 """
 
 import dataclasses
@@ -30,16 +30,16 @@ from mrl_jax.training.step import State, TrainStep, Weights
 # Compile a narrow step only above this many steps of all seeds: compiling takes some 8 s, a step 7 ms (two cores).
 WORTH_COMPILING_STEPS = 1500
 
-CACHED_TOKENS = 1024  # that are embedded together on a CPU, so that their activations stay in its cache
+CACHED_TOKENS = 1024  # per embedding batch on a CPU, so that activations fit in its cache
 
 
-def grouped(members: Sequence[Member], at_once: int) -> list[tuple[Member, ...]]:
-    """The members in groups of at most `at_once` that are trained together."""
+def group_members(members: Sequence[Member], at_once: int) -> list[tuple[Member, ...]]:
+    """Split the members into groups of at most `at_once`, which are trained together."""
     return [tuple(members[i : i + at_once]) for i in range(0, len(members), at_once)]
 
 
 def tokens_at_once() -> int | None:
-    """Tokens that are embedded together: on a CPU as many as its cache takes, elsewhere as many as the batch has."""
+    """Tokens per embedding batch: as many as fit in the cache of a CPU; None, no limit, on other devices."""
     return CACHED_TOKENS if jax.default_backend() == "cpu" else None
 
 
@@ -60,7 +60,7 @@ class Trainer:
         self._layouts: dict[int | None, Layout] = {}
 
     def layout(self, members: int | None) -> Layout:
-        """The compiled functions for `members` trained together, None for one that is trained alone."""
+        """The compiled functions for `members` trained together, or for one trained alone (None)."""
         if members not in self._layouts:
             self._layouts[members] = Layout.of(self.program, members)
         return self._layouts[members]
@@ -68,8 +68,8 @@ class Trainer:
     def at_once(self, members: Sequence[Member], train: Examples | PairExamples) -> int:
         """How many of the members to train together, by `trainer.population` and `trainer.arms_at_once`.
 
-        `auto` trains one per device on CPUs, where more would compete for the same cores and a larger working set only
-        costs cache, and elsewhere as many as fit in 80 % of the devices' memory, by XLA's account of a member's step.
+        On CPUs `auto` trains one per device, as more would compete for the same cores and the same cache. Elsewhere it
+        trains as many as fit in 80 % of the devices' memory, by XLA's analysis of the step of one member.
         """
         population, devices = self.config.population, jax.device_count()
         if population == "loop" or len(members) == 1:
@@ -86,15 +86,15 @@ class Trainer:
         return int(processes.on_process0(lambda: chunk - chunk % devices if chunk > devices else chunk))
 
     def _bytes_of_member(self, member: Member, train: Examples | PairExamples) -> int:
-        """Memory of one member's step on its longest batch, and of its best model so far."""
+        """Memory of one member's step on its longest batch plus that of its best model so far, 0 if unknown."""
         rows = np.zeros(self.config.batch_size, np.int32)
-        longest = None if train.lengths is None else train.padded(np.array([np.argmax(train.lengths)]))
+        longest = None if train.lengths is None else train.padded_length(np.array([np.argmax(train.lengths)]))
         row, key = member.arm.row(self.program.kinds), jax.random.key(0)
         model = self.program.shapes
         state = State(model, jax.eval_shape(self.program.optimizer.init, model.params), jnp.int32(0))
         step = jax.jit(self.program.step, donate_argnums=0)
         analysis = step.lower(state, train.take(rows, longest), row, key).compile().memory_analysis()
-        if analysis is None:  # not every backend keeps this account
+        if analysis is None:  # not every backend has this analysis
             return 0
         used = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
         return int(used + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.model)))
@@ -111,9 +111,14 @@ class Trainer:
     ) -> list[FitResult]:
         """Train the members of one group to the end and return the best model of each.
 
-        `seeds` are those of the whole population.
-
-        Training states are checkpointed below `directory` and continued from there when there are any.
+        Args:
+            group: the members, from `group_members`.
+            seeds: of the whole population, not only of this group.
+            train: the examples to train on.
+            validation: the examples that choose the best model.
+            directory: training states are checkpointed here, and training continues from the newest one.
+            log: gets the training log.
+            bar: progress bar, updated per step.
 
         Raises:
             UserError: a loss or gradient is not finite (names step, arm, granularity); no intact checkpoint; disk full.
@@ -121,36 +126,37 @@ class Trainer:
         """
         trainer, members = self, tuple(group)
         if len(members) == 1 and (width := members[0].arm.width) is not None:
-            narrow = self._narrowed(width, len(seeds))
+            narrow = self._narrow_trainer(width, len(seeds))
             if narrow is not None:
                 alone = dataclasses.replace(members[0].arm, weights=(1.0,))
                 trainer, members = narrow, (dataclasses.replace(members[0], arm=alone),)
         results = GroupLoop(trainer, members, tuple(seeds), train, validation, directory, log, bar).fit()
-        return [one._replace(member=member) for one, member in zip(results, group, strict=True)]
+        return [result._replace(member=member) for result, member in zip(results, group, strict=True)]
 
-    def _narrowed(self, width: int, seeds: int) -> "Trainer | None":
-        """The trainer of fixed-size models of `width`, where they are cheaper to train in a program of their own."""
+    def _narrow_trainer(self, width: int, seeds: int) -> "Trainer | None":
+        """The trainer of fixed-size models of `width`, or None if a separate compiled step does not pay for them."""
         if width not in self._narrow:
-            worth = width < self.program.width and self.program.steps * seeds >= WORTH_COMPILING_STEPS
-            program = self.program.narrowed(width) if worth else None
+            pays = width < self.program.width and self.program.steps * seeds >= WORTH_COMPILING_STEPS
+            program = self.program.narrowed(width) if pays else None
             self._narrow[width] = None if program is None else Trainer(program, self.config)
         return self._narrow[width]
 
     def embed(self, model: Weights, examples: Examples, batch_size: int) -> np.ndarray:
-        """Embeddings float32 [n, D] of one member for every example, in their order.
+        """Embed all examples with one member; each process embeds a share of the batches and gets all embeddings.
 
-        Every process embeds its share of the batches, and all of them get all embeddings.
+        Returns:
+            float32 [n, D], in the order of the examples.
         """
-        z, places = [np.empty((0, self.program.width), np.float32)], [np.empty(0, np.int64)]
+        z, positions = [np.empty((0, self.program.width), np.float32)], [np.empty(0, np.int64)]
         model = jax.device_put(processes.on_host(model), jax.local_devices()[0])
         share = (processes.rank(), processes.count())
         with progress(len(examples), "embed", "example", leave=False) as bar:
             for rows, batch, valid in batches.slices(examples, batch_size, tokens_at_once(), share):
                 del batch["label"]
                 z.append(np.asarray(self._embed(model, batch))[valid])
-                places.append(rows)
+                positions.append(rows)
                 bar.update(len(rows) * share[1])
-        return processes.joined(np.concatenate(z), np.concatenate(places), len(examples))
+        return processes.gather_rows(np.concatenate(z), np.concatenate(positions), len(examples))
 
     def accuracy(
         self, model: Weights, examples: Examples | PairExamples, batch_size: int, members: int | None

@@ -402,7 +402,7 @@ def test_a_file_that_is_not_in_the_manifest_is_noticed(tmp_path: Path) -> None:
 
     def write() -> None:  # by somebody who knows what is summed
         told.pop("sha256", None)
-        (where / "manifest.json").write_text(json.dumps(told | {"sha256": checkpoint._sum(told)}))
+        (where / "manifest.json").write_text(json.dumps(told | {"sha256": checkpoint._checksum(told)}))
 
     write()
     with pytest.raises(UserError, match="is there, but not in its manifest") as error:

@@ -115,7 +115,9 @@ def test_without_a_certificate_everything_is_read() -> None:
     splits = {"validation": both, "test": both}
     config = EvaluationConfig(cascade=True, epsilon=0.02)
     scores = dict.fromkeys(("validation", "test"), labels)
-    found = {s.metric: s for _, s in evaluate.adaptively(splits, scores, own, False, (5, 10), config, 0) if s.dim == 10}
+    found = {
+        s.metric: s for _, s in evaluate.score_cascade(splits, scores, own, False, (5, 10), config, 0) if s.dim == 10
+    }
     assert found["cascade_certified"].value == 0
     assert found["cascade_certified_dims"].value == 10
     assert found["cascade_certified_cumulative_dims"].value == 15

@@ -64,7 +64,7 @@ RIGHT = np.array([[1, 0, 0, 0], [1, 1, 0, 1], [0, 1, 1, 1]], bool)
 def test_inputs_leave_where_they_are_sure_and_figures_follow() -> None:
     granularity = cascade.leaving(CONFIDENCES, np.array([0.8, 0.6]))
     assert granularity.tolist() == [0, 1, 2, 0]
-    separate = cascade.served(granularity, RIGHT, DIMS, classes=5, tied=False)
+    separate = cascade.outcome_of_exits(granularity, RIGHT, DIMS, classes=5, tied=False)
     assert separate.accuracy == 0.75
     assert separate.full == 0.75
     assert separate.dims == (2 + 4 + 8 + 2) / 4
@@ -72,7 +72,7 @@ def test_inputs_leave_where_they_are_sure_and_figures_follow() -> None:
     assert separate.flops == 2 * 5 * 6
     assert separate.shares.tolist() == [0.5, 0.25, 0.25]
     assert separate.captured == (8 - 4) / (8 - (2 + 4 + 8 + 4) / 4)  # the oracle reads 2, 4, 8 and 4
-    assert cascade.served(granularity, RIGHT, DIMS, classes=5, tied=True).cumulative_dims == separate.dims
+    assert cascade.outcome_of_exits(granularity, RIGHT, DIMS, classes=5, tied=True).cumulative_dims == separate.dims
 
 
 scores = st.lists(st.tuples(*[st.floats(0, 1)] * 3), min_size=1, max_size=20)
@@ -161,7 +161,9 @@ def test_the_certificate_holds_for_nine_calibration_sets_in_ten(heads: list[casc
         drawn = rng.choice(len(z), n, replace=False)
         found = cascade.certify(confidences[:, drawn], right[:, drawn], line, epsilon, delta)
         if found is not None:
-            figures = cascade.served(cascade.leaving(confidences, found.thresholds), right, DIMS, 4, tied=True)
+            figures = cascade.outcome_of_exits(
+                cascade.leaving(confidences, found.thresholds), right, DIMS, 4, tied=True
+            )
             broken += figures.full - figures.accuracy > epsilon
             cheap.append(figures.dims)
     assert broken <= 0.1 * 200 + 3 * np.sqrt(200 * 0.09)

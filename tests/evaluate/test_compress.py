@@ -34,7 +34,7 @@ def test_truncated_is_the_embedding_and_a_random_subset_its_coordinates_in_anoth
 
 
 def test_pca_is_that_of_scikit_learn_up_to_sign(monkeypatch):
-    monkeypatch.setattr(compress, "ROWS", 70)  # several chunks, the last one short
+    monkeypatch.setattr(compress, "CHUNK_ROWS", 70)  # several chunks, the last one short
     z, new = embeddings(300), embeddings(40, seed=1)
     oracle = PCA().fit(z.astype(np.float64))
     wanted = oracle.transform(new.astype(np.float64))

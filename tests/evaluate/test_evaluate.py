@@ -102,7 +102,7 @@ def embeddings(count: int, seed: int) -> np.ndarray:
 
 def test_neighbours_at_every_dim_are_those_of_scikit_learn():
     """More queries than one chunk, and not a multiple of it; database rows of very different lengths."""
-    queries, database = embeddings(search.QUERIES + 44, 0), embeddings(500, 1)
+    queries, database = embeddings(search.QUERIES_PER_BATCH + 44, 0), embeddings(500, 1)
     database *= np.random.default_rng(2).uniform(0.01, 100, (500, 1)).astype(np.float32)
     for dim, found in zip(DIMS, neighbours(queries, database, DIMS, 5), strict=True):
         oracle = NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(
@@ -142,13 +142,15 @@ def test_no_queries_have_no_neighbours():
 
 
 @pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("extra", [0, 1, search.GROUP - 1])
+@pytest.mark.parametrize("extra", [0, 1, search.GROUP_COLUMNS - 1])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), levels=st.sampled_from([2, 5, 1000, 10**9]))
 def test_top_k_is_a_full_sort_with_ties_to_the_lower_index(k, extra, seed, levels):
     """Just above the size at which groups are used, on and off a group's boundary, with few and with many values."""
     rng = np.random.default_rng(seed)
-    scores = (rng.integers(0, levels, (4, 4 * k * search.GROUP + search.GROUP + extra)) - levels / 2).astype(np.float32)
+    scores = (
+        rng.integers(0, levels, (4, 4 * k * search.GROUP_COLUMNS + search.GROUP_COLUMNS + extra)) - levels / 2
+    ).astype(np.float32)
     columns = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     wanted = np.lexsort((columns, -scores))[:, :k]
     np.testing.assert_array_equal(jitted_top_k(jnp.asarray(scores), k), wanted)
@@ -157,14 +159,14 @@ def test_top_k_is_a_full_sort_with_ties_to_the_lower_index(k, extra, seed, level
 jitted_top_k = jax.jit(top_k, static_argnums=1)
 
 
-@pytest.mark.parametrize("n", [3, 4 * 3 * search.GROUP, 4 * 3 * search.GROUP + 1, 2000])
+@pytest.mark.parametrize("n", [3, 4 * 3 * search.GROUP_COLUMNS, 4 * 3 * search.GROUP_COLUMNS + 1, 2000])
 def test_top_k_agrees_with_a_full_sort_below_at_and_above_the_switch_to_groups(n):
     scores = np.random.default_rng(n).permutation(4 * n).reshape(4, n).astype(np.float32)
     np.testing.assert_array_equal(jitted_top_k(jnp.asarray(scores), 3), np.argsort(-scores, axis=1)[:, :3])
 
 
 def test_top_k_finds_winners_that_share_one_group_and_winners_in_the_last_one():
-    n, group = 20 * search.GROUP + 7, search.GROUP
+    n, group = 20 * search.GROUP_COLUMNS + 7, search.GROUP_COLUMNS
     scores = np.zeros((3, n), np.float32)
     scores[0, 2 * group : 2 * group + 4] = [1, 4, 2, 3]
     scores[1, -4:] = [4, 4, 4, 4]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mrl_jax.evaluate import neighbours as search
 from mrl_jax.evaluate.neighbours import neighbours
-from mrl_jax.evaluate.quantised import SHORTLIST, int8, one_bit
+from mrl_jax.evaluate.quantised import SHORTLIST_PER_NEIGHBOUR, int8, one_bit
 
 DIMS = (2, 5, 16)
 
@@ -34,7 +34,9 @@ def one_bit_by_loop(query: np.ndarray, database: np.ndarray, k: int) -> list[int
     def product(row: int) -> float:
         return sum(float(q) if bit else -float(q) for q, bit in zip(query, bits(database[row]), strict=True))
 
-    shortlist = sorted(range(len(database)), key=hamming)[: SHORTLIST * k]  # sorting is stable: ties to the lower index
+    shortlist = sorted(range(len(database)), key=hamming)[
+        : SHORTLIST_PER_NEIGHBOUR * k
+    ]  # sorting is stable: ties to the lower index
     return sorted(shortlist, key=lambda row: -product(row))[:k]
 
 
@@ -49,11 +51,14 @@ def test_one_bit_search_is_the_loop_with_all_its_ties(seed, shape):
 
 
 def test_one_bit_search_of_more_queries_than_one_chunk_in_a_database_of_thousands():
-    queries, database = gaussian(search.QUERIES + 3, 0), gaussian(4 * SHORTLIST * 10 * search.GROUP + 5, 1)
+    queries, database = (
+        gaussian(search.QUERIES_PER_BATCH + 3, 0),
+        gaussian(4 * SHORTLIST_PER_NEIGHBOUR * 10 * search.GROUP_COLUMNS + 5, 1),
+    )
     for dim, found in zip(DIMS[1:], one_bit(queries, database, DIMS[1:], 10), strict=True):
         assert found.shape == (len(queries), 10)
         assert found.dtype == np.int32
-        for row in (0, search.QUERIES - 1, search.QUERIES, search.QUERIES + 2):
+        for row in (0, search.QUERIES_PER_BATCH - 1, search.QUERIES_PER_BATCH, search.QUERIES_PER_BATCH + 2):
             assert found[row].tolist() == one_bit_by_loop(queries[row, :dim], database[:, :dim], 10)
 
 
@@ -66,9 +71,11 @@ def test_rescoring_prefers_the_coordinates_that_are_large_in_the_query():
 
 def test_what_hamming_distance_leaves_out_of_the_shortlist_is_not_found():
     query = np.array([[9, 1, 1, 1]], np.float32)
-    database = np.array([[-1, 1, 1, 1]] * SHORTLIST + [[1, -1, -1, 1]], np.float32)  # the last would score highest
+    database = np.array(
+        [[-1, 1, 1, 1]] * SHORTLIST_PER_NEIGHBOUR + [[1, -1, -1, 1]], np.float32
+    )  # the last would score highest
     assert [found.tolist() for found in one_bit(query, database, (4,), 1)] == [[[0]]]
-    assert [found.tolist() for found in one_bit(query, database, (4,), 2)] == [[[SHORTLIST, 0]]]
+    assert [found.tolist() for found in one_bit(query, database, (4,), 2)] == [[[SHORTLIST_PER_NEIGHBOUR, 0]]]
 
 
 @settings(max_examples=20)

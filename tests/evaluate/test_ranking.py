@@ -54,7 +54,7 @@ def test_documents_are_ranked_by_cosine_on_the_prefix_and_ties_by_row():
     documents[7] = documents[3]  # equal: the lower row first
     queries[0] = documents[3]
     judgments = np.array([[0, 7, 1], [1, 2, 1], [2, 5, 1], [3, 9, 1], [4, 9, 1]])
-    for m, metrics in zip((4, 8), ranking.ranked(queries, documents, judgments, (4, 8)), strict=True):
+    for m, metrics in zip((4, 8), ranking.rank(queries, documents, judgments, (4, 8)), strict=True):
         q, d = queries[:, :m], documents[:, :m]
         cosine = (q @ d.T) / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(d, axis=1)
         place = np.argsort(np.argsort(-cosine, axis=1, kind="stable"), axis=1)[judgments[:, 0], judgments[:, 1]]

@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from mrl_jax.evaluate import refit
-from mrl_jax.evaluate.refit import LOGISTIC, RIDGE, logistic, ridge
+from mrl_jax.evaluate.refit import LOGISTIC_PENALTIES, RIDGE_PENALTIES, logistic, ridge
 
 DIMS, CLASSES = (2, 5, 12), 4
 
@@ -41,10 +41,10 @@ def ridge_of_scikit_learn(z: np.ndarray, labels: np.ndarray, penalty: float) -> 
     return oracle.coef_.T, oracle.intercept_
 
 
-@pytest.mark.parametrize("penalty", RIDGE)
+@pytest.mark.parametrize("penalty", RIDGE_PENALTIES)
 def test_ridge_is_that_of_scikit_learn_at_every_penalty(monkeypatch, penalty):
-    monkeypatch.setattr(refit, "RIDGE", (penalty,))
-    monkeypatch.setattr(refit, "ROWS", 150)  # several chunks, the last one short
+    monkeypatch.setattr(refit, "RIDGE_PENALTIES", (penalty,))
+    monkeypatch.setattr(refit, "CHUNK_ROWS", 150)  # several chunks, the last one short
     fitted = ridge(*TRAIN, *VALIDATION, DIMS, CLASSES)
     assert tuple(fitted) == DIMS
     for m, (kernel, bias) in fitted.items():
@@ -60,7 +60,10 @@ def test_ridge_takes_the_penalty_that_is_best_on_validation_and_the_largest_of_e
     train, validation = classes_apart(count, seed, apart), classes_apart(31, seed + 1, apart)
     fitted = ridge(*train, *validation, DIMS, CLASSES)
     for m in DIMS:
-        tried = [ridge_of_scikit_learn(train[0][:, :m], train[1], penalty) for penalty in sorted(RIDGE, reverse=True)]
+        tried = [
+            ridge_of_scikit_learn(train[0][:, :m], train[1], penalty)
+            for penalty in sorted(RIDGE_PENALTIES, reverse=True)
+        ]
         right = [accuracy(one, *validation) for one in tried]
         np.testing.assert_allclose(fitted[m][0], tried[int(np.argmax(right))][0], rtol=1e-2, atol=1e-4)
 
@@ -92,12 +95,12 @@ def objective(x: np.ndarray, labels: np.ndarray, kernel: np.ndarray, bias: np.nd
     return float(-likelihood.mean() + penalty / 2 * (kernel**2).sum())
 
 
-@pytest.mark.parametrize("count", [1, 2, len(LOGISTIC)])
+@pytest.mark.parametrize("count", [1, 2, len(LOGISTIC_PENALTIES)])
 def test_logistic_reaches_the_minimum_that_scikit_learn_finds(monkeypatch, count):
     """With one penalty from a cold start, with several the last one after the others."""
-    penalty = LOGISTIC[count - 1]
-    monkeypatch.setattr(refit, "LOGISTIC", LOGISTIC[:count])
-    monkeypatch.setattr(refit, "_best", lambda candidates, *_: list(candidates)[-1])
+    penalty = LOGISTIC_PENALTIES[count - 1]
+    monkeypatch.setattr(refit, "LOGISTIC_PENALTIES", LOGISTIC_PENALTIES[:count])
+    monkeypatch.setattr(refit, "_most_accurate", lambda candidates, *_: list(candidates)[-1])
     fitted = logistic(*TRAIN, *VALIDATION, DIMS, CLASSES)
     assert tuple(fitted) == DIMS
     for m, (kernel, bias) in fitted.items():
@@ -113,11 +116,11 @@ def test_logistic_reaches_the_minimum_that_scikit_learn_finds(monkeypatch, count
 
 def test_logistic_takes_the_penalty_that_is_best_on_validation_and_the_largest_of_equals(monkeypatch):
     chosen = logistic(*TRAIN, *VALIDATION, DIMS, CLASSES)
-    monkeypatch.setattr(refit, "_best", lambda candidates, *_: list(candidates))
-    monkeypatch.setattr(refit, "_each", lambda fit, dims, _: {m: fit(m) for m in dims})
+    monkeypatch.setattr(refit, "_most_accurate", lambda candidates, *_: list(candidates))
+    monkeypatch.setattr(refit, "_fit_each_dim", lambda fit, dims, _: {m: fit(m) for m in dims})
     tried = logistic(*TRAIN, *VALIDATION, DIMS, CLASSES)
     for m in DIMS:
-        assert len(tried[m]) == len(LOGISTIC)
+        assert len(tried[m]) == len(LOGISTIC_PENALTIES)
         right = [accuracy(one, *VALIDATION) for one in tried[m]]
         np.testing.assert_array_equal(chosen[m][0], tried[m][int(np.argmax(right))][0])
         sizes = [np.linalg.norm(kernel) for kernel, _ in tried[m]]

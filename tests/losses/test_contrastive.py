@@ -336,7 +336,7 @@ def agrees(q, d, dims, weights, temperature, symmetric, streamed, learned, valid
 def small_tiles():
     """Tiles of 16 rows, so that small batches have several, the last of them padded."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mrl_jax.losses.info_nce._tile_rows", lambda batch, candidates: min(16, batch))
+        patch.setattr("mrl_jax.losses.info_nce.TILE_ROWS", 16)
         yield
 
 
@@ -471,7 +471,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from mrl_jax.losses import info_nce
 
-info_nce._tile_rows = lambda batch, candidates: 16
+info_nce.TILE_ROWS = 16
 rng = np.random.default_rng(0)
 q, d = (jnp.float32(rng.normal(size=(64, 12))) for _ in range(2))
 sharding = NamedSharding(Mesh(jax.devices(), ("data",)), P("data"))
@@ -549,7 +549,7 @@ def test_what_does_not_fit_one_loss_is_refused():
     a, b = plain(0, 6, 6)
     with pytest.raises(ValueError, match="6 queries need as many documents, the positives first; got 5"):
         nested_info_nce(a, b[:5], DIMS, WEIGHTS)
-    with pytest.raises(ValueError, match=r"valid must be \[6\], one a query; got shape \(5,\)"):
+    with pytest.raises(ValueError, match=r"valid must be \[6\], one per query; got shape \(5,\)"):
         nested_info_nce(a, b, DIMS, WEIGHTS, valid=jnp.ones(5, bool))
     for loss in (nested_info_nce, nested_distillation):
         with pytest.raises(ValueError, match="temperature=0 must be positive"):

@@ -54,7 +54,7 @@ def start() -> Iterator[Start]:
                 variables |= {"SLURM_NTASKS": str(count), "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
             else:
                 values = (f"127.0.0.1:{port}", str(count), str(rank))
-                variables = dict(zip(processes.VARIABLES, values, strict=True))
+                variables = dict(zip(processes.COORDINATOR_VARIABLES, values, strict=True))
             command = [sys.executable, "-c", WORKER, json.dumps([[*job, *words] for job in jobs])]
             pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
             started.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, **pipes))  # type: ignore[call-overload]
@@ -413,5 +413,7 @@ def test_each_item_is_computed_by_one_process_and_known_to_all(items: list[int],
 def test_one_process_is_all_there_is() -> None:
     assert (processes.count(), processes.rank(), processes.is_process0()) == (1, 0, True)
     rows = np.array([2, 0, 1])
-    np.testing.assert_array_equal(processes.joined(np.array([[5.0], [6.0], [7.0]]), rows, 3), [[6.0], [7.0], [5.0]])
-    assert processes.lost(ValueError("Gloo all-reduce failed")) is None
+    np.testing.assert_array_equal(
+        processes.gather_rows(np.array([[5.0], [6.0], [7.0]]), rows, 3), [[6.0], [7.0], [5.0]]
+    )
+    assert processes.lost_peer_message(ValueError("Gloo all-reduce failed")) is None

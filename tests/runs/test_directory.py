@@ -65,7 +65,7 @@ def test_a_process_that_ends_while_it_claims_leaves_no_run_behind(settings, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "environment", killed)
+        patch.setattr("mrl_jax.runs.directory.environment", killed)
         with pytest.raises(KeyboardInterrupt):
             runs.claim(settings)
     assert runs.names_below(tmp_path / "results" / "study") == []

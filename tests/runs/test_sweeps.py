@@ -75,7 +75,7 @@ def test_a_mistake_in_any_value_stops_the_sweep_at_once(
 def test_a_job_on_slurm_may_run_out_of_time(tiny: list[str]) -> None:
     """The launcher queues a preempted job again by itself, but one that ran out of time only if it is told to."""
     words = [*tiny, "hydra/launcher=submitit_slurm"]
-    assert f"hydra.launcher.max_num_timeout={sweeps.TIMEOUTS}" in sweeps.prepare(words).overrides
+    assert f"hydra.launcher.max_num_timeout={sweeps.MAX_TIMEOUTS}" in sweeps.prepare(words).overrides
     for plus in ("", "+", "++"):
         given = sweeps.prepare([*words, f"{plus}hydra.launcher.max_num_timeout=3"]).overrides
         assert not any(word.startswith("hydra.launcher.max_num_timeout") for word in given)

@@ -84,8 +84,8 @@ def test_padding_is_trimmed_but_never_a_token(lengths, data):
     np.testing.assert_array_equal(batch["ids"].max(1), chosen + 1)
     np.testing.assert_array_equal(batch["label"], chosen)
     longest = max(lengths[i] for i in chosen)
-    assert width in batches.LENGTHS or width == examples.inputs["ids"].shape[1]
-    assert not any(longest <= n < width for n in batches.LENGTHS)  # no shorter padding would have done
+    assert width in batches.PADDED_LENGTHS or width == examples.inputs["ids"].shape[1]
+    assert not any(longest <= n < width for n in batches.PADDED_LENGTHS)  # no shorter padding would have done
 
 
 def test_an_accelerator_compiles_for_fewer_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,8 +93,8 @@ def test_an_accelerator_compiles_for_fewer_lengths(monkeypatch: pytest.MonkeyPat
     read = texts([3, 20, 70, 150])
     words = Examples({"ids": read.inputs["ids"], "weights": read.inputs["mask"].astype(np.float32)}, read.labels)
     for rows, length in (([0], 64), ([0, 1], 64), ([2], 128), ([3, 0], 150)):
-        assert read.padded(np.array(rows)) == length
-        assert words.padded(np.array(rows)) == 150
+        assert read.padded_length(np.array(rows)) == length
+        assert words.padded_length(np.array(rows)) == 150
 
 
 def test_a_text_without_a_single_known_word_is_padding_only():

@@ -98,25 +98,25 @@ def test_any_rows_are_the_same_batch_as_in_memory(
 ) -> None:
     """With one text a record or several, and written in one chunk or several."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(disk_examples, "RECORD", sizes[0])
-        patched.setattr(disk_examples, "CHUNK", sizes[1])
+        patched.setattr(disk_examples, "RECORD_BYTES", sizes[0])
+        patched.setattr(disk_examples, "CHUNK_TEXTS", sizes[1])
         memory, disk = both(texts, tmp_path_factory.mktemp("any"))
     rows = np.array(data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=12)))
     length = data.draw(st.one_of(st.none(), st.integers(1, 12)))
-    assert disk.padded(rows) == memory.padded(rows)
+    assert disk.padded_length(rows) == memory.padded_length(rows)
     wanted, found = memory.take(rows, length), disk.take(rows, length)
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
     assert disk.fingerprint == description.fingerprint(memory)
-    stacked = disk.stacked([rows, rows[::-1]], length)
-    for name, array in memory.stacked([rows, rows[::-1]], length).items():
+    stacked = disk.stack([rows, rows[::-1]], length)
+    for name, array in memory.stack([rows, rows[::-1]], length).items():
         np.testing.assert_array_equal(stacked[name], array)
     # Processes that read rows of their own have read together what one would have read.
-    halves = [disk.take(part, disk.padded(rows)) for part in np.array_split(rows, 2) if len(part)]
+    halves = [disk.take(part, disk.padded_length(rows)) for part in np.array_split(rows, 2) if len(part)]
     together = {name: np.concatenate([half[name] for half in halves]) for name in found}
-    for name, array in memory.take(rows, memory.padded(rows)).items():
+    for name, array in memory.take(rows, memory.padded_length(rows)).items():
         np.testing.assert_array_equal(together[name], array)
 
 
@@ -135,7 +135,7 @@ def test_evaluation_reads_every_example_in_the_same_batches(tmp_path: Path) -> N
 def test_steps_come_in_order_from_wherever_reading_begins(tmp_path: Path, start: int) -> None:
     memory, disk = both(["ape bee", "cat", "dog eel fox"] * 9, tmp_path)
     rows = list(batches.stream(memory, 0, 4, start, 10))
-    reading = disk.reading(iter(rows), lambda rows: (rows, disk.take(rows)), start, 10)
+    reading = disk.read_ahead(iter(rows), lambda rows: (rows, disk.take(rows)), start, 10)
     for step, (found, batch) in enumerate(reading, start):
         np.testing.assert_array_equal(found, rows[step - start])
         np.testing.assert_array_equal(batch["ids"], memory.take(found)["ids"])
@@ -149,7 +149,7 @@ def test_an_error_in_a_reading_thread_reaches_the_loop(tmp_path: Path) -> None:
 
     _, disk = both(["ape bee", "cat"], tmp_path)
     with pytest.raises(UserError, match="no such thing"):
-        list(disk.reading(iter([np.array([0])]), fail, 0, 1))
+        list(disk.read_ahead(iter([np.array([0])]), fail, 0, 1))
 
 
 # -- what is kept on disk ----------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from mrl_jax.tasks.classification import ClassObjective
 from mrl_jax.training.batches import Examples, stream
 from mrl_jax.training.models import FitResult
 from mrl_jax.training.step import State, TrainStep, Weights
-from mrl_jax.training.trainer import Trainer, grouped
+from mrl_jax.training.trainer import Trainer, group_members
 
 DIMS, CLASSES = (2, 4, 8), 5
 
@@ -81,7 +81,7 @@ def fit(
     config = TrainerConfig(batch_size=16, evaluations=3, log_every=4, population=population, arms_at_once=at_once)
     trainer = Trainer(program, config)
     done = {}
-    for group in grouped(members, trainer.at_once(members, train or features(90))):
+    for group in group_members(members, trainer.at_once(members, train or features(90))):
         fitted = trainer.fit(
             group,
             sorted({m.seed for m in members}),
@@ -120,7 +120,7 @@ def test_loop_and_vmap_give_the_same_models(tmp_path: Path) -> None:
 
 def test_a_population_in_chunks_gives_the_same_models(tmp_path: Path) -> None:
     members = [Member(arm, seed) for arm in arms.expand(["all"], DIMS) for seed in (0, 1)]
-    assert [len(group) for group in grouped(members, 5)] == [5, 5, 2]
+    assert [len(group) for group in group_members(members, 5)] == [5, 5, 2]
     whole = fit(program(), members, tmp_path / "whole", "vmap")
     chunks = fit(program(), members, tmp_path / "chunks", "vmap", at_once=5)
     for label in whole:
@@ -140,8 +140,8 @@ def test_float32_products_are_float32_unless_training_says_otherwise(precision: 
     scored += products(jax.make_jaxpr(one.embed)(state.model, inputs).jaxpr)
     z, labels = np.zeros((20, 8), np.float32), np.zeros(20, np.int32)
     search = jax.make_jaxpr(neighbours._search, static_argnums=(2, 3))(z, z.T, DIMS, 3)
-    rescored = jax.make_jaxpr(quantised._rescored, static_argnums=3)(z, z, np.zeros((20, 5), np.int32), 3)
-    fitted = jax.make_jaxpr(refit._logistic)(np.zeros((CLASSES, 9), np.float32), 0.1, z.T, labels)
+    rescored = jax.make_jaxpr(quantised._rescore, static_argnums=3)(z, z, np.zeros((20, 5), np.int32), 3)
+    fitted = jax.make_jaxpr(refit._logistic_objective)(np.zeros((CLASSES, 9), np.float32), 0.1, z.T, labels)
     said = jax.make_jaxpr(classification._logits)(z, z[:CLASSES].T, np.zeros(CLASSES, np.float32))
     for found in (search, rescored, fitted, said):
         inside = list(products(found.jaxpr))
