@@ -29,6 +29,7 @@ class Drawn:
         return Drawn(self.rows[rows])
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_on_images_that_are_read_lazily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = [
         Split(Drawn(np.arange(n) + 100 * i), (np.arange(n) % 3).astype(np.int32)) for i, n in enumerate((12, 6, 6))

@@ -78,6 +78,7 @@ def test_a_plan_keeps_its_promise_on_other_queries(documents: funnel.Documents) 
     assert not any(one.certified for one in cheaper)
 
 
+@pytest.mark.slow
 def test_the_guarantee_holds_over_draws_of_queries(documents: funnel.Documents) -> None:
     """Of the plans made from 60 draws, those whose recall is below the target are no more than delta allows."""
     pool = nested(6000, 3)
