@@ -31,6 +31,11 @@ def replace_unencodable() -> None:
             stream.reconfigure(errors="replace")
 
 
+def drop_output() -> None:
+    """Let nothing that is still buffered fail: the reader of standard output is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(
     parser: argparse.ArgumentParser,
     act: Callable[[argparse.Namespace], None],
@@ -64,8 +69,8 @@ def run(
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `… | head`: the rest of the output has no reader
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `… | head`: nobody reads what is left
+        drop_output()
         return 141
     except OSError as error:
         print(f"error: {error.filename or getattr(options, place, place)}: {error.strerror or error}", file=sys.stderr)

@@ -41,8 +41,7 @@ class TransformerConfig(EncoderConfig):
     hidden: int | None = None  # width of the residual stream; from scratch 384
     heads: int | None = None  # attention heads, a divisor of hidden; from scratch 12
     intermediate: int | None = None  # width inside a feed-forward block; from scratch 1536
-    # tokens to which a text is truncated; from scratch 256
-    max_length: int | None = limited(None, "at least 1, or null", lambda tokens: tokens >= 1)
+    max_length: int | None = limited(None, "at least 1, or null", lambda n: n >= 1)  # tokens per text; from scratch 256
     positions: int | None = None  # rows of the table of positions; from scratch max_length
     vocabulary: int = at_least(8192, 1)  # from scratch: number of subwords learnt from the training texts
     layer_norm_eps: float | None = None  # from scratch 1e-12

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from functools import partial
-from itertools import chain, combinations
 from typing import Any
 
 import jax
@@ -341,7 +340,7 @@ def small_tiles():
         yield
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 10**6),
     batch=st.sampled_from([1, 5, 40]),
@@ -509,11 +508,8 @@ def embed(params: Any, chunk: Any) -> Any:
     return {side: jnp.tanh(x @ params["first"]) @ params["last"] for side, x in chunk.items()}
 
 
-@pytest.mark.parametrize(
-    "dims", chain.from_iterable(combinations(DIMS[:-1], n) for n in range(len(DIMS))), ids=lambda d: f"{list(d)}"
-)
+@pytest.mark.parametrize("dims", [(WIDTH,), (4, WIDTH), DIMS], ids=str)
 def test_the_cached_gradient_is_the_gradient(dims):
-    dims = (*dims, WIDTH)
     params, weights = encoder(len(dims)), jnp.arange(1.0, len(dims) + 1)
     chunks = dict(zip("qd", jnp.float32(np.random.default_rng(0).normal(size=(2, 3, 5, 6))), strict=True))
 
