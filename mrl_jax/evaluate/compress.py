@@ -108,11 +108,8 @@ def _principal(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     variance, directions = np.linalg.eigh(covariance)
     variance, directions = variance[::-1], directions[:, ::-1]
     largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0)
-    return (
-        mean,
-        variance,
-        directions * np.sign(largest),
-    )  # the sign of a direction is arbitrary: make its largest entry positive
+    # The sign of a direction is arbitrary: make its largest entry positive.
+    return mean, variance, directions * np.sign(largest)
 
 
 def own_head(

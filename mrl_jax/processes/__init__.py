@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, assert_never
 
 import jax
 import numpy as np
@@ -58,20 +58,7 @@ def start(config: DistributedConfig) -> None:
     """Connect this process to the others, unless it is connected (a later job of a sweep). Raises `UserError`."""
     if config.mode == "none" or jax.distributed.is_initialized():
         return
-    arguments: dict[str, Any] = {}  # mode env without variables: JAX detects the cluster
-    if config.mode == "explicit":
-        arguments = {
-            "coordinator_address": config.coordinator,
-            "num_processes": config.processes,
-            "process_id": config.process,
-            "cluster_detection_method": "deactivate",
-        }
-    elif config.mode == "slurm":
-        arguments = {"cluster_detection_method": "slurm"}
-        if "SLURM_PROCID" not in os.environ:
-            raise UserError("distributed=slurm: there is no SLURM_PROCID; start the processes with srun")
-    elif given := [name for name in COORDINATOR_VARIABLES if name in os.environ]:
-        arguments = _read_variables(given) | {"cluster_detection_method": "deactivate"}
+    arguments = _arguments(config)
     message = (
         f"error: distributed={config.mode}: the processes have not found each other within "
         f"distributed.connect_seconds={config.connect_seconds}; all of them have to be started, with one coordinator "
@@ -99,6 +86,29 @@ def start(config: DistributedConfig) -> None:
     finally:
         timeout.cancel()
     heartbeat.start(config.heartbeat_seconds)
+
+
+def _arguments(config: DistributedConfig) -> dict[str, Any]:
+    """The arguments of `jax.distributed.initialize` that name the other processes; if empty, JAX detects them."""
+    match config.mode:
+        case "explicit":
+            return {
+                "coordinator_address": config.coordinator,
+                "num_processes": config.processes,
+                "process_id": config.process,
+                "cluster_detection_method": "deactivate",
+            }
+        case "slurm":
+            if "SLURM_PROCID" not in os.environ:
+                raise UserError("distributed=slurm: there is no SLURM_PROCID; start the processes with srun")
+            return {"cluster_detection_method": "slurm"}
+        case "env":
+            given = [name for name in COORDINATOR_VARIABLES if name in os.environ]
+            return _read_variables(given) | {"cluster_detection_method": "deactivate"} if given else {}
+        case "none":
+            return {}
+        case _:
+            assert_never(config.mode)
 
 
 def _schedule_as_batch() -> None:

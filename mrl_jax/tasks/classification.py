@@ -82,7 +82,7 @@ class ClassObjective:
             lost.append(jnp.sum(jnp.where(valid_B, losses_KxB, 0.0), axis=1))
         return jnp.stack(right), jnp.stack(lost)
 
-    def narrowed(self, width: int) -> "ClassObjective":
+    def narrow(self, width: int) -> "ClassObjective":
         return replace(self, dims=(width,), kinds=("separate",))
 
     def cut(self, wide: Any, params: Any) -> dict[str, Any]:

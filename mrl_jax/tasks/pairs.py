@@ -86,7 +86,7 @@ class PairObjective:
         """Numbers of right answers and summed losses, [K] each."""
         raise NotImplementedError
 
-    def narrowed(self, width: int) -> "PairObjective":
+    def narrow(self, width: int) -> "PairObjective":
         return replace(self, dims=(width,))
 
     def cut(self, wide: Any, params: Any) -> dict[str, Any]:

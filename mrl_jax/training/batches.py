@@ -54,9 +54,8 @@ class Examples:
         if self.lengths is None:
             return None
         longest = int(next(iter(self.inputs.values())).shape[1])
-        lengths = (
-            PADDED_LENGTHS if jax.default_backend() == "cpu" else packing.ROW_LENGTHS if "mask" in self.inputs else ()
-        )
+        accelerator_lengths = packing.ROW_LENGTHS if "mask" in self.inputs else ()
+        lengths = PADDED_LENGTHS if jax.default_backend() == "cpu" else accelerator_lengths
         needed = int(self.lengths[rows].max(initial=1))
         return min(longest, next((n for n in lengths if n >= needed), longest))
 

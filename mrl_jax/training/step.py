@@ -88,7 +88,7 @@ class Objective(Protocol):
         """Numbers of correct answers and summed losses, [kinds, K] each, over examples where `valid` [B] is true."""
         ...
 
-    def narrowed(self, width: int) -> "Objective":
+    def narrow(self, width: int) -> "Objective":
         """The objective of the fixed-size model of `width` alone."""
         ...
 
@@ -114,7 +114,7 @@ class TrainStep:
     steps: int
     accumulate: int = 1  # parts that a batch is split into
     precision: str = "highest"  # matmul precision of the training step; evaluation always uses "highest"
-    wide: "TrainStep | None" = None  # the step that this one is cut from, see `narrowed`
+    wide: "TrainStep | None" = None  # the step that this one is cut from, see `narrow`
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -139,13 +139,13 @@ class TrainStep:
     def optimizer(self) -> optax.GradientTransformation:
         return optimizer.create(self.optimizer_config, self.schedule)
 
-    def narrowed(self, width: int) -> "TrainStep | None":
+    def narrow(self, width: int) -> "TrainStep | None":
         """A step for the fixed-size model of `width` alone, with the same results as one-hot loss weights give.
 
         None if that would be a different model (a layer before the last one depends on the width), or if it would not
         even halve the parameters, so that compiling it does not pay.
         """
-        narrow = dataclasses.replace(self, width=width, objective=self.objective.narrowed(width), wide=self)
+        narrow = dataclasses.replace(self, width=width, objective=self.objective.narrow(width), wide=self)
         try:
             ours, theirs = (jax.tree.leaves(step.shapes.params["encoder"]) for step in (self, narrow))
         except UserError:  # the backbone has a fixed width

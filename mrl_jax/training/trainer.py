@@ -137,7 +137,7 @@ class Trainer:
         """The trainer of fixed-size models of `width`, or None if a separate compiled step does not pay for them."""
         if width not in self._narrow:
             pays = width < self.program.width and self.program.steps * seeds >= WORTH_COMPILING_STEPS
-            program = self.program.narrowed(width) if pays else None
+            program = self.program.narrow(width) if pays else None
             self._narrow[width] = None if program is None else Trainer(program, self.config)
         return self._narrow[width]
 

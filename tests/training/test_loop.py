@@ -275,7 +275,7 @@ def test_a_fixed_size_arm_in_a_program_of_its_own_width_is_the_one_hot_row(
         setup = program(encoder=encoder, inputs=shapes, vocabulary=50)
     monkeypatch.setattr("mrl_jax.training.trainer.WORTH_COMPILING_STEPS", 2 * setup.steps)
     members = [Member(arm, seed) for arm in arms.expand(["ff"], DIMS) for seed in (0, 1)]
-    assert [setup.narrowed(m) is not None for m in DIMS] == [True, True, False]
+    assert [setup.narrow(m) is not None for m in DIMS] == [True, True, False]
     apart, together = (fit(setup, members, tmp_path, population, train, train) for population in ("loop", "vmap"))
     inputs = {name: array for name, array in train.take(np.arange(30)).items() if name != "label"}
     for member in members:
@@ -296,8 +296,8 @@ def test_a_fixed_size_arm_in_a_program_of_its_own_width_is_the_one_hot_row(
 
 def test_a_model_is_not_narrowed_where_that_would_be_another_model_or_no_gain() -> None:
     bag = program(encoder=BagConfig(mlp=4), inputs={"ids": (12,), "weights": (12,)}, vocabulary=50)
-    assert bag.narrowed(2) is None  # the hidden layer of its MLP reads all coordinates
-    assert program(encoder=MLPConfig(hidden=(64, 64))).narrowed(2) is None  # nearly all parameters lie before the last
+    assert bag.narrow(2) is None  # the hidden layer of its MLP reads all coordinates
+    assert program(encoder=MLPConfig(hidden=(64, 64))).narrow(2) is None  # nearly all parameters lie before the last
 
 
 def test_one_hot_row_leaves_the_other_coordinates_and_heads_where_they_were() -> None:
