@@ -26,6 +26,7 @@ from mrl_jax.search.index import (
 )
 from mrl_jax.search.index.exact import ExactIndex
 from mrl_jax.search.queries import SearchResults
+from mrl_jax.search.truth import best_of_blocks, recall
 
 BATCH_DOCUMENTS = 1024  # documents that are embedded, added and acknowledged together
 CANDIDATES_PER_RESULT = 10  # documents ranked by whole embedding per result, without a plan
@@ -33,7 +34,6 @@ MAX_SHOWN_CHARACTERS = 80  # of a document's text
 BENCH_SIZES_PER_K = (2, 5, 10, 20, 50)  # shortlist sizes that are compared, in multiples of k
 BENCH_SINGLE_QUERIES = 20  # queries that are timed one by one
 BENCH_BATCH_REPEATS = 3
-MAX_BRUTE_FORCE_DOCUMENTS = 16_384  # of a back end that cannot search exactly; Milvus returns no more per query
 
 Stages = list[tuple[int, int]]
 
@@ -222,7 +222,7 @@ def plan(options: argparse.Namespace) -> None:
         z = load_model(index, options.run).encode(corpus.read_queries(options.queries))
         documents = index.prefixes
         dims = [m for m in documents.scan_dims if m < index.description.width]
-        truth = index.search(z, options.k, None).rows
+        truth = best_of_blocks(index.blocks(), z, options.k).rows
         try:
             made = plans.plan(
                 documents, z, options.k, options.recall, options.delta, options.budget, dims, truth, options.metric
@@ -251,13 +251,13 @@ def bench(options: argparse.Namespace) -> None:
         k = min(options.k, _size(index, options))
         z = load_model(index, options.run).encode(corpus.read_queries(options.queries))
         methods = _methods(index, k)
-        truth = search_index(index, z, k, None) if isinstance(index, ExactIndex) else _brute_force(index, z, k)
+        truth = best_of_blocks(index.blocks(), z, k)
         print(f"{'method':>24}{f'recall@{k}':>12}{'queries/s':>12}{'ms, alone':>12}")
         for name, search in methods.items():
-            recall = float(plans.recall(search(z).rows, truth.rows).mean())
+            share = float(recall(search(z), truth).mean())
             batch = _seconds(search, z, BENCH_BATCH_REPEATS) / len(z)
             alone = np.median([_seconds(search, one[None], 1) for one in z[:BENCH_SINGLE_QUERIES]])
-            print(f"{name:>24}{recall:>12.4f}{1 / batch:>12,.0f}{1000 * alone:>12.2f}")
+            print(f"{name:>24}{share:>12.4f}{1 / batch:>12,.0f}{1000 * alone:>12.2f}")
 
 
 def _methods(index: Index, k: int) -> dict[str, Callable[[np.ndarray], SearchResults]]:
@@ -272,16 +272,6 @@ def _methods(index: Index, k: int) -> dict[str, Callable[[np.ndarray], SearchRes
     for size in (k * n for n in BENCH_SIZES_PER_K if k * n <= len(index)):
         methods[f"{prefix}:{size}" if exact else f"{kind} {prefix}:{size}"] = with_stages([(prefix, size)])
     return methods
-
-
-def _brute_force(index: Index, z: np.ndarray, k: int) -> SearchResults:
-    """Every document ranked by its whole embedding: all of them are candidates."""
-    if len(index) > MAX_BRUTE_FORCE_DOCUMENTS:
-        raise UserError(
-            f"bench compares with a search of every document; with more than {MAX_BRUTE_FORCE_DOCUMENTS:,} it needs an "
-            "index of kind exact"
-        )
-    return rerank(index, z, k, len(index))
 
 
 def _seconds(search: Callable[[np.ndarray], object], z: np.ndarray, repeats: int) -> float:

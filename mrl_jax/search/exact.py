@@ -23,7 +23,15 @@ import numpy as np
 
 from mrl_jax.evaluate.neighbours import top_k
 from mrl_jax.search.layout import CHUNK_ROWS, FLOAT32_EPS, Documents, bin_maxima, chunk_products, dot
-from mrl_jax.search.queries import SearchResults, batches, check_queries, concatenate, map_batches, max_batch
+from mrl_jax.search.queries import (
+    SearchResults,
+    batches,
+    check_queries,
+    concatenate,
+    map_batches,
+    max_batch,
+    products,
+)
 
 BIN_ROWS = 16  # rows that share an upper bound, the largest of theirs
 SPARE_BINS = 8  # bins beyond k, half of those that are scored in full at first
@@ -192,7 +200,7 @@ def _rank(documents: Documents, query: np.ndarray, rows: np.ndarray, k: int) -> 
     scores, best = np.full(k, -np.inf), np.full(k, -1)
     for start in range(0, len(rows), CHUNK_ROWS):
         some = rows[start : start + CHUNK_ROWS]
-        all_scores = np.append(scores, (source[some].astype(np.float64) * query64).sum(axis=1))
+        all_scores = np.append(scores, products(source[some], query64))
         all_rows = np.append(best, some)
         order = np.lexsort((all_rows, -all_scores))[:k]
         scores, best = all_scores[order], all_rows[order]

@@ -84,6 +84,9 @@ class Index(Protocol):
     def vectors(self, handles: np.ndarray) -> np.ndarray:
         """The embeddings float32 [n, D] of handles [n]."""
 
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(handles [n], embeddings float32 [n, D]) of all documents, as they are stored: not by a search."""
+
     def documents(self, handles: np.ndarray) -> list[Document]:
         """The documents of handles [n]."""
 

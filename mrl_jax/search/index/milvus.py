@@ -138,6 +138,21 @@ class MilvusIndex:
         by_id = {row["id"]: row["vector"] for row in self._get(ids, "vector", 4 * width)}
         return np.array(self._in_order(ids, by_id), np.float32).reshape(len(handles), width)
 
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        width = self.description.width
+        count = max(1, min(MAX_CANDIDATES, MAX_MESSAGE_BYTES // (4 * width)))
+        rows = self._call("query_iterator", batch_size=count, filter="", output_fields=["id", "vector"])
+        try:
+            while block := self._next_rows(rows):
+                handles = np.array([self._handle(row["id"]) for row in block], np.int64)
+                yield handles, np.array([row["vector"] for row in block], np.float32).reshape(len(block), width)
+        finally:
+            rows.close()
+
+    def _next_rows(self, rows: Any) -> list[dict[str, Any]]:
+        with client_errors(self.uri):
+            return list(rows.next())
+
     def documents(self, handles: np.ndarray) -> list[Document]:
         ids = self._ids_of(handles)
         return self._in_order(ids, self.find(ids))

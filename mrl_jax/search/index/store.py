@@ -25,6 +25,7 @@ from mrl_jax.search.layout import StoredVectors
 
 FORMAT = 2
 MAX_STATEMENT_IDS = 500  # ids in one SQL statement
+BLOCK_NUMBERS = 1 << 22  # numbers of one block of vectors
 VERIFIED_ROWS = 16384  # vectors that `verify` reads at a time
 
 # All that a process that is killed in `create` can leave behind.
@@ -89,6 +90,15 @@ class Store:
 
     def vectors(self, handles: np.ndarray) -> np.ndarray:
         return self.stored_vectors()[handles]
+
+    def blocks(self, alive: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows [n] and embeddings float32 [n, D], ascending; of the documents `alive`, by default those of `verify`."""
+        alive = self.verify() if alive is None else alive
+        vectors, size = self.stored_vectors(), max(1, BLOCK_NUMBERS // self.description.width)
+        for start in range(0, len(alive), size):
+            there = alive[start : start + size]
+            if there.any():
+                yield start + np.flatnonzero(there), vectors[start : start + len(there)][there]
 
     def documents(self, handles: np.ndarray) -> list[Document]:
         rows = [int(row) for row in handles]
