@@ -16,6 +16,7 @@ import numpy as np
 
 from mrl_jax.data.base import DataConfig, PairDataset, Pairs, Ranking
 from mrl_jax.data.pair_ops import build_pairs, separate_anchors
+from mrl_jax.data.readers.delimited import tab_fields
 from mrl_jax.data.readers.records import Record, abbreviate, json_records, lines, need_unicode
 from mrl_jax.data.sources.pairs import no_pairs, read_file
 from mrl_jax.errors import UserError
@@ -97,7 +98,7 @@ def judgments(path: Path, queries: Texts, documents: Texts) -> Judgments:
     check_file(path)
     gains: Judgments = {}
     for number, line in lines(path):
-        fields = [field.strip() for field in line.split("\t")]
+        fields = [field.strip() for field in tab_fields(line, len(COLUMNS))]
         if fields == [""] or (number == 1 and fields[-1] == COLUMNS[-1]):
             continue
         where = f"{path}, line {number}"
