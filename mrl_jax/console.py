@@ -31,6 +31,11 @@ def replace_unencodable() -> None:
             stream.reconfigure(errors="replace")
 
 
+def drop_output() -> None:
+    """Let nothing that is still buffered fail: the reader of standard output is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(
     parser: argparse.ArgumentParser,
     act: Callable[[argparse.Namespace], None],
@@ -64,7 +69,7 @@ def run(
         print(interrupted, file=sys.stderr)
         return 130
     except BrokenPipeError:  # `… | head`: nobody reads what is left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 141
     except OSError as error:
         print(f"error: {error.filename or getattr(options, place, place)}: {error.strerror or error}", file=sys.stderr)

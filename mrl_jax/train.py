@@ -205,21 +205,41 @@ def main(arguments: list[str] | None = None) -> int:
         return _main(sys.argv[1:] if arguments is None else arguments)
 
 
+HYDRA_FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--hydra-help",
+               "--version", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+               "--shell-completion", "-sc")  # fmt: skip
+
+
 def _main(arguments: list[str]) -> int:
     words = [word for word in arguments if not word.startswith("-")]
     try:
+        if {"--help", "-h"} & set(arguments):
+            print(configuration.help_page())
+            return 0
+        for word in arguments:
+            if word.startswith("-") and word.partition("=")[0] not in HYDRA_FLAGS:
+                raise UserError(configuration.unknown_flag(word))
         if words == arguments:
             return _run(configuration.from_command_line(arguments))[0]
         sweep = sweeps.prepare(words) if {"-m", "--multirun"} & set(arguments) else None
+        return _run_hydra(arguments, sweep)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    # The rest is Hydra's own business: --help, --cfg, --multirun, …
+    except BrokenPipeError:  # `… | head`: nobody reads what is left
+        console.drop_output()
+        return 141
+
+
+def _run_hydra(arguments: list[str], sweep: sweeps.Sweep | None) -> int:
+    """What is Hydra's own business: --cfg, --multirun, …"""
     sys.argv[1:] = [*arguments, *(sweep.overrides if sweep else ())]
     if sweep:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # or it prints a traceback of the errors below and exits
     try:
         _hydra_main()
+    except BrokenPipeError:
+        raise
     except OSError as error:  # Hydra's own files; those of a job are the job's failure
         print(f"error: {error.filename or 'results_dir'}: {error.strerror or error}", file=sys.stderr)
         return 2

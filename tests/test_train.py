@@ -296,16 +296,15 @@ def test_resume_auto_begins_or_continues(quick: list[str], tmp_path: Path, capsy
 def test_ctrl_c_saves_and_resumes_to_the_same_bits(
     quick: list[str], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    words, append = [*quick, f"results_dir={tmp_path}", "run=a"], Log.append
+    words, append, signals = [*quick, f"results_dir={tmp_path}", "run=a"], Log.append, []
 
-    def interrupt_after_step_10(log: Log, lines: Iterable[dict]) -> None:
-        lines = list(lines)
+    def interrupt_once(log: Log, lines: Iterable[dict]) -> None:
         append(log, lines)
-        if any(line["step"] == 10 for line in lines):
-            os.kill(os.getpid(), signal.SIGINT)
+        if not signals:
+            signals.append(os.kill(os.getpid(), signal.SIGINT))
 
     with monkeypatch.context() as patched:
-        patched.setattr(Log, "append", interrupt_after_step_10)
+        patched.setattr(Log, "append", interrupt_once)
         assert train.main(words) == 130
     errors = capsys.readouterr().err
     assert re.search(r"stopped at step \d+ of 30", errors)

@@ -6,6 +6,8 @@ key and value. Nothing downstream sees OmegaConf.
 
 from mrl_jax.config.build import build
 from mrl_jax.config.command_line import CONF, explain, from_command_line
+from mrl_jax.config.help import page as help_page
+from mrl_jax.config.help import unknown_flag
 from mrl_jax.config.parse import parse
 from mrl_jax.config.schema import DEFAULTS, Config, LossConfig, OptimizerConfig, TrainerConfig
 from mrl_jax.config.stored import differences, from_yaml, to_yaml
@@ -26,6 +28,8 @@ __all__ = [
     "explain",
     "from_command_line",
     "from_yaml",
+    "help_page",
     "parse",
     "to_yaml",
+    "unknown_flag",
 ]

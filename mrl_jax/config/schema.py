@@ -73,7 +73,7 @@ class Config:
     name: str  # of the experiment: the folder below results_dir
     width: int  # D, the embedding width
     nesting_dims: tuple[int, ...]  # ascending, ending at the width
-    arms: tuple[str, ...]
+    arms: tuple[str, ...]  # what is trained and compared; all: every arm that suits the loss
     seeds: int  # how many: 0 … seeds − 1
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

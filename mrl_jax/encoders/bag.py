@@ -34,7 +34,7 @@ class BagConfig(EncoderConfig):
 
     name: str = "bag"
     hidden: int | None = None  # width of the token embeddings; null: the embedding width D
-    pooling: Literal["mean", "mean_max"] = "mean"
+    pooling: Literal["mean", "mean_max"] = "mean"  # of the words: weighted mean, or mean and maximum side by side
     mlp: int | None = None  # units of the hidden layer of a residual MLP; null: none
     word_dropout: float = 0.5  # share of a text's words left out at each training step, in [0, 1)
     dropout: float = 0.0  # share of an embedding's coordinates set to zero in training, in [0, 1)

@@ -39,7 +39,7 @@ class ConvNetConfig(EncoderConfig):
     augment: Augmentation = "none"  # in training; flip_crop: mirror and shift by ≤ 4 pixels; resized_crop: ImageNet's
     crop: int = 0  # side in pixels of the square that is read (in evaluation the centre); 0: the whole image
     mean: tuple[float, ...] = (0.5,)  # of the pixels in [0, 1]: one number, or one per channel
-    std: tuple[float, ...] = (0.25,)
+    std: tuple[float, ...] = (0.25,)  # standard deviation of the pixels, likewise
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the convolutions; parameters and statistics stay float32
 
 

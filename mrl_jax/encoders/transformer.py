@@ -24,7 +24,7 @@ from mrl_jax.encoders.base import EncoderConfig
 from mrl_jax.encoders.huggingface import Architecture, BertModel
 from mrl_jax.encoders.layers import Linear, drop, embedding, gelu, layer_norm
 from mrl_jax.encoders.onnx_graph import Graph, as_float32
-from mrl_jax.errors import UserError, one_of
+from mrl_jax.errors import UserError, at_least, limited, one_of
 from mrl_jax.text.tokenizers import Subwords, Texts
 
 SCRATCH = Architecture(vocabulary=0, layers=6, hidden=384, heads=12, intermediate=1536, positions=256)
@@ -41,9 +41,9 @@ class TransformerConfig(EncoderConfig):
     hidden: int | None = None  # width of the residual stream; from scratch 384
     heads: int | None = None  # attention heads, a divisor of hidden; from scratch 12
     intermediate: int | None = None  # width inside a feed-forward block; from scratch 1536
-    max_length: int | None = None  # tokens to which a text is truncated; from scratch 256
+    max_length: int | None = limited(None, "at least 1, or null", lambda n: n >= 1)  # tokens per text; from scratch 256
     positions: int | None = None  # rows of the table of positions; from scratch max_length
-    vocabulary: int = 8192  # from scratch: number of subwords learnt from the training texts
+    vocabulary: int = at_least(8192, 1)  # from scratch: number of subwords learnt from the training texts
     layer_norm_eps: float | None = None  # from scratch 1e-12
     pooling: huggingface.Pooling | None = None  # from scratch mean
     projection: bool = False  # a last linear map hidden → width; without it width must equal hidden

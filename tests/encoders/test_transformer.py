@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from scipy.special import erf
 
+from mrl_jax import config
 from mrl_jax.encoders.transformer import Transformer, TransformerConfig
 from mrl_jax.errors import UserError
 from mrl_jax.text import packing
@@ -217,6 +218,12 @@ def test_wrong_values_are_named(change: dict[str, Any], width: int, words: tuple
         build(make(**change), width)
     assert all(word in str(error.value) for word in words)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("word", ["encoder.max_length=-1", "encoder.max_length=0", "encoder.vocabulary=-1"])
+def test_a_setting_that_no_tokenizer_can_have_is_refused_before_it_learns(word: str) -> None:
+    with pytest.raises(UserError, match=f"{word} is not allowed; at least 1"):
+        config.from_command_line(["data=newsgroups", "encoder=transformer", word])
 
 
 def test_images_and_texts_that_are_too_long_are_refused() -> None:

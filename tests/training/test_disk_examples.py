@@ -1,5 +1,6 @@
 """Streamed data: the same bits as in memory, also after a resume; what is kept on disk is whole, shared and checked."""
 
+import dataclasses
 import json
 import multiprocessing
 import shutil
@@ -11,7 +12,7 @@ from helpers import interrupt_after_two_checkpoints, run_digests, write_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrl_jax import config, train
+from mrl_jax import train
 from mrl_jax.data import DataConfig, Dataset, StreamedTexts, disk_cache, load
 from mrl_jax.errors import UserError
 from mrl_jax.tasks import classification, description
@@ -264,7 +265,7 @@ def test_streamed_files_hold_the_same_examples(tmp_path: Path, options: dict, su
     if "validation" in options:
         options = {"validation": write_table(tmp_path / f"validation.{suffix}", train_rows[1:5])}
     asked = DataConfig("files", cache_dir=str(tmp_path / "cache"), **paths, **options)
-    memory, disk = (load(config.dataclasses.replace(asked, streaming=flag)) for flag in (False, True))
+    memory, disk = (load(dataclasses.replace(asked, streaming=flag)) for flag in (False, True))
     assert memory.classes == disk.classes == ("0", "1", "2", "10")
     assert parts(memory) == parts(disk)
     if "validation_fraction" not in options:

@@ -172,7 +172,7 @@ def test_what_fits_in_memory_is_trained_together(monkeypatch: pytest.MonkeyPatch
 def test_the_sampled_arm_trains_as_many_granularities_a_step_as_asked() -> None:
     """Its gradient is that of the chosen granularities, K/kept times as large, and the choice changes by step."""
     config = OptimizerConfig("sgd", learning_rate=0.1, schedule="constant", weight_decay=0.0, momentum=0.0)
-    setup = program(20, optimizer_config=config, loss=LossConfig(sampled=2))
+    setup = program(20, optimizer_config=config, options=LossConfig(sampled=2))
     (arm,) = arms.expand(["mrl_sampled"], DIMS)
     state, batch = setup.init(0), features(16).take(np.arange(16))
     step, seen = jax.jit(setup.step), set()
@@ -193,8 +193,8 @@ def test_the_sampled_arm_trains_as_many_granularities_a_step_as_asked() -> None:
 def test_uncertainty_weighting_learns_log_variances_towards_their_optimum() -> None:
     """At the optimum over s of exp(-s)·L + s/2, exp(-s) = 1 / (2 L); a granularity without weight keeps s = 0."""
     config = OptimizerConfig("sgd", learning_rate=0.3, schedule="constant", weight_decay=0.0, momentum=0.0)
-    learned, encoder = LossConfig(weighting="uncertainty"), MLPConfig(hidden=())
-    setup = program(300, optimizer_config=config, loss=learned, encoder=encoder)
+    options, encoder = LossConfig(weighting="uncertainty"), MLPConfig(hidden=())
+    setup = program(300, optimizer_config=config, options=options, encoder=encoder)
     frozen = jax.tree.map(lambda x: x, setup.init(0))
     row, batch = arms.expand(["ff"], DIMS)[1].row(setup.kinds), features(16).take(np.arange(16))
     state, step = frozen, jax.jit(setup.step)
@@ -211,10 +211,10 @@ def test_uncertainty_weighting_learns_log_variances_towards_their_optimum() -> N
 def test_loop_and_vmap_agree_where_texts_are_padded(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = (np.arange(60) % CLASSES).astype(np.int32)
-    ids = rng.integers(1, 50, (60, 40)).astype(np.int32)
-    weights = np.where(np.arange(40) < rng.integers(3, 40, 60)[:, None], 0.3, 0).astype(np.float32)
+    ids = rng.integers(1, 50, (60, 20)).astype(np.int32)
+    weights = np.where(np.arange(20) < rng.integers(3, 20, 60)[:, None], 0.3, 0).astype(np.float32)
     texts = Examples({"ids": ids * (weights > 0), "weights": weights}, labels)
-    setup = program(4, encoder=BagConfig(), inputs={"ids": (40,), "weights": (40,)}, vocabulary=50)
+    setup = program(4, encoder=BagConfig(), inputs={"ids": (20,), "weights": (20,)}, vocabulary=50)
     members = [Member(arm, seed) for arm in arms.expand(["mrl_e"], DIMS) for seed in (0, 1)]
     apart, together = (fit(setup, members, tmp_path, population, texts, texts) for population in ("loop", "vmap"))
     for label in apart:
