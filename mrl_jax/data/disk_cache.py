@@ -18,6 +18,7 @@ from mrl_jax.files import cache_folder, sha256_of
 
 FORMAT_VERSION = 1  # of the stored files
 KEYS_PER_COMPARISON = 1 << 16  # rows of keys compared at a time
+READ_BYTES = 1 << 20  # of a file that is looked through, at a time
 
 
 def folder(cache_dir: str | None, name: str, *inputs: str) -> Path:
@@ -171,5 +172,13 @@ def damaged_error(place: Path, reason: object) -> UserError:
 
 
 def file_digest(path: Path) -> str:
-    """What identifies a file: SHA-256 of its content, and its suffix."""
-    return f"{sha256_of(path)} {path.suffix.lower()}"
+    """What identifies a file's rows: SHA-256 of its content, its suffix, and how the suffix is read where that changed:
+    a quotation mark in .tsv once hid line ends."""
+    suffix = path.suffix.lower()
+    return f"{sha256_of(path)} {suffix}" + (" by line" if suffix == ".tsv" and has_quotation_mark(path) else "")
+
+
+def has_quotation_mark(path: Path) -> bool:
+    """Whether there is one anywhere in a file."""
+    with path.open("rb") as file:
+        return any(b'"' in block for block in iter(lambda: file.read(READ_BYTES), b""))

@@ -69,13 +69,6 @@ def test_a_collection(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ]
 
 
-def test_qrels_without_header(tmp_path: Path) -> None:
-    config = build(tmp_path)
-    for part in (tmp_path / "qrels").iterdir():
-        part.write_text(part.read_text().partition("\n")[2])
-    assert len(read(config).test) == 3
-
-
 def test_validation_is_cut_from_train_without_dev(tmp_path: Path) -> None:
     config = build(tmp_path, dev=None, train=[f"q{i} d{j} 1" for i in range(1, 5) for j in (1, 3)])
     dataset = read(DataConfig("beir", path=config.path, validation_fraction=0.25))
@@ -100,30 +93,99 @@ def test_limit_keeps_the_judged_documents(tmp_path: Path) -> None:
     assert test.judgments.tolist() == [[0, 8, 1], [0, 9, 0]]
 
 
+SLIPS = {  # of a collection that is used all the same: the sentences, and what is changed
+    "empty document": (
+        ["corpus.jsonl: 2 of 7 lines: no text, kept as an empty one (the first is 'd6', line 6)"],
+        {"corpus": [*CORPUS, {"_id": "d6", "title": "", "text": ""}, {"_id": "d7", "title": None, "text": None}]},
+    ),
+    "empty document that is judged": (
+        [
+            "corpus.jsonl: 1 of 6 lines: no text, kept as an empty one (the first is 'd6', line 6)",
+            "qrels/train.tsv: left out 1 of 2 pairs: a text is empty",
+        ],
+        {"corpus": [*CORPUS, {"_id": "d6", "text": " "}], "train": ["q1 d1 1", "q1 d6 1"]},
+    ),
+    "empty query": (
+        ["queries.jsonl: 1 of 11 lines: no text, kept as an empty one (the first is 'q77', line 11)"],
+        {"queries": [*QUERIES, {"_id": "q77", "text": ""}]},
+    ),
+    "repeated document": (
+        [
+            "corpus.jsonl: 1 of 6 lines: the _id stands in an earlier line too, and the last such line counts "
+            "(the first is 'd1', line 6)"
+        ],
+        {"corpus": [{"_id": "d1", "text": "old"}, *CORPUS[1:], CORPUS[0]]},
+    ),
+    "judgments of unknown queries": (
+        ["qrels/train.tsv: 2 of 3 judgments: not in queries.jsonl, left out (the first is 'q77', line 2)"],
+        {"train": ["q77 d1 1", "q1 d1 1", "q78 d1 1"]},
+    ),
+    "judgments of unknown documents": (
+        [
+            "qrels/dev.tsv: 1 of 3 judgments: not in corpus.jsonl, left out (the first is 'd77', line 3)",
+            "qrels/test.tsv: 1 of 2 judgments: not in corpus.jsonl, left out (the first is 'd9', line 3)",
+        ],
+        {"dev": ["q3 d2 1", "q3 d77 1", "q4 d4 1"], "test": ["q5 d2 2", "q5 d9 1"]},
+    ),
+    "repeated judgments": (
+        [
+            "qrels/test.tsv: 1 of 4 judgments: judged in an earlier line too, and the last such line counts "
+            "(the first is 'q5 d1', line 4)",
+            "qrels/test.tsv: 1 of 4 judgments: judged otherwise in an earlier line, and the last such line counts "
+            "(the first is 'q5 d2', line 5)",
+        ],
+        {"test": ["q5 d2 1", "q5 d1 0", "q5 d1 0", "q5 d2 2"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_slips_of_a_collection_are_counted(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    expected, changes = SLIPS[name]
+    dataset = read(build(tmp_path, **changes))
+    told = [line.removeprefix(f"{tmp_path}/") for line in capsys.readouterr().err.splitlines()]
+    assert [line for line in told if ".jsonl: " in line or ".tsv: " in line] == expected
+    test = dataset.test
+    gains = {(test.query_ids[q], test.document_ids[d]): int(gain) for q, d, gain in test.judgments}
+    assert gains[("q5", "d2")] == 2
+    documents = dict(zip(test.document_ids, test.documents, strict=True))
+    assert documents["d1"] == "Emma A novel."
+    assert [documents[name] for name in ("d6", "d7") if name in documents] == [""] * (len(documents) - len(CORPUS))
+    assert all(all(pair) for pair in texts(dataset.train))
+
+
+@pytest.mark.parametrize("header", ["query_id doc_id relevance", "qid pid label", "a b c", None])
+def test_qrels_with_any_header_or_none(tmp_path: Path, header: str | None) -> None:
+    config = build(tmp_path)
+    expected = read(config).test.judgments.tolist()
+    for part in (tmp_path / "qrels").iterdir():
+        rows = part.read_text().partition("\n")[2]
+        part.write_text(rows if header is None else header.replace(" ", "\t") + "\n" + rows)
+    assert read(config).test.judgments.tolist() == expected
+
+
 WRONG = {  # what the sentence must say: what is wrong
     r"corpus\.jsonl: there is no such file": {"corpus": None},
     r"queries\.jsonl: there is no such file": {"queries": None},
     r"qrels/test\.tsv: there is no such file": {"test": None},
     r"corpus\.jsonl is empty": {"corpus": []},
-    r"corpus\.jsonl, line 6: the _id 'd1' stands in an earlier line too": {"corpus": [*CORPUS, CORPUS[0]]},
     r"corpus\.jsonl, line 1: the row has no _id": {"corpus": [{"text": "a"}]},
     r"corpus\.jsonl, line 1: the row has no text": {"corpus": [{"_id": "a", "title": "b"}]},
-    r"corpus\.jsonl, line 2: the row has no text": {"corpus": [CORPUS[0], {"_id": "a", "text": " ", "title": None}]},
     r"corpus\.jsonl, line 1: text must be a string, got 5": {"corpus": [{"_id": "a", "text": 5}]},
     r"corpus\.jsonl, line 1: title must be a string, got 5": {"corpus": [{"_id": "a", "text": "b", "title": 5}]},
     r"corpus\.jsonl, line 1: text holds half of a surrogate": {"corpus": ['{"_id": "a", "text": "\\ud83d"}']},
     r"queries\.jsonl, line 1: not valid JSON": {"queries": ["{"]},
     r"queries\.jsonl, line 2: the row has no text": {"queries": [QUERIES[0], {"_id": "a"}]},
-    r"train\.tsv, line 2: the query 'q77' is not in queries\.jsonl": {"train": ["q77 d1 1"]},
-    r"dev\.tsv, line 3: the document 'd77' is not in corpus\.jsonl": {"dev": ["q3 d1 1", "q3 d77 1"]},
     r"test\.tsv, line 2: the score must be a whole number below 2\^31, got '0\.5'": {"test": ["q5 d1 0.5"]},
     r"test\.tsv, line 2: the score must be a whole number below 2\^31, got '3000000000'": {
         "test": ["q5 d1 3000000000"]
     },
-    r"test\.tsv, line 3: query q5 and document d1 are judged in an earlier line": {"test": ["q5 d1 1", "q5 d1 1"]},
     r"test\.tsv, line 2: 4 fields; needed are query-id, corpus-id, score": {"test": ["q5 0 d1 1"]},
     r"train\.tsv has no judgment above 0": {"train": ["q1 d1 0"]},
     r"test\.tsv names no relevant document": {"test": ["q5 d1 0"]},
+    r"test\.tsv names no relevant document, so": {"test": ["q5 d77 1"]},
+    r"train\.tsv has no judgment above 0, so": {"train": ["q77 d1 1"]},
+    r"corpus\.jsonl has no line with a text": {"corpus": [{"_id": "a", "text": " ", "title": None}]},
     r"has no training pair whose anchor is not in validation or the test too": {"train": ["q9 d1 1"]},
 }
 

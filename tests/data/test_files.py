@@ -34,23 +34,26 @@ def write(path: Path, examples: list[tuple[str, object]]) -> str:
 
 @pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "csv", "tsv", "parquet"])
 def test_every_format_gives_the_same_data(tmp_path: Path, suffix: str) -> None:
+    examples = [(text.replace("\n", "\t"), label) for text, label in ROWS] if suffix == "tsv" else ROWS
     config = DataConfig(
         "files",
-        train=write(tmp_path / f"train.{suffix}", ROWS),
-        test=write(tmp_path / f"test.{suffix}", ROWS[:1]),
-        validation=write(tmp_path / f"validation.{suffix}", ROWS[1:]),
+        train=write(tmp_path / f"train.{suffix}", examples),
+        test=write(tmp_path / f"test.{suffix}", examples[:1]),
+        validation=write(tmp_path / f"validation.{suffix}", examples[1:]),
     )
     dataset = load(config)
     assert (dataset.name, dataset.kind, dataset.classes) == ("train", "text", ("hockey", "politics"))
-    assert list(dataset.train.inputs) == [text for text, _ in ROWS]
+    assert list(dataset.train.inputs) == [text for text, _ in examples]
     assert dataset.train.labels.tolist() == [0, 1, 0]
-    assert list(dataset.test.inputs) == [ROWS[0][0]]
+    assert list(dataset.test.inputs) == [examples[0][0]]
     assert dataset.test.labels.tolist() == [0]
-    assert list(dataset.validation.inputs) == [text for text, _ in ROWS[1:]]
+    assert list(dataset.validation.inputs) == [text for text, _ in examples[1:]]
 
 
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1), st.sampled_from(["jsonl", "csv", "tsv", "parquet"]))
 def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, examples: list, suffix: str) -> None:
+    if suffix == "tsv":  # where every line is a row
+        examples = [(text.replace("\n", " "), label.replace("\n", " ")) for text, label in examples]
     path = write(tmp_path_factory.mktemp("any") / f"a.{suffix}", examples)
     assert [(row.text, row.label) for row in rows("data.train", path)] == examples
 
@@ -94,7 +97,22 @@ BROKEN = {  # file name: content, what the sentence must say
     "empty_label.csv": (b"text,label\na,x\nb,\n", r"line 3: the row has no label"),
     "short.csv": (b"text,label\na\n", r"line 2: the row has no label"),
     "long.csv": (b"text,label\na,x,y\n", r"line 2: 3 fields, the header has 2"),
-    "open_quote.csv": (b'text,label\na,x\n"b,x\n', r"open_quote.csv, line 3: not valid CSV"),
+    "open_quote.csv": (
+        b'text,label\na,x\n"b,x\nc,x\nd,x\n',
+        r"open_quote.csv, line 3: not valid CSV \(the quotation mark",
+    ),
+    "ends_early.csv": (
+        b'text,label\n"a\nb",x\n"b\nc"d,x\ne,x\n',
+        r"ends_early.csv, line 4: not valid CSV .*; line 5: ",
+    ),
+    "later.csv": (b'text,label\n"a\nb","x\ny,z\n', r"later.csv, line 3: not valid CSV"),
+    "return.csv": (
+        b"text,label\na\rb,x\n",
+        r"line 2: not valid CSV \(a carriage return stands outside quotation marks",
+    ),
+    "two_lines.tsv": (b'text\tlabel\n"a\nb"\tx\n', r"line 2: 1 fields, the header has 2; in .tsv every line is a row"),
+    "long.tsv": (b"text\tlabel\na\tx\ty\n", r"line 2: 3 fields, the header has 2"),
+    "short.tsv": (b"text\tlabel\na\n", r"line 2: the row has no label"),
     "number.jsonl": (b'{"text": 5, "label": "x"}\n', r"line 1: text must be a string, got 5"),
     "float.jsonl": (b'{"text": "a", "label": 0.5}\n', r"line 1: label must be a string or a whole number, got 0.5"),
     "bool.jsonl": (b'{"text": "a", "label": true}\n', r"line 1: label must be a string or a whole number, got True"),

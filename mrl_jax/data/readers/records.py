@@ -5,6 +5,7 @@ Each row comes with its place ("line 7" or, in Parquet, "row 7"; from 1), so tha
 
 import contextlib
 import csv
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterator
 from itertools import zip_longest
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mrl_jax.data.base import STREAMING_MIN_BYTES, DataConfig
+from mrl_jax.data.readers import delimited
 from mrl_jax.errors import UserError
 from mrl_jax.files import path_of
 
@@ -97,21 +99,65 @@ def json_records(path: Path, _: ChooseColumns | None = None) -> Iterator[tuple[s
 
 
 def csv_records(path: Path, choose: ChooseColumns) -> Iterator[tuple[str, Record]]:
-    """The rows of a CSV or TSV file with a header line. A quoted field may span lines; errors name the last of them."""
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    """The rows of a CSV file with a header line. A quoted field may span lines; errors name the last of them."""
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    reader = csv.reader((line for _, line in lines(path)), delimiter=delimiter, strict=True)
+    reader = csv.reader((line for _, line in lines(path)), strict=True)
+    first = 1  # line of the row that is read
     try:
         header = next(reader, [])
         if header:
             check_distinct_columns(path, choose(path, header), header)
+        first = reader.line_num + 1
         for values in reader:
-            if len(values) > len(header):
-                raise UserError(f"{path}, line {reader.line_num}: {len(values)} fields, the header has {len(header)}")
+            place = f"line {reader.line_num}"
+            check_field_count(path, place, values, header)
             if values:
-                yield f"line {reader.line_num}", dict(zip_longest(header, values))
+                yield place, dict(zip_longest(header, values))
+            first = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
+        raise csv_error(path, first, reader.line_num, error) from error
+
+
+def csv_error(path: Path, first: int, last: int, error: csv.Error) -> UserError:
+    """The error for a row from line `first` to `last`; it names the line where a quotation mark opens amiss."""
+    opened = delimited.open_quote(itertools.islice(lines(path), first - 1, last), ",")
+    if opened is None:
+        reason = "a carriage return stands outside quotation marks" if "new-line" in str(error) else str(error)
+        return UserError(f"{path}, line {last}: not valid CSV ({reason})")
+    return UserError(
+        f"{path}, line {opened}: not valid CSV (the quotation mark that opens here is not closed before a comma "
+        f"or a line end; line {last}: {error}); put such a field in quotation marks and double those in it"
+    )
+
+
+def tsv_records(path: Path, choose: ChooseColumns) -> Iterator[tuple[str, Record]]:
+    """The rows of a TSV file with a header line; a line is a row (see `delimited`). Blank lines are skipped."""
+    header: list[str] = []
+    needed = 0  # fields up to the last column that is read
+    for number, line in lines(path):
+        if not line.strip("\r\n"):
+            continue
+        place = f"line {number}"
+        if not header:
+            header = delimited.tab_fields(line)
+            wanted = choose(path, header)
+            check_distinct_columns(path, wanted, header)
+            needed = 1 + max(header.index(name) for name in wanted)
+            continue
+        values = delimited.tab_fields(line, len(header))
+        check_field_count(path, place, values, header)
+        if len(values) < needed and delimited.is_cut_quote(values):
+            raise UserError(
+                f"{path}, {place}: {len(values)} fields, the header has {len(header)}; in .tsv every line is a row, "
+                "also within quotation marks; save texts with line ends in them as .csv, .jsonl or .parquet"
+            )
+        yield place, dict(zip_longest(header, values))
+
+
+def check_field_count(path: Path, place: str, values: list[str], header: list[str]) -> None:
+    """Raise `UserError` for a row of more fields than the header."""
+    if len(values) > len(header):
+        raise UserError(f"{path}, {place}: {len(values)} fields, the header has {len(header)}")
 
 
 def parquet_records(path: Path, choose: ChooseColumns) -> Iterator[tuple[str, Record]]:
@@ -154,7 +200,7 @@ FORMATS: dict[str, Callable[[Path, ChooseColumns], Iterator[tuple[str, Record]]]
     ".jsonl": json_records,
     ".ndjson": json_records,
     ".csv": csv_records,
-    ".tsv": csv_records,
+    ".tsv": tsv_records,
     ".parquet": parquet_records,
 }
 

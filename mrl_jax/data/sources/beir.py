@@ -7,15 +7,21 @@
 The test is a search of the whole corpus. A document is its title and its text with a space between. Training pairs
 are the judgments above 0 of train.tsv, or those of `data.train`, a file as `data=pairs` reads it; validation pairs are
 the judgments above 0 of dev.tsv.
+
+Published collections are not free of slips, so a line is only refused where its meaning is unclear. As in BEIR's own
+loader an empty document is a document, and of lines with the same ids the last counts. Judgments of unknown queries or
+documents are left out. Each kind of slip is counted on stderr (`Slips`).
 """
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from mrl_jax.data.base import DataConfig, PairDataset, Pairs, Ranking
 from mrl_jax.data.pair_ops import build_pairs, separate_anchors
+from mrl_jax.data.readers.delimited import tab_fields
 from mrl_jax.data.readers.records import Record, abbreviate, json_records, lines, need_unicode
 from mrl_jax.data.sources.pairs import no_pairs, read_file
 from mrl_jax.errors import UserError
@@ -26,6 +32,26 @@ GAIN_LIMIT = 1 << 31  # gains are int32
 
 Texts = dict[str, str]  # id: text
 Judgments = dict[tuple[str, str], int]  # (query id, document id): gain ≥ 0
+
+
+@dataclass
+class Slips:
+    """What is put up with in a file: of each kind how many, and the id and the line of the first."""
+
+    path: Path
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, name: str, place: str) -> None:
+        """Count one; `kind` says what it is and what becomes of it, in words that fit one and many."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.first.setdefault(kind, f"{abbreviate(name)}, {place}")
+
+    def say(self, total: int, unit: str) -> None:
+        """Print a line per kind to stderr, with its number of the `total`."""
+        for kind, count in self.counts.items():
+            message = f"{self.path}: {count:,} of {total:,} {unit}: {kind} (the first is {self.first[kind]})"
+            print(message, file=sys.stderr, flush=True)
 
 
 def read(config: DataConfig) -> PairDataset:
@@ -42,20 +68,24 @@ def read(config: DataConfig) -> PairDataset:
     documents = texts(folder / "corpus.jsonl", titled=True)
     queries = texts(folder / "queries.jsonl", titled=False)
 
+    def qrels(name: str) -> Path:
+        return folder / "qrels" / f"{name}.tsv"
+
     def part(name: str) -> Judgments:
-        return judgments(folder / "qrels" / f"{name}.tsv", queries, documents)
+        return judgments(qrels(name), queries, documents)
 
     if config.train is not None:
         train = read_file("beir", "data.train", config.train)
-    elif not (folder / "qrels" / "train.tsv").is_file():
-        raise UserError(f"{folder}/qrels/train.tsv: there is no such file; give a file of pairs in data.train instead")
+    elif not qrels("train").is_file():
+        raise UserError(f"{qrels('train')}: there is no such file; give a file of pairs in data.train instead")
     else:
-        train = relevant_pairs(part("train"), queries, documents)
+        train = relevant_pairs(qrels("train"), part("train"), queries, documents)
     if not len(train):
-        raise UserError(f"{folder}/qrels/train.tsv has no judgment above 0, so there is nothing to train on")
-    has_dev = (folder / "qrels" / "dev.tsv").is_file()
-    validation = relevant_pairs(part("dev"), queries, documents) if has_dev else no_pairs()
-    test = search(folder / "qrels" / "test.tsv", part("test"), queries, documents)
+        raise UserError(f"{qrels('train')} has no judgment above 0, so there is nothing to train on")
+    validation = no_pairs()
+    if qrels("dev").is_file():
+        validation = relevant_pairs(qrels("dev"), part("dev"), queries, documents)
+    test = search(qrels("test"), part("test"), queries, documents)
     return separate_anchors(PairDataset(folder.resolve().name, "text", train, validation, test))
 
 
@@ -63,61 +93,86 @@ def texts(path: Path, titled: bool) -> Texts:
     """The texts of corpus.jsonl (`titled`) or queries.jsonl by id, in file order."""
     check_file(path)
     texts_by_id: Texts = {}
+    slips, lines_read = Slips(path), 0
     for place, record in json_records(path):
         name = record.get("_id")
         if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
             raise UserError(f"{path}, {place}: the row has no _id")
-        need_unicode(path, place, "_id", str(name))
-        if str(name) in texts_by_id:
-            raise UserError(f"{path}, {place}: the _id {abbreviate(name)} stands in an earlier line too")
-        texts_by_id[str(name)] = text_of(path, place, record, titled)
-    if not texts_by_id:
-        raise UserError(f"{path} is empty")
+        name = str(name)
+        need_unicode(path, place, "_id", name)
+        if name in texts_by_id:
+            slips.add("the _id stands in an earlier line too, and the last such line counts", name, place)
+        texts_by_id[name] = text_of(path, place, record, titled)
+        if not texts_by_id[name]:
+            slips.add("no text, kept as an empty one", name, place)
+        lines_read += 1
+    if not any(texts_by_id.values()):
+        raise UserError(f"{path} is empty" if not texts_by_id else f"{path} has no line with a text")
+    slips.say(lines_read, "lines")
     return texts_by_id
 
 
 def text_of(path: Path, place: str, record: Record, titled: bool) -> str:
-    """Title, if there is one, and text of a line; one of them may be empty."""
-    text = record.get("text")
-    title = (record.get("title") or "") if titled else ""
-    if not isinstance(text, str):
-        problem = "the row has no text" if text is None else f"text must be a string, got {abbreviate(text)}"
-        raise UserError(f"{path}, {place}: {problem}")
-    if not isinstance(title, str):
-        raise UserError(f"{path}, {place}: title must be a string, got {abbreviate(title)}")
-    whole = f"{title} {text}".strip()
-    if not whole:
+    """Title, if there is one, and text of a line; empty where both are empty or null."""
+    if "text" not in record:
         raise UserError(f"{path}, {place}: the row has no text")
+    text = "" if record["text"] is None else record["text"]
+    title = (record.get("title") or "") if titled else ""
+    for key, value in (("text", text), ("title", title)):
+        if not isinstance(value, str):
+            raise UserError(f"{path}, {place}: {key} must be a string, got {abbreviate(value)}")
+    whole = f"{title} {text}".strip()
     need_unicode(path, place, "text", whole)
     return whole
 
 
 def judgments(path: Path, queries: Texts, documents: Texts) -> Judgments:
-    """The lines of a qrels file in file order; a score below 0 counts as 0."""
+    """The lines of a qrels file whose ids are known, in file order; a score below 0 counts as 0."""
     check_file(path)
     gains: Judgments = {}
+    slips, lines_read = Slips(path), 0
     for number, line in lines(path):
-        fields = [field.strip() for field in line.split("\t")]
-        if fields == [""] or (number == 1 and fields[-1] == COLUMNS[-1]):
+        fields = [field.strip() for field in tab_fields(line, len(COLUMNS))]
+        if fields == [""] or (number == 1 and is_header(fields)):
             continue
-        where = f"{path}, line {number}"
+        place = f"line {number}"
         if len(fields) != len(COLUMNS):
-            raise UserError(f"{where}: {len(fields)} fields; needed are {', '.join(COLUMNS)} with tabs between")
+            raise UserError(f"{path}, {place}: {len(fields)} fields; needed are {', '.join(COLUMNS)} with tabs between")
         query, document, score = fields
+        gain = gain_of(path, place, score)
+        lines_read += 1
         if query not in queries:
-            raise UserError(f"{where}: the query {abbreviate(query)} is not in queries.jsonl")
-        if document not in documents:
-            raise UserError(f"{where}: the document {abbreviate(document)} is not in corpus.jsonl")
-        if (query, document) in gains:
-            raise UserError(f"{where}: query {query} and document {document} are judged in an earlier line too")
-        try:
-            gain = int(score)
-        except ValueError:
-            gain = GAIN_LIMIT
-        if abs(gain) >= GAIN_LIMIT:
-            raise UserError(f"{where}: the score must be a whole number below 2^31, got {abbreviate(score)}")
-        gains[query, document] = max(gain, 0)
+            slips.add("not in queries.jsonl, left out", query, place)
+        elif document not in documents:
+            slips.add("not in corpus.jsonl, left out", document, place)
+        else:
+            earlier = gains.get((query, document), gain)
+            if (query, document) in gains:
+                what = "judged in an earlier line too" if earlier == gain else "judged otherwise in an earlier line"
+                slips.add(f"{what}, and the last such line counts", f"{query} {document}", place)
+            gains[query, document] = gain
+    slips.say(lines_read, "judgments")
     return gains
+
+
+def is_header(fields: list[str]) -> bool:
+    """Whether the first line of a qrels file names its columns, by whatever names: its last field is no number."""
+    try:
+        float(fields[-1])
+    except ValueError:
+        return True
+    return False
+
+
+def gain_of(path: Path, place: str, score: str) -> int:
+    """The gain of a judgment: its score, or 0 where that is below."""
+    try:
+        gain = int(score)
+    except ValueError:
+        gain = GAIN_LIMIT
+    if abs(gain) >= GAIN_LIMIT:
+        raise UserError(f"{path}, {place}: the score must be a whole number below 2^31, got {abbreviate(score)}")
+    return max(gain, 0)
 
 
 def check_file(path: Path) -> None:
@@ -126,9 +181,12 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path}: there is no such file")
 
 
-def relevant_pairs(judged: Judgments, queries: Texts, documents: Texts) -> Pairs:
-    """The pairs of a query and a document of gain above 0."""
-    pairs = [(queries[query], documents[document]) for (query, document), gain in judged.items() if gain]
+def relevant_pairs(path: Path, judged: Judgments, queries: Texts, documents: Texts) -> Pairs:
+    """The pairs of a query and a document of gain above 0, except those with an empty text."""
+    relevant = [(queries[query], documents[document]) for (query, document), gain in judged.items() if gain]
+    pairs = [pair for pair in relevant if all(pair)]
+    if empty := len(relevant) - len(pairs):
+        print(f"{path}: left out {empty:,} of {len(relevant):,} pairs: a text is empty", file=sys.stderr, flush=True)
     return build_pairs(list(zip(*pairs, strict=True))) if pairs else no_pairs()
 
 
