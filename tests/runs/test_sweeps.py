@@ -129,7 +129,7 @@ def test_sweep_again_does_only_what_is_missing(tiny: list[str], tmp_path: Path) 
     written = changed(tmp_path)
     cut = tmp_path / "tiny" / "arms=mrl_e,optimizer.weight_decay=0.01" / "evaluation.csv"
     rows = read_rows(cut)
-    cut.write_text("\n".join(line for line in cut.read_text().splitlines() if ",mrl_e,0,16," not in line) + "\n")
+    cut.write_text("\n".join(line for line in cut.read_text().splitlines() if ",mrl_e,0," not in line) + "\n")
     again = sweep(words)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("is done") >= 3
