@@ -9,8 +9,10 @@ With K nesting dims and both kinds of heads a row has 2K entries, K for the sepa
 
 Everything else (data order, initial parameters, dropout, optimiser, compiled step) is the same for the arms of a seed,
 so their differences are paired by construction. The post-hoc arms are not trained: they compress the embeddings of
-ff(K), see `evaluate/compress.py`. Nor are the untuned arms, the encoder as it was before training: its prefixes and its
-principal directions, for pretrained weights.
+ff(K), or of mrl, see `evaluate/compress.py`. Nor are the untuned arms, the encoder as it was before training: its
+prefixes and its principal directions, for pretrained weights. The baselines have no embedding: they are classifiers of
+words or features and BM25, asked for by `evaluation.baseline` (`evaluate/baselines.py`). Their `dim` in evaluation.csv
+is the run's width.
 
 Where pairs are trained on there is no head: the row weighs the contrastive loss of each granularity, and no mrl_e.
 """
@@ -21,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mrl_jax.errors import UserError, one_of
+from mrl_jax.system.errors import UserError, one_of
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,15 @@ class ArmType:
     color: str
     marker: Literal[
         "circle", "square", "pentagon", "triangle-up", "triangle-down", "plus", "x", "diamond", "star", "hexagon",
-        "thin-diamond",
+        "thin-diamond", "triangle-left", "triangle-right", "octagon", "hexagon2", "star-diamond",
     ]  # fmt: skip
-    origin: Literal["nested", "fixed", "compressed", "untuned"]
+    origin: Literal["nested", "fixed", "compressed", "untuned", "classical"]
     head: Literal["separate", "tied"] | None = None  # that a trained arm reads where classes are learnt
     sampled: bool = False  # each step keeps a random few of the granularities
     compression: str | None = None  # of `evaluate.compress.COMPRESSIONS`: what is made of an embedding
+    compresses: str = "ff"  # the trained arm whose full-width embedding a compressed arm is made of
     baseline: bool = False  # nested arms are compared with it
+    reads: Literal["text", "features"] | None = None  # the kind of data that a classical arm is for
     tasks: tuple[str, ...] = ("classes", "pairs", "scored pairs")  # what the losses that it goes with learn from
 
 
@@ -55,12 +59,21 @@ ARMS: dict[str, ArmType] = {
     "random_projection": ArmType("random projection", "#000000", "x", "compressed", compression="random_projection"),
     "pca": ArmType("PCA", "#cc79a7", "diamond", "compressed", compression="pca", baseline=True),
     "pca_whitened": ArmType("PCA whitened", "#882255", "star", "compressed", compression="pca_whitened"),
+    "mrl_pca": ArmType(
+        "MRL, rotated", "#6699cc", "star-diamond", "compressed", compression="rotated", compresses="mrl"
+    ),
     "untuned": ArmType(
         "untuned", "#8c6d31", "hexagon", "untuned", compression="truncated", baseline=True, tasks=PAIR_TASKS
     ),
     "untuned_pca": ArmType(
         "untuned, PCA", "#c49c94", "thin-diamond", "untuned", compression="pca", baseline=True, tasks=PAIR_TASKS
     ),
+    "tfidf": ArmType("TF-IDF + LR", "#332288", "octagon", "classical", baseline=True, reads="text", tasks=("classes",)),
+    "knn": ArmType(
+        "TF-IDF + kNN", "#999933", "triangle-left", "classical", baseline=True, reads="text", tasks=("classes",)
+    ),
+    "logistic": ArmType("LR", "#661100", "hexagon2", "classical", baseline=True, reads="features", tasks=("classes",)),
+    "bm25": ArmType("BM25", "#117733", "triangle-right", "classical", baseline=True, reads="text", tasks=("pairs",)),
 }
 
 
@@ -69,11 +82,13 @@ def names_of(*origins: str) -> tuple[str, ...]:
     return tuple(name for name, arm in ARMS.items() if arm.origin in origins)
 
 
-NAMES = tuple(ARMS)
+NAMES = names_of("nested", "fixed", "compressed", "untuned")
 NESTED = names_of("nested")
 TRAINED = names_of("nested", "fixed")
 POSTHOC = names_of("compressed")
 UNTUNED = names_of("untuned")
+CLASSICAL = names_of("classical")
+COMPRESSED = {"ff": "fixed-size model", "mrl": "nested model"}  # the trained arms that post-hoc arms are made of
 
 
 class LossWeights(NamedTuple):
@@ -139,14 +154,24 @@ def expand(names: Sequence[str], dims: Sequence[int], weights: Sequence[float] |
 
 
 def posthoc(names: Sequence[str]) -> tuple[str, ...]:
-    """The post-hoc arms among `names`. Raises `UserError` when the fixed-size models that they compress are missing."""
-    chosen = tuple(name for name in POSTHOC if name in _named(names))
-    if chosen and "ff" not in _named(names):
-        raise UserError(
-            f"arms={list(names)} lacks ff: the full-width fixed-size model is what {', '.join(chosen)} "
-            f"compress{'es' if len(chosen) == 1 else ''}; add it"
-        )
+    """The post-hoc arms among `names`. Raises `UserError` when the models that they compress are missing."""
+    named = _named(names)
+    chosen = tuple(name for name in POSTHOC if name in named)
+    for source, model in COMPRESSED.items():
+        made = [name for name in chosen if ARMS[name].compresses == source]
+        if made and source not in named:
+            raise UserError(
+                f"arms={list(names)} lacks {source}: the full-width {model} is what {', '.join(made)} "
+                f"compress{'es' if len(made) == 1 else ''}; add it"
+            )
     return chosen
+
+
+def made_of(arm: Arm, names: Sequence[str], width: int) -> tuple[str, ...]:
+    """The post-hoc arms among `names` that compress the embeddings of the trained arm, `width` wide."""
+    if arm.width not in (None, width):
+        return ()
+    return tuple(name for name in posthoc(names) if ARMS[name].compresses == arm.name)
 
 
 def untuned(names: Sequence[str]) -> tuple[str, ...]:
@@ -154,14 +179,29 @@ def untuned(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in UNTUNED if name in _named(names))
 
 
-def suited_to(task: str) -> tuple[str, ...]:
-    """What `arms=all` stands for where `task` is learnt from: classes, pairs or scored pairs."""
-    return tuple(name for name, arm in ARMS.items() if task in arm.tasks)
+def suited_to(*tasks: str) -> tuple[str, ...]:
+    """What `arms=all` stands for where `tasks` are learnt from: classes, pairs or scored pairs."""
+    return tuple(name for name in NAMES if {*tasks} <= {*ARMS[name].tasks})
 
 
-def default_for(task: str) -> tuple[str, ...]:
+def classical(chosen: str | Sequence[str] | None, task: str) -> tuple[str, ...]:
+    """The baselines that `evaluation.baseline` names, in the order of `ARMS`; `all` stands for those that suit `task`.
+
+    Raises `UserError` for a name that there is not, or that does not suit.
+    """
+    key, names = "evaluation.baseline", [chosen] if isinstance(chosen, str) else list(chosen or ())
+    suited = [name for name in CLASSICAL if task in ARMS[name].tasks]
+    for name in names:
+        if one_of(key, name, (*CLASSICAL, "all", "none")) in CLASSICAL and name not in suited:
+            raise UserError(f"{key}={name} is not for {task}; allowed: {', '.join([*suited, 'none'])}")
+    if "none" in names and len(names) > 1:
+        raise UserError(f"{key}=[{','.join(names)}] is not allowed; none stands alone")
+    return tuple(name for name in suited if name in names or "all" in names)
+
+
+def default_for(*tasks: str) -> tuple[str, ...]:
     """The one arm that is trained where none is named: MRL-E where there are heads to tie, else MRL."""
-    return (next(name for name in ("mrl_e", "mrl") if task in ARMS[name].tasks),)
+    return (next(name for name in ("mrl_e", "mrl") if {*tasks} <= {*ARMS[name].tasks}),)
 
 
 def _named(names: Sequence[str]) -> Sequence[str]:

@@ -25,27 +25,29 @@ import hydra
 import jax
 from omegaconf import DictConfig
 
-from mrl_jax import arms, console, data, files, processes, report, runs, tasks
+from mrl_jax import arms, data, report, runs, tasks
 from mrl_jax import config as configuration
 from mrl_jax.arms import Member
 from mrl_jax.config import Config
-from mrl_jax.errors import UserError
-from mrl_jax.files import cache_folder
 from mrl_jax.runs import MetricRow, checkpoint, sweeps
-from mrl_jax.tasks import Splits
-from mrl_jax.tasks.description import describe, read_splits, refuse_other_data, to_json
+from mrl_jax.system import console, files, processes
+from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import cache_folder
+from mrl_jax.tasks import Splits, baselines, probes, tuning
+from mrl_jax.tasks.description import describe, put_prompts, read_splits, refuse_other_data, to_json
 from mrl_jax.training import disk_examples
 from mrl_jax.training.loop import Interrupted
 from mrl_jax.training.models import load_model, save_model
 from mrl_jax.training.trainer import Trainer, group_members
 
 
-def train(config: Config) -> Path:
-    """Run the experiment that `config` describes and return its run directory. Raises `UserError`, `Interrupted`."""
+def train(config: Config, begun: list[Path] | None = None) -> Path:
+    """Run the experiment that `config` describes and return its run directory, which `begun` gets as soon as there is
+    something to resume. Raises `UserError`, `Interrupted`."""
     with contextlib.ExitStack() as locks:
         processes.start(config.distributed)
         _cache_compiled_programs(config)
-        directory, trainer, splits = _prepare(config, locks)
+        config, directory, trainer, splits = _prepare(config, locks, [] if begun is None else begun)
         _train_members(config, directory, trainer, splits)
         return directory
 
@@ -57,32 +59,56 @@ def _cache_compiled_programs(config: Config) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder(config.data.cache_dir) / "compiled"))  # type: ignore[no-untyped-call]
 
 
-def _prepare(config: Config, locks: contextlib.ExitStack) -> tuple[Path, Trainer, Splits]:
-    """The run directory, claimed or reopened; the compiled step; the data. All that can be wrong is found here."""
-    directory = None
+def _prepare(config: Config, locks: contextlib.ExitStack, begun: list[Path]) -> tuple[Config, Path, Trainer, Splits]:
+    """The configuration, as the run was begun or its recipe chose; the run directory, claimed or reopened; the compiled
+    step; the data. All that can be wrong is found here."""
+    directory, recipe = None, None
     # Process 0 decides: the others may not see the folder.
     if processes.on_process0(lambda: runs.exists(config) if config.resume == "auto" else config.resume):
         directory = Path(processes.on_process0(lambda: _lock(runs.reopen(config), locks)))
+        begun.append(directory)
+        stored = directory / "config.yaml"
+        config = configuration.as_begun(config, processes.on_process0(lambda: configuration.missing_keys(stored)))
+        config = configuration.assign(config, processes.on_process0(lambda: _stored_values(stored, config)))
     else:
         processes.on_process0(lambda: runs.refuse_existing(config))
-    dataset = data.load(config.data)
+    baselines.check_package(config)
+    with console.stage(f"reading data={config.data.source}"):
+        dataset = data.load(config.data)
     tasks.of(config).check(config, dataset)
-    reader = disk_examples.fit(config, dataset)
-    splits = read_splits(config, dataset, reader)
-    description = describe(config, dataset, reader, splits)
+    names = baselines.named(config, dataset)
+    with console.stage("preparing the examples"):
+        prompted = put_prompts(config, probes.add(config, dataset))
+        config, recipe = tuning.choose(config, prompted)
+        reader = disk_examples.fit(config, prompted)
+        splits = read_splits(config, prompted, reader)
+        description = describe(config, prompted, reader, splits)
     processes.check_same("data set", json.loads(to_json(description)))
     step = tasks.train_step(config, description, config.trainer.total_steps(len(splits["train"])))
     trainer = Trainer(step, config.trainer)
     step.check()
     if directory is None:
         directory = Path(processes.on_process0(lambda: _lock(runs.claim(config), locks)))
+        begun.append(directory)
     else:
         processes.on_process0(lambda: refuse_other_data(directory, description))
     if processes.is_process0():
         reader.save(directory)
         files.write(directory / "dataset.json", to_json(description))
+        if recipe:
+            files.write(directory / "recipe.json", json.dumps(recipe, indent=1) + "\n")
+        if parts := configuration.parts(config):
+            for (name, part), steps in zip(parts.items(), splits["train"].steps_of(step.steps).tolist(), strict=True):
+                part = configuration.assign(part, {"trainer.steps": steps})
+                runs.sources.create(directory, name, part, to_json(description["sources"][name]))
         runs.seal(directory)
-    return directory, trainer, splits
+    processes.on_process0(lambda: baselines.score(config, names, dataset, directory))
+    return config, directory, trainer, splits
+
+
+def _stored_values(path: Path, config: Config) -> dict[str, Any]:
+    """What the configuration of a run has for the keys that `config` leaves open."""
+    return configuration.values(configuration.from_yaml(path), config.open_keys)
 
 
 def _lock(directory: Path, locks: contextlib.ExitStack) -> str:
@@ -94,16 +120,18 @@ def _lock(directory: Path, locks: contextlib.ExitStack) -> str:
 def _train_members(config: Config, directory: Path, trainer: Trainer, splits: Splits) -> None:
     """Train, save and score what is not done yet, group by group."""
     task, members, total = tasks.of(config), _members(config), trainer.program.steps
-    counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+    counts = ", ".join(f"{len(splits[name]):,} {name}" for name in ("train", "validation", "test"))
     shared = f" by {processes.count()} processes" if processes.count() > 1 else ""
     console.say(f"{directory}: {len(members)} to train{shared}, {total:,} steps each; {counts}")
     evaluation = directory / "evaluation.csv"
     rows = [MetricRow(*row) for row in processes.on_process0(lambda: runs.read_rows(evaluation))]
+    if configuration.parts(config):
+        runs.write_evaluation(directory, config, rows)  # those of the sources may lag behind, after a kill
     log = runs.Log(directory / "metrics.jsonl")
     if not _has_untuned(rows, config):
         rows = [row for row in rows if row.arm not in arms.UNTUNED]
         rows += _score_untuned(config, trainer, splits, directory)
-        runs.write_rows(evaluation, rows)
+        runs.write_evaluation(directory, config, rows)
     done = 0
     for group in group_members(members, trainer.at_once(members, splits["train"])):
         done += len(group)
@@ -126,9 +154,10 @@ def _train_members(config: Config, directory: Path, trainer: Trainer, splits: Sp
                     save_model(model, one)
         for one in results:
             rows = [row for row in rows if not _is_of(row, one.member, config)]
-            rows += task.score(config, trainer, one, splits, directory)
-            runs.write_rows(evaluation, rows)
-        if bar.disable:  # off a terminal, a line each
+            with console.stage(f"evaluating {one.member.label}"):
+                rows += task.score(config, trainer, one, splits, directory)
+            runs.write_evaluation(directory, config, rows)
+        if not console.is_terminal():  # where no bar has stayed
             console.say(f"{done} of {len(members)}: {name} is done")
         _remove_states(states)
 
@@ -152,8 +181,8 @@ def _score_untuned(config: Config, trainer: Trainer, splits: Splits, directory: 
     for seed in range(1, config.seeds) if same else ():
         rows += [row._replace(seed=seed) for row in rows if row.seed == 0]
         for name in arms.untuned(config.arms):
-            outcomes = directory / "predictions" / f"{name}-seed0.npz"
-            if processes.is_process0():
+            for place in runs.folders(directory) if processes.is_process0() else ():
+                outcomes = place / "predictions" / f"{name}-seed0.npz"
                 files.write(outcomes.with_name(f"{name}-seed{seed}.npz"), outcomes.read_bytes())
     return rows
 
@@ -166,13 +195,13 @@ def _members(config: Config) -> list[Member]:
 def _is_of(row: MetricRow, member: Member, config: Config) -> bool:
     """Whether a line of evaluation.csv came from finishing `member`: its own, or of an arm that compresses it."""
     arm = member.arm
-    compressed = row.arm in arms.POSTHOC and arm.width == config.width
+    compressed = row.arm in arms.made_of(arm, config.arms, config.width)
     return row.seed == member.seed and (compressed or (row.arm == arm.name and arm.width in (None, row.dim)))
 
 
 def _is_done(rows: Sequence[MetricRow], member: Member, config: Config) -> bool:
     """Whether evaluation.csv has everything that finishing `member` would give."""
-    expected = {member.arm.name, *(arms.posthoc(config.arms) if member.arm.width == config.width else ())}
+    expected = {member.arm.name, *arms.made_of(member.arm, config.arms, config.width)}
     return expected == {row.arm for row in rows if _is_of(row, member, config)}
 
 
@@ -184,11 +213,15 @@ def _has_untuned(rows: Sequence[MetricRow], config: Config) -> bool:
 
 def _is_complete(directory: Path, config: Config) -> bool:
     """Whether the run that `config` describes has every result in `directory`."""
-    if configuration.differences(configuration.from_yaml(directory / "config.yaml"), config):
+    stored = directory / "config.yaml"
+    config = configuration.as_begun(config, configuration.missing_keys(stored))
+    if configuration.differences(configuration.from_yaml(stored), config):
         return False  # resuming says what differs
-    if not (directory / "plots" / "training.svg").exists():
+    if not all((place / "plots" / "training.svg").exists() for place in runs.folders(directory)):
         return False  # the last that is drawn
     rows = runs.read_rows(directory / "evaluation.csv")
+    if not baselines.are_made(config, rows):
+        return False
     return _has_untuned(rows, config) and all(
         _is_done(rows, member, config) and checkpoint.saved_steps(directory / "checkpoints" / member.label / "model")
         for member in _members(config)
@@ -221,6 +254,10 @@ def _main(arguments: list[str]) -> int:
                 raise UserError(configuration.unknown_flag(word))
         if words == arguments:
             return _run(configuration.from_command_line(arguments))[0]
+        arguments = configuration.with_encoder(arguments)
+        # Of words with a comma, which lists the values of a sweep, the grammar is Hydra's.
+        arguments = [word if word.startswith("-") or "," in word else configuration.quote(word) for word in arguments]
+        words = [word for word in arguments if not word.startswith("-")]
         sweep = sweeps.prepare(words) if {"-m", "--multirun"} & set(arguments) else None
         return _run_hydra(arguments, sweep)
     except UserError as error:
@@ -253,29 +290,39 @@ def _run(settings: Config) -> tuple[int, str]:
     """Train, then print and draw the results; returns the exit status and the last message."""
     started = time.monotonic()
     status, message = 2, ""
-    again = "continue with the same command and resume=true"
+    begun: list[Path] = []
+
+    def again() -> str:
+        """What continues the work: before the run's folder is there, nothing is kept."""
+        return "continue with the same command and resume=true" if begun else "start again: no run was begun yet"
+
     try:
-        directory = train(settings)
+        directory = train(settings, begun)
         if processes.is_process0():
-            print(report.table(directory, settings.evaluation.print))
-            plots = report.draw(directory)
+            plots = []
+            for place in runs.folders(directory):
+                if place != directory:
+                    print(f"{place.name}:")
+                print(report.table(place, settings.evaluation.print))
+                plots += report.draw(place)
             message = f"{time.monotonic() - started:.0f} s; plots: {', '.join(map(str, plots))}"
+            message = "\n".join(filter(None, (message, report.behind(directory))))
         status = 0
     except UserError as error:
         message = f"error: {error}"
     except Interrupted as stopped:
-        status, message = sweeps.STATUS_OF_SIGNAL[stopped.signum], f"{stopped}; {again}"
+        status, message = sweeps.STATUS_OF_SIGNAL[stopped.signum], f"{stopped}; {again()}"
     except Terminated:
-        status, message = sweeps.STATUS_OF_SIGNAL[signal.SIGTERM], f"stopped by SIGTERM; {again}"
+        status, message = sweeps.STATUS_OF_SIGNAL[signal.SIGTERM], f"stopped by SIGTERM; {again()}"
     except KeyboardInterrupt:
-        status, message = sweeps.STATUS_OF_SIGNAL[signal.SIGINT], f"interrupted; {again}"
+        status, message = sweeps.STATUS_OF_SIGNAL[signal.SIGINT], f"interrupted; {again()}"
     except OSError as error:
         message = f"error: {error.filename or settings.results_dir}: {error.strerror or error}"
     except Exception as error:
         gone = processes.lost_peer_message(error)
         if gone is None:
             raise
-        status, message = sweeps.STATUS_OF_SIGNAL[signal.SIGTERM], f"error: {gone}; {again} in all of them"
+        status, message = sweeps.STATUS_OF_SIGNAL[signal.SIGTERM], f"error: {gone}; {again()} in all of them"
     if message:
         print(message, file=sys.stderr)
     return status, message

@@ -2,7 +2,9 @@
 
 import json
 import os
+import platform
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +18,18 @@ for name, value in {
     "OPENBLAS_NUM_THREADS": "1",
 }.items():
     os.environ.setdefault(name, value)
+# XLA's older generator of code for CPUs, and narrower vectors, compile in two thirds of the time. A version of jaxlib
+# that does not know a flag would abort.
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "true" and version("jaxlib").startswith("0.10."):
+    flags = ["--xla_cpu_use_fusion_emitters=false"] + ["--xla_cpu_max_isa=AVX2"] * (platform.machine() == "x86_64")
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from mrl_jax import report, train  # noqa: E402
+from mrl_jax.tasks import baselines  # noqa: E402
 
 # A busy machine is no failure. Where CI is set, every run draws the same examples; elsewhere new ones are searched.
 settings.register_profile(
@@ -46,9 +54,13 @@ def write_texts(path: Path, count: int, seed: int) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_plots() -> Iterator[None]:
-    """Runs in this process draw no plots, which would take as long as all the rest of a tiny run."""
+    """Runs in this process draw no plots, which would take as long as all the rest of a tiny run, and have no
+    baselines by default."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train, "report", SimpleNamespace(table=report.table, draw=lambda directory: []))
+        patched.setattr(
+            train, "report", SimpleNamespace(table=report.table, behind=report.behind, draw=lambda directory: [])
+        )
+        patched.setattr(baselines, "MAX_DEFAULT_SIZE", 0)  # nor baselines, unless a test asks for them
         yield
 
 
@@ -67,6 +79,7 @@ def tiny(texts: dict[str, Path]) -> list[str]:
         f"data.train={texts['train']}",
         f"data.test={texts['test']}",
         "name=tiny",
+        "recipe=none",
         "width=16",
         "nesting_dims=[4,8,16]",
         "trainer.steps=30",
@@ -75,3 +88,12 @@ def tiny(texts: dict[str, Path]) -> list[str]:
         "trainer.evaluations=3",
         "optimizer.learning_rate=0.02",
     ]
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three kinds of arms."""
+    results = tmp_path_factory.mktemp("results")
+    command = [*tiny, "arms=[mrl,mrl_e,ff]", "evaluation.neighbours=false", "evaluation.refit=null"]
+    assert train.main([*command, f"results_dir={results}", "run=first"]) == 0
+    return results / "tiny" / "first"

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from mrl_jax import files, runs
+from mrl_jax import runs
 from mrl_jax.arms import POSTHOC
 from mrl_jax.config import Config, LossConfig, TrainerConfig
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders.mlp import MLPConfig
 from mrl_jax.runs import Log, MetricRow
+from mrl_jax.system import files
 
 DIMS = (4, 8, 16)
 ARMS = ("mrl", "mrl_e", "mrl_sampled", "ff", *POSTHOC)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mrl_jax import arms
 from mrl_jax.arms import Arm, Member
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 DIMS = (8, 16, 32)
 KINDS = ("separate", "tied")
@@ -62,6 +62,15 @@ def test_post_hoc_arms_are_not_trained_and_need_the_models_that_they_compress():
     assert arms.posthoc(["mrl"]) == ()
     with pytest.raises(UserError, match="lacks ff: the full-width fixed-size model is what pca compresses; add it"):
         arms.posthoc(["mrl", "pca"])
+    with pytest.raises(UserError, match="lacks mrl: the full-width nested model is what mrl_pca compresses; add it"):
+        arms.posthoc(["ff", "mrl_pca"])
+
+
+def test_a_post_hoc_arm_is_made_of_the_full_width_of_one_arm():
+    names = ["mrl", "mrl_sampled", "ff", "pca", "mrl_pca"]
+    made = {arm.label: arms.made_of(arm, names, DIMS[-1]) for arm in arms.expand(names, DIMS)}
+    assert made == {"mrl": ("mrl_pca",), "mrl_sampled": (), "ff8": (), "ff16": (), "ff32": ("pca",)}
+    assert {arms.ARMS[name].compresses for name in arms.POSTHOC} == set(arms.COMPRESSED) <= set(arms.TRAINED)
 
 
 def test_an_unknown_arm_is_refused_with_the_nearest_name():

@@ -12,11 +12,11 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import logsumexp, softmax
 
 from mrl_jax import losses, nesting, train
-from mrl_jax.errors import UserError
 from mrl_jax.evaluate import adaptive, classification, neighbours, quantised, refit
 from mrl_jax.losses import heads, nested_cross_entropy, tiled, uncertainty_weighted
 from mrl_jax.report import statistics
 from mrl_jax.search import funnel
+from mrl_jax.system.errors import UserError
 
 DIMS, CLASSES, BATCH = (3, 8), 37, 5
 WIDTHS = (2, 24)  # nesting dims of embeddings of pairs
@@ -54,6 +54,7 @@ def direct(kind: str, smoothing: float = 0.0):
 
 @pytest.mark.parametrize("kind", heads.KINDS)
 @pytest.mark.parametrize(("tile", "smoothing", "scale"), [(37, 0.0, 1.0), (16, 0.1, 3e3), (64, 0.5, 0.0)])
+@pytest.mark.slow
 def test_tiles_of_classes_give_the_loss_and_gradients_of_all_classes_at_once(kind, tile, smoothing, scale):
     head, z = made(kind, scale=scale)
     weights = jnp.array([1.0, 2.5])
@@ -151,6 +152,7 @@ def pair_gradients():
     }
 
 
+@pytest.mark.slow
 def test_losses_of_pairs_do_not_depend_on_the_lengths_of_embeddings(pair_gradients):
     rng = np.random.default_rng(0)
     a, b = (jnp.float32(rng.normal(size=(n, WIDTHS[-1]))) for n in (BATCH, BATCH + 2))
@@ -290,7 +292,8 @@ def test_a_search_in_parts_of_the_examples_finds_the_same_classifiers(monkeypatc
     labels = np.arange(90) % 3
     z = (rng.normal(size=(90, 4)) + labels[:, None] * [1, 0, -1, 0]).astype(np.float32)
     whole = refit.logistic(z, labels, z, labels, (2, 4), 3)
-    monkeypatch.setattr(refit, "MAX_LOGIT_ELEMENTS", 3 * 35)  # three parts, the last one short
+    monkeypatch.setattr(refit, "MAX_LOGIT_ELEMENTS", 3 * 35)
+    monkeypatch.setattr(refit, "TILE_ELEMENTS", 3 * 35)  # three parts, the last one short
     monkeypatch.setattr(classification, "MAX_LOGIT_ELEMENTS", 3 * 7)
     for m, (kernel, bias) in refit.logistic(z, labels, z, labels, (2, 4), 3).items():
         np.testing.assert_allclose(kernel, whole[m][0], rtol=2e-2, atol=2e-3)

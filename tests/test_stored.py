@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mrl_jax
-from mrl_jax import config, report, search, train
+from mrl_jax import config, embed, predict, report, search, train
 from mrl_jax.runs import read_rows
 
 ARCHIVE = Path(__file__).parent / "data" / "stored_runs.tar.gz"
@@ -28,6 +28,16 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+STUDIES = [path.parent for path in (ARCHIVE.parents[2] / "results" / "reference").glob("*_study/config.yaml")]
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_all_stands_in_a_stored_run_for_the_arms_that_there_were(study: Path) -> None:
+    assert "- all\n" in (study / "config.yaml").read_text()
+    evaluated = {row.arm for row in read_rows(study / "evaluation.csv")}
+    assert {*config.from_yaml(study / "config.yaml").arms} == evaluated
+
+
 def test_models_encode_as_they_did(stored: Path) -> None:
     texts = [json.loads(line)["text"] for line in (stored / "test.jsonl").read_text().splitlines()][:8]
     with np.load(stored / "vectors.npz") as vectors:
@@ -37,7 +47,7 @@ def test_models_encode_as_they_did(stored: Path) -> None:
             np.testing.assert_allclose(z, vectors[name], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["classes", "pairs"])
+@pytest.mark.parametrize("name", [pytest.param("classes", marks=pytest.mark.slow), "pairs"])
 def test_a_stopped_run_resumes_to_what_an_undisturbed_one_gave(stored: Path, name: str) -> None:
     directory, whole = stored / "runs" / name / "stopped", stored / "runs" / name / "whole"
     stopped = config.from_yaml(directory / "config.yaml")
@@ -70,7 +80,19 @@ def assert_close(line: dict, other: dict) -> None:
         assert line["loss"][dim] == pytest.approx(loss, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["classes", "pairs"])
+def test_a_stored_run_of_pairs_means_what_it_did(stored: Path) -> None:
+    """Without the keys that came later: every other document is a negative, and a candidate in the test."""
+    pairs, classes = (config.from_yaml(stored / "runs" / name / "stopped/config.yaml") for name in ("pairs", "classes"))
+    assert not pairs.loss.mask_known
+    assert not pairs.evaluation.ignore_identical_ids
+    assert classes.loss.mask_known  # has no bearing on classes, whose runs go with those of today
+    again = stored / "config.yaml"
+    again.write_text(config.to_yaml(pairs))
+    assert config.from_yaml(again) == pairs
+    assert not config.missing_keys(again).get("loss")
+
+
+@pytest.mark.parametrize("name", [pytest.param("pairs", marks=pytest.mark.slow), "classes"])
 def test_a_run_is_reported(stored: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = stored / "runs" / name / "whole"
     assert report.main([str(run), "--out", str(stored / "report")]) == 0
@@ -85,3 +107,24 @@ def test_an_index_answers_as_it_did(stored: Path, index: str, run: str, capsys: 
     assert search.main(words) == 0
     answers, expected = capsys.readouterr().out.split("\n"), (stored / f"{index}.index.txt").read_text().split("\n")
     assert [line.split()[2:3] for line in answers] == [line.split()[2:3] for line in expected]
+
+
+def test_a_run_of_pairs_embeds_and_has_no_classes(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(stored / "runs" / "pairs" / "whole")
+    assert embed.main([run, "test.jsonl", "--out", "z.npy"]) == 0
+    texts = [json.loads(line)["text"] for line in (stored / "test.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(np.load("z.npy"), mrl_jax.load(run).encode(texts), atol=1e-5)
+    for words in ([], ["--cascade"], ["--dim", "4"]):
+        assert predict.main([run, "test.jsonl", "--out", "labels.jsonl", *words]) == 2
+        assert "this model was trained on pairs: it has no classifier" in capsys.readouterr().err
+
+
+def test_a_run_of_classes_predicts_and_says_that_it_is_not_calibrated(
+    stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(stored / "runs" / "classes" / "whole"), "test.jsonl", "--out", "labels.jsonl"]
+    assert predict.main(command) == 0
+    assert "are not calibrated: this run is of a version that did not calibrate" in capsys.readouterr().err
+    rows, lines = ((stored / name).read_text().splitlines() for name in ("test.jsonl", "labels.jsonl"))
+    right = [json.loads(row)["label"] == json.loads(line)["label"] for row, line in zip(rows, lines, strict=True)]
+    assert np.mean(right) > 0.6

@@ -1,6 +1,7 @@
 """Training on pairs from the command line: what is learnt, measured, kept and refused."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TRANSFORMER, WORDS, random_pair, write_table
+from helpers import (
+    TRANSFORMER,
+    WORDS,
+    interrupt_after_two_checkpoints,
+    random_pair,
+    run_digests,
+    write_table,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import mrl_jax
 from mrl_jax import arms, data, runs, train
 from mrl_jax.config import LossConfig, OptimizerConfig
+from mrl_jax.data.relevance import FurtherPositives
 from mrl_jax.encoders.mlp import MLPConfig
 from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.evaluate import ranking
 from mrl_jax.losses import nested_info_nce
+from mrl_jax.runs import checkpoint
 from mrl_jax.tasks.pairs import ContrastiveObjective
 from mrl_jax.training.batches import Examples, PairExamples
 from mrl_jax.training.step import TrainStep
@@ -97,6 +109,7 @@ def test_a_fixed_size_arm_uses_its_own_coordinates_only(bag: Path) -> None:
     assert np.abs(end[:, :8] - decayed * start[:, :8]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_a_transformer_reads_packed_pairs_of_two_seeds_in_turn_or_together(files: list[str], tmp_path: Path) -> None:
     words = [*files, *TRANSFORMER, "loss.name=info_nce", "trainer.steps=4", "trainer.batch_size=16", "seeds=2"]
     words += ["trainer.evaluations=1", "arms=[mrl,ff]", "loss.learned_temperature=true", "loss.distillation=0.5"]
@@ -145,6 +158,7 @@ def test_what_does_not_go_together_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_validation_pairs_may_have_other_negatives_but_must_be_of_the_same_kind(
     files: list[str], scored: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +176,7 @@ def test_validation_pairs_may_have_other_negatives_but_must_be_of_the_same_kind(
     assert "train has pairs, validation scored pairs; both have" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_texts_that_are_cut_are_counted_once(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,10 +206,14 @@ def program(encoder, inputs: dict, vocabulary: int, **changes) -> TrainStep:
 
 @pytest.mark.parametrize(
     ("columns", "loss"),
-    [(2, LossConfig(name="info_nce")), (4, LossConfig(name="info_nce", learned_temperature=True))],
+    [
+        (2, LossConfig(name="info_nce")),
+        (4, LossConfig(name="info_nce", learned_temperature=True)),
+    ],
 )
+@pytest.mark.slow
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(columns: int, loss: LossConfig) -> None:
-    """Gradient caching through the program, packing included; one SGD step shows the gradient."""
+    """Gradient caching through the program, packing and repeated texts included; one SGD step shows the gradient."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 12, 50)
     mask = np.arange(12) < lengths[:, None]
@@ -207,7 +226,8 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(columns: int, loss: Loss
     found = []
     for parts in (1, 4):
         made = program(encoder, {"ids": (12,), "mask": (12,)}, 40, accumulate=parts, columns=columns, loss=loss)
-        examples = PairExamples(table, pairs, None, chunks=parts)
+        examples = PairExamples(table, pairs, None, chunks=parts, mask_known=True)
+        assert examples.take(np.arange(16))["label"].ndim == 2
         (arm,) = arms.expand(["mrl"], made.dims)
         step = jax.jit(made.step)
         state, _ = step(made.init(0), examples.take(np.arange(16)), arm.row(made.kinds), jax.random.key(0))
@@ -216,6 +236,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(columns: int, loss: Loss
         np.testing.assert_allclose(one, other, atol=2e-6 * float(np.abs(one).max()) + 1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_pairs_of_features_train_an_adaptor() -> None:
     """The loss of a step is that of the embeddings of anchors, positives and negatives, column by column."""
     rng = np.random.default_rng(0)
@@ -231,6 +252,7 @@ def test_pairs_of_features_train_an_adaptor() -> None:
     assert float(measures.losses.sum()) == pytest.approx(float(wanted), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_adaptor_makes_frozen_embeddings_of_any_model_nested(tmp_path: Path) -> None:
     """Queries and documents whose common part is hidden by a rotation and noise: an MLP learns to bring it forward."""
     rng = np.random.default_rng(0)
@@ -280,11 +302,152 @@ def test_several_devices_share_packed_pairs_and_all_their_negatives(files: list[
 def test_validation_pairs_are_a_search_of_their_own_documents() -> None:
     table = Examples({"features": np.zeros((9, 2), np.float32)}, np.zeros(9))
     pairs = PairExamples(table, np.array([[4, 1, 8], [2, 1, 7], [4, 3, 8]], np.int32), None)
-    queries, documents, judgments = pairs.ranking()
-    np.testing.assert_array_equal(queries, [2, 4])
-    np.testing.assert_array_equal(documents, [1, 3, 7, 8])
-    np.testing.assert_array_equal(judgments, [[0, 0, 1], [1, 0, 1], [1, 1, 1]])
+    search = pairs.search()
+    np.testing.assert_array_equal(search.queries, [2, 4])
+    np.testing.assert_array_equal(search.documents, [1, 3, 7, 8])
+    np.testing.assert_array_equal(search.judgments, [[0, 0, 1], [1, 0, 1], [1, 1, 1]])
+    assert not len(search.own)
 
 
 def test_published_sources_are_pairs() -> None:
     assert isinstance(data.load(data.DataConfig(source="stsb", limit=20)), data.PairDataset)
+
+
+@pytest.fixture(scope="module")
+def few_answers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Many questions, eight answers: each question has words of its topic, the answer has none of them."""
+    folder, rng = tmp_path_factory.mktemp("answers"), random.Random(6)
+
+    def rows(count: int) -> list[dict]:
+        topics = [i % 8 for i in range(count)]
+        questions = (" ".join(rng.choices([f"t{k}w{j}" for j in range(15)], k=6)) for k in topics)
+        return [
+            {"anchor": f"{words} u{rng.randrange(10**6)}", "positive": f"answer number a{k} b{k} c{k}"}
+            for k, words in zip(topics, questions, strict=True)
+        ]
+
+    sizes = {"train": 480, "test": 80, "validation": 80}
+    files = {name: write_table(folder / f"{name}.jsonl", rows(count)) for name, count in sizes.items()}
+    return ["data=pairs", *(f"data.{name}={path}" for name, path in files.items())]
+
+
+def validation(directory: Path, member: str) -> list[dict]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == "validation" and line["member"] == member]
+
+
+@pytest.mark.parametrize("population", ["loop", "vmap"])
+@pytest.mark.slow
+def test_few_answers_to_many_questions(population: str, few_answers: list[str], tmp_path: Path) -> None:
+    """Every right answer counts, also that of another row, and of moments that are all right the surest is kept."""
+    words = ["loss.name=info_nce", "width=16", "nesting_dims=[8,16]", "trainer.steps=100", "arms=[mrl,ff]"]
+    words += ["encoder.min_documents=1", "optimizer.learning_rate=0.03", "trainer.batch_size=64"]
+    directory = run([*few_answers, *words, f"trainer.population={population}"], tmp_path)
+    assert rows(directory, "mrl", "recall@1") == {8: 1.0, 12: 1.0, 16: 1.0}
+    for member in ("mrl-seed0", "ff8-seed0"):
+        moments = validation(directory, member)
+        assert set(moments[-1]["accuracy"].values()) == {1.0}
+        scores = [(np.mean(list(m["accuracy"].values())), -np.mean(list(m["loss"].values()))) for m in moments]
+        kept = moments[scores.index(max(scores))]["step"]
+        assert checkpoint.saved_steps(directory / "checkpoints" / member / "model") == [kept]
+    assert moments[-1]["loss"]["8"] < 0.1  # with equal answers as negatives it would be at least log 8
+
+
+@pytest.mark.parametrize("more", [[], ["trainer.no_duplicates=true"]])
+@pytest.mark.slow
+def test_a_resumed_run_of_repeated_texts_is_that_of_an_undisturbed_one(
+    more: list[str], few_answers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        *few_answers,
+        *more,
+        "loss.name=info_nce",
+        "width=8",
+        "nesting_dims=[4,8]",
+        "trainer.steps=20",
+        "arms=[mrl]",
+    ]
+    words += ["encoder.min_documents=1", "trainer.batch_size=32", "trainer.evaluations=5", "trainer.log_every=2"]
+    words += ["trainer.checkpoint_seconds=0", "name=pairs", f"results_dir={tmp_path}"]
+    assert train.main([*words, "run=whole"]) == 0
+    interrupt_after_two_checkpoints([*words, "run=stopped"], monkeypatch)
+    assert train.main([*words, "run=stopped", "resume=true"]) == 0
+    whole, stopped = (run_digests(tmp_path / "pairs" / name) for name in ("whole", "stopped"))
+    assert stopped == whole
+    assert train.main([*words, "run=stopped", "resume=true", "loss.mask_known=false"]) == 2
+
+
+def test_without_the_mask_a_run_is_that_of_an_earlier_version(few_answers: list[str], tmp_path: Path) -> None:
+    words = ["loss.name=info_nce", "width=8", "nesting_dims=[8]", "trainer.steps=4", "arms=[mrl]"]
+    words += ["encoder.min_documents=1", "trainer.batch_size=32", "trainer.evaluations=2"]
+    directory = run([*few_answers, *words, "loss.mask_known=false"], tmp_path)
+    (first, last) = validation(directory, "mrl-seed0")
+    assert max(first["accuracy"]["8"], last["accuracy"]["8"]) <= 24 / 80  # only the first of equal answers is right
+
+
+def test_a_batch_of_different_texts_is_as_it_was() -> None:
+    table = Examples({"features": np.zeros((9, 2), np.float32)}, np.zeros(9))
+    columns = np.array([[0, 1], [2, 3], [4, 1], [0, 5]], np.int32)
+    masked, plain = (PairExamples(table, columns, None, mask_known=mask) for mask in (True, False))
+    for rows_, same in (([0, 1], True), ([0, 2], False), ([0, 3], False), ([1, 1], False)):
+        labels = [pairs.take(np.array(rows_))["label"] for pairs in (masked, plain)]
+        assert (labels[0].shape == labels[1].shape) == same
+        assert same or labels[0][:, :2].tolist() == columns[rows_].tolist()
+    assert PairExamples(table, columns, np.ones(4), mask_known=True).take(np.array([0, 2]))["label"].ndim == 1
+
+
+@given(st.integers(0, 2**31), st.sampled_from([(5, 2), (12, 2), (12, 3)]))
+@settings(max_examples=20, deadline=None)
+def test_a_right_answer_is_any_known_positive_but_never_the_query(seed: int, sizes: tuple[int, int]) -> None:
+    """The score of a batch against a loop; z has equal rows for equal texts, as in evaluation."""
+    (texts, columns), rng = sizes, np.random.default_rng(seed)
+    pairs = rng.integers(0, texts, (20, columns)).astype(np.int32)
+    batch, z = pairs[rng.permutation(20)[:8]], rng.normal(size=(texts, 16)).astype(np.float32)
+    known = {(row[0], row[1]) for row in pairs.tolist()}
+    valid = np.arange(8) < 6
+    label = FurtherPositives(pairs).labels([batch])
+    label_ = np.zeros(8, np.float32) if label is None else label[0]
+    objective = ContrastiveObjective((4, 16), 2, LossConfig(name="info_nce"))
+    right, lost = objective.score({}, z[batch.T.ravel()], label_, valid)
+    for m, count in zip((4, 16), right[0], strict=True):
+        answers = 0
+        for query, *_ in batch[:6].tolist():
+            candidates = [int(d) for d in batch[:6, 1] if d != query or (query, d) in known]
+            cosines = [
+                z[query, :m] @ z[d, :m] / np.linalg.norm(z[query, :m]) / np.linalg.norm(z[d, :m]) for d in candidates
+            ]
+            answers += (query, candidates[int(np.argmax(cosines))]) in known
+        assert int(count) == answers
+    assert np.isfinite(lost).all()
+
+
+def test_queries_that_are_documents_do_not_rank_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in ArguAna, where queries have the ids of documents, and in pairs in both directions, as in Quora."""
+    rng = np.random.default_rng(0)
+    names = [" ".join(rng.choice(WORDS, 4, replace=False)) for _ in range(60)]
+    copies = [f"{name} {word}" for name, word in zip(names, rng.choice(WORDS, 60), strict=True)]
+    folder = tmp_path / "arguments"
+    (folder / "qrels").mkdir(parents=True)
+    texts = {f"{side}{i}": text for side, part in (("a", names), ("b", copies)) for i, text in enumerate(part)}
+    for name in ("corpus", "queries"):
+        write_table(folder / f"{name}.jsonl", [{"_id": id_, "text": text} for id_, text in texts.items()])
+    for name, numbers in (("train", range(40)), ("test", range(40, 60))):
+        lines = [f"a{i}\tb{i}\t1\nb{i}\ta{i}\t1\n" for i in numbers]
+        (folder / "qrels" / f"{name}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
+    both = [pair for i in range(60) for pair in ((names[i], copies[i]), (copies[i], names[i]))]
+    files = [
+        write_table(tmp_path / f"{name}.jsonl", [{"anchor": a, "positive": b} for a, b in part])
+        for name, part in (("train", both[:80]), ("test", both[80:]))
+    ]
+    words = ["loss.name=info_nce", "width=16", "nesting_dims=[16]", "trainer.steps=20", "arms=[mrl]"]
+    words += ["trainer.batch_size=16", "trainer.evaluations=1", "encoder.min_documents=1"]
+    for name, source in (
+        ("beir", ["data=beir", f"data.path={folder}"]),
+        ("pairs", ["data=pairs", f"data.train={files[0]}", f"data.test={files[1]}"]),
+    ):
+        found = rows(run([*source, *words], tmp_path, name), "mrl", "recall@1")[16]
+        said = capsys.readouterr().err
+        assert "test: 40 of 40 queries are documents themselves and do not rank their own" in said
+        kept = run([*source, *words, "evaluation.ignore_identical_ids=false"], tmp_path, f"{name}-kept")
+        assert rows(kept, "mrl", "recall@1")[16] < 0.1 < 0.9 < found
+        assert "documents themselves" not in capsys.readouterr().err

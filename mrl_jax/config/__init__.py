@@ -5,31 +5,55 @@ key and value. Nothing downstream sees OmegaConf.
 """
 
 from mrl_jax.config.build import build
-from mrl_jax.config.command_line import CONF, explain, from_command_line
+from mrl_jax.config.command_line import CONF, explain, from_command_line, quote, with_encoder
 from mrl_jax.config.help import page as help_page
 from mrl_jax.config.help import unknown_flag
 from mrl_jax.config.parse import parse
+from mrl_jax.config.recipes import RECIPES, Recipe, assign, by_size, resolve, row_of, values
 from mrl_jax.config.schema import DEFAULTS, Config, LossConfig, OptimizerConfig, TrainerConfig
-from mrl_jax.config.stored import differences, from_yaml, to_yaml
+from mrl_jax.config.sources import parts
+from mrl_jax.config.stored import (
+    as_begun,
+    differences,
+    from_yaml,
+    missing_keys,
+    stored_description,
+    stored_encoder,
+    to_yaml,
+)
 from mrl_jax.evaluate import EvaluationConfig
-from mrl_jax.processes import DistributedConfig
+from mrl_jax.system.processes import DistributedConfig
 
 __all__ = [
     "CONF",
     "DEFAULTS",
+    "RECIPES",
     "Config",
     "DistributedConfig",
     "EvaluationConfig",
     "LossConfig",
     "OptimizerConfig",
+    "Recipe",
     "TrainerConfig",
+    "as_begun",
+    "assign",
     "build",
+    "by_size",
     "differences",
     "explain",
     "from_command_line",
     "from_yaml",
     "help_page",
+    "missing_keys",
     "parse",
+    "parts",
+    "quote",
+    "resolve",
+    "row_of",
+    "stored_description",
+    "stored_encoder",
     "to_yaml",
     "unknown_flag",
+    "values",
+    "with_encoder",
 ]

@@ -3,9 +3,10 @@
 import dataclasses
 import math
 import types
+from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mrl_jax.errors import UserError, nearest, one_of
+from mrl_jax.system.errors import UserError, nearest, one_of
 
 
 def build(cls: type, raw: Any, key: str) -> Any:
@@ -33,6 +34,8 @@ def build(cls: type, raw: Any, key: str) -> Any:
 def convert(value: Any, hint: Any, key: str) -> Any:
     """`value` as `hint`, or a `UserError` that names the key. Whole numbers pass as floats, never the reverse."""
     origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -51,6 +54,10 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         if not isinstance(value, list | tuple):
             raise UserError(f"{key}={value} is not allowed; a list such as [{describe(args[0])}, …]")
         return tuple(convert(item, args[0], f"{key}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise UserError(f"{key}={value} is not allowed; a mapping such as {{name: {describe(args[1])}}}")
+        return {convert(name, args[0], key): convert(item, args[1], f"{key}.{name}") for name, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return build(hint, value, key)  # type: ignore[arg-type]
     if hint in (int, float) and type(value) is int and abs(value) >= 2**53:

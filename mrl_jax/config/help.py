@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from mrl_jax.config.command_line import CONF
 from mrl_jax.config.schema import Config, LossConfig, OptimizerConfig, TrainerConfig
-from mrl_jax.data import SOURCES, DataConfig
+from mrl_jax.data import SOURCES, DataConfig, SourceConfig
 from mrl_jax.encoders import ENCODERS
-from mrl_jax.errors import nearest
 from mrl_jax.evaluate import EvaluationConfig
-from mrl_jax.processes import DistributedConfig
+from mrl_jax.system.errors import nearest
+from mrl_jax.system.processes import DistributedConfig
 
 COMMANDS = """\
 Train, evaluate and draw one experiment. Every word is key=value; lists stand in brackets without spaces.
@@ -30,6 +30,7 @@ SECTIONS = {
     "evaluation": EvaluationConfig,
     "distributed": DistributedConfig,
     "data": DataConfig,
+    "data.sources.NAME": SourceConfig,
 }
 
 
@@ -49,7 +50,7 @@ def page() -> str:
     """The whole help page."""
     parts = [COMMANDS, f"experiments: {', '.join(sorted(path.stem for path in (CONF / 'experiment').glob('*.yaml')))}"]
     parts += [f"data: {', '.join(SOURCES)}", f"encoder: {', '.join(ENCODERS)}", ""]
-    top = [(key, text) for key, text in comments(Config) if key not in (*SECTIONS, "encoder")]
+    top = [(key, text) for key, text in comments(Config) if key not in (*SECTIONS, "encoder", "open_keys")]
     parts += _table(top, "")
     for section, cls in SECTIONS.items():
         parts += ["", *_table(comments(cls), f"{section}.")]
@@ -67,7 +68,7 @@ def unknown_flag(flag: str) -> str:
     """The sentence for a flag that there is not, such as --epochs=3."""
     name, _, value = flag.lstrip("-").partition("=")
     name = name.replace("-", "_")
-    keys = [key for key, _ in comments(Config) if key not in (*SECTIONS, "encoder")]
+    keys = [key for key, _ in comments(Config) if key not in (*SECTIONS, "encoder", "open_keys")]
     keys += [f"{section}.{key}" for section, cls in SECTIONS.items() for key, _ in comments(cls)]
     keys += [f"encoder.{key}" for entry in ENCODERS.values() for key, _ in comments(entry.config)]
     short = {key.rpartition(".")[2]: key for key in reversed(keys)}

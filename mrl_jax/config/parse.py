@@ -1,17 +1,20 @@
 """A checked `Config` from the mapping that Hydra or a run's config.yaml gives. Every wrong key or value dies here."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
 from mrl_jax import arms, nesting
+from mrl_jax.config import recipes, sources
 from mrl_jax.config.build import build, convert
 from mrl_jax.config.schema import DEFAULTS, Config
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders import ENCODERS
-from mrl_jax.errors import UserError, one_of
-from mrl_jax.evaluate.metrics import METRICS
+from mrl_jax.evaluate.corrupt import CORRUPTIONS
+from mrl_jax.evaluate.metrics import METRICS, find
 from mrl_jax.losses import LOSSES
-from mrl_jax.processes import DistributedConfig
+from mrl_jax.system.errors import UserError, one_of, within
+from mrl_jax.system.processes import DistributedConfig
 
 MAX_SEEDS = 10_000
 MAX_WIDTH = 1 << 20
@@ -21,23 +24,27 @@ MAX_NAME_CHARACTERS = 200  # of a folder
 def parse(raw: Any) -> Config:
     """A checked `Config` from the composed mapping. Raises `UserError`."""
     raw = dict(raw)
+    raw, open_keys = recipes.take_open_keys(raw)
     encoder = raw.get("encoder", {})
     if not isinstance(encoder, dict):
         raise UserError(f"encoder={encoder} is not allowed; a section with the name of one of {', '.join(ENCODERS)}")
     encoder_class = ENCODERS[one_of("encoder.name", encoder.get("name"), ENCODERS)].config
     raw["encoder"] = build(encoder_class, encoder, "encoder")
-    raw["data"] = build(DataConfig, raw.get("data", {}), "data")
+    raw["data"] = build(DataConfig, sources.with_inherited(raw.get("data", {})), "data")
     if raw.get("name") is None:
         raw["name"] = (raw["data"].name or raw["data"].source).replace("/", "_")
     raw |= {key: str(raw[key]) for key in ("name", "run") if isinstance(raw.get(key), int)}
     raw["nesting_dims"] = _nesting_dims(raw.get("nesting_dims"), raw.get("width"))
     if isinstance(raw.get("arms"), str):
         raw["arms"] = [raw["arms"]]
+    recipe = raw.pop("recipe", "none")
     config: Config = build(Config, {**raw, "arms": []} if raw.get("arms") is None else raw, "")
     one_of("loss.name", config.loss.name, LOSSES)
+    sources.check(config)
+    config = recipes.name_recipe(config, recipe, open_keys)
     if raw.get("arms") is None or "all" in config.arms:
-        task = LOSSES[config.loss.name].learns_from
-        chosen = arms.default_for(task) if raw.get("arms") is None else arms.suited_to(task)
+        tasks = sources.learnt_from(config)
+        chosen = arms.default_for(*tasks) if raw.get("arms") is None else arms.suited_to(*tasks)
         config = dataclasses.replace(config, arms=chosen)
     _check(config)
     return config
@@ -86,8 +93,15 @@ def _check(config: Config) -> None:
         if not good:
             raise UserError(f"{key}={value} is not allowed; {allowed}")
     for name in config.evaluation.print or ():
-        one_of("evaluation.print", name, (*METRICS, "all"))
-    _check_loss(config)
+        if find(name) is None:
+            one_of("evaluation.print", name, (*METRICS, "all"))
+    for name in config.evaluation.corruption or ():
+        one_of("evaluation.corruption", name, CORRUPTIONS)
+    for name, part in (sources.parts(config) or {"": config}).items():
+        with within(f"data.sources.{name}") if name else contextlib.nullcontext():
+            _check_loss(part)
+    if config.optimizer.name == "sgd" and (value := config.optimizer.adaptivity) != 1:
+        raise UserError(f"optimizer.adaptivity={_word(value)} is not allowed with optimizer.name=sgd; it is of adamw")
     _check_distributed(config.distributed)
     weights = config.loss.weights
     if weights is not None:
@@ -121,6 +135,7 @@ def _check(config: Config) -> None:
 def _check_loss(config: Config) -> None:
     """Refuse arms and options that do not go with the chosen loss."""
     name, loss = config.loss.name, LOSSES[config.loss.name]
+    arms.classical(config.evaluation.baseline, loss.learns_from)
     problem = f"is not allowed with loss.name={name}; it needs"
     for arm in config.arms:
         tasks = arms.ARMS[arm].tasks
@@ -132,11 +147,35 @@ def _check_loss(config: Config) -> None:
         value, usual = (getattr(part, option) for part in (getattr(config, section), DEFAULTS[section]()))
         if key not in loss.options and value != usual:
             raise UserError(f"{key}={_word(value)} {problem} {_word(usual)}")
+    for key, other in (("teacher_weight", "teacher"), ("supervised", "teacher"), ("guide_margin", "guide")):
+        value = getattr(config.loss, key)
+        if getattr(config.loss, other) is None and value != getattr(DEFAULTS["loss"](), key):
+            raise UserError(f"loss.{key}={_word(value)} is not allowed without a {other}; it needs loss.{other}=…")
+    if config.loss.guide is not None and not config.loss.supervised:
+        raise UserError(
+            "loss.guide is not allowed with loss.supervised=false, which leaves out the loss that it guides"
+        )
+    weights = config.loss.weights
+    for key in ("distillation", "shortlist") if weights and weights[-1] == 0 else ():
+        if (value := getattr(config.loss, key)) > 0:
+            raise UserError(
+                f"loss.{key}={_word(value)} is not allowed with loss.weights={list(weights or ())}: the full width "
+                "teaches, and has no weight"
+            )
+    for key in ("shortlist_k", "shortlist_temperature") if not config.loss.shortlist else ():
+        if (value := getattr(config.loss, key)) != getattr(DEFAULTS["loss"](), key):
+            raise UserError(
+                f"loss.{key}={_word(value)} is not allowed with loss.shortlist=0; it needs a weight above 0"
+            )
 
 
 def _word(value: Any) -> str:
     """A value as it is written on the command line."""
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, tuple):
+        return f"[{','.join(map(_word, value))}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _check_distributed(config: DistributedConfig) -> None:

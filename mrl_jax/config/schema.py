@@ -5,9 +5,9 @@ from typing import Literal
 
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders import EncoderConfig
-from mrl_jax.errors import at_least, limited, share
 from mrl_jax.evaluate import EvaluationConfig
-from mrl_jax.processes import DistributedConfig
+from mrl_jax.system.errors import at_least, limited, share
+from mrl_jax.system.processes import DistributedConfig
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,18 @@ class LossConfig:
     temperature: float = limited(0.05, "0.01 ≤ value ≤ 1", lambda t: 0.01 <= t <= 1)  # τ that divides cosines
     learned_temperature: bool = False  # info_nce: learn τ, starting from temperature
     symmetric: bool = True  # symmetric InfoNCE: also document → query
+    mask_known: bool = True  # info_nce: equal texts, known positives and the query's own text are no negatives
     distillation: float = at_least(0.0, 0)  # weight of a loss in which the full width's similarities teach the prefixes
+    shortlist: float = at_least(
+        0.0, 0
+    )  # weight of a loss in which the full width's neighbours in a batch teach prefixes
+    shortlist_k: int | None = limited(None, "at least 1, or null", lambda k: k >= 1)  # how many neighbours; null: all
+    shortlist_temperature: float = limited(0.05, "0.01 ≤ value ≤ 1", lambda t: 0.01 <= t <= 1)  # τ of loss.shortlist
+    teacher: str | None = None  # pairs: minilm, mpnet, a model folder or .npz (texts, vectors) whose similarities teach
+    teacher_weight: float = at_least(1.0, 0)  # weight of the loss that the teacher gives, at every prefix
+    guide: str | None = None  # info_nce: as teacher; a document that it finds nearer than the positive is no negative
+    guide_margin: float = limited(0.0, "-2 ≤ value ≤ 2", lambda m: -2 <= m <= 2)  # nor one at most so much farther
+    supervised: bool = True  # with a teacher: learn from the pairs too; false: from its similarities alone
     weights: tuple[float, ...] | None = None  # relative importance of each granularity; null: ones
     weighting: Literal["fixed", "uncertainty"] = "fixed"  # as given, or times a factor learned for each granularity
     sampled: int = at_least(2, 1)  # granularities that arm mrl_sampled trains in a step, drawn anew each time
@@ -37,6 +48,9 @@ class OptimizerConfig:
     )  # share of the steps with a rising rate
     weight_decay: float = at_least(1e-2, 0)  # decoupled for adamw, added to the gradient for sgd; matrices only
     momentum: float = share(0.9)  # sgd (Nesterov), and the first moment of adamw
+    adaptivity: float = limited(
+        1.0, "a share, 0 ≤ value ≤ 1", lambda p: 0 <= p <= 1
+    )  # of adamw's division by the size of each gradient; the rest divides by the mean size in its array
     clip_norm: float | None = limited(None, "more than 0, or null", lambda norm: norm > 0)  # maximum gradient norm
 
 
@@ -53,6 +67,7 @@ class TrainerConfig:
     precision: Literal["highest", "high", "default"] = (
         "highest"  # matmul precision of the training step, as JAX names it
     )
+    no_duplicates: bool = False  # info_nce: where possible, no text stands twice in a batch
     evaluations: int = at_least(10, 1)  # times the validation split is scored; the best moment is kept
     log_every: int = at_least(20, 1)  # steps between lines of metrics.jsonl
     checkpoint_seconds: float = at_least(60.0, 0)  # between checkpoints of the training state; 0: at every log line
@@ -83,6 +98,8 @@ class Config:
     results_dir: str = "results"  # the folder of all runs
     run: str | None = None  # folder of this run; null: the date and time (or, with resume=true, the latest run)
     resume: bool | str = False  # continue an interrupted run; auto: if there is one of that name
+    recipe: str = "none"  # what chooses the keys that are auto: auto (trials on validation), fixed, none or its name
+    open_keys: tuple[str, ...] = ()  # the keys that the recipe has yet to choose
 
 
 DEFAULTS = {"loss": LossConfig, "trainer": TrainerConfig, "evaluation": EvaluationConfig}  # sections without groups

@@ -1,7 +1,9 @@
 """config.yaml of a run: written resolved, read as what any stranger may have written, compared when a run resumes."""
 
 import dataclasses
+import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +11,58 @@ import yaml
 from omegaconf import OmegaConf
 
 from mrl_jax.config.parse import parse
+from mrl_jax.config.recipes import AUTO
 from mrl_jax.config.schema import Config
-from mrl_jax.errors import UserError
+from mrl_jax.data.prompts import DEFAULT
+from mrl_jax.losses import LOSSES
+from mrl_jax.system.errors import UserError
 
-# What may differ between a run and the command that resumes it: batches are the same, streamed or not.
-NOT_COMPARED = ("resume", "run", "results_dir", "distributed", "data.streaming", "evaluation.print")
+# What may differ between a run and the command that resumes it: batches are the same, streamed or not. Baselines are
+# beside the models: resuming may add one.
+NOT_COMPARED = (
+    "resume",
+    "run",
+    "results_dir",
+    "distributed",
+    "data.streaming",
+    "evaluation.print",
+    "recipe",
+    "open_keys",
+    "evaluation.baseline",
+)
+
+
+def _learns_from_pairs(raw: Mapping[str, Any]) -> bool:
+    loss = raw.get("loss")
+    name = loss.get("name") if isinstance(loss, dict) else None
+    return isinstance(name, str) and name in LOSSES and LOSSES[name].learns_from != "classes"
+
+
+def _has_mlp(raw: Mapping[str, Any]) -> bool:
+    return bool(raw["encoder"].get("name") == "mlp")
+
+
+# Keys that later versions added: section, key, the value that stands for what runs did before there was the key, and
+# the runs that it concerns, where others have the default.
+ADDED_KEYS: tuple[tuple[str, str, Any, Callable[[Mapping[str, Any]], bool]], ...] = (
+    ("loss", "mask_known", False, _learns_from_pairs),
+    ("evaluation", "ignore_identical_ids", False, _learns_from_pairs),
+    ("encoder", "standardise", False, _has_mlp),
+    ("optimizer", "adaptivity", 1.0, lambda raw: True),
+)
+
+LATER_ARMS = ("mrl_pca",)  # not among those that `all` stood for while it was stored as a word; now names are
 
 MAX_CONFIG_BYTES = 1 << 20  # of a stored configuration
 
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML, as stored with every run."""
-    return OmegaConf.to_yaml(_plain(dataclasses.asdict(config)))
+    plain = _plain(dataclasses.asdict(config))
+    for key in plain.pop("open_keys"):
+        section, _, name = key.partition(".")
+        plain[section][name] = AUTO
+    return OmegaConf.to_yaml(plain)
 
 
 def _plain(value: Any) -> Any:
@@ -59,18 +101,97 @@ _Loader.add_implicit_resolver(
 
 
 def from_yaml(path: Path) -> Config:
-    """The configuration that a run was made with. Nothing in it is resolved: a run may come from anywhere.
+    """The configuration that a run was made with. Nothing in it is resolved: a run may come from anywhere. A key of
+    `ADDED_KEYS`, or `data.prompts`, that the file lacks has the value that stands for what the run did.
 
     Raises `UserError`, which names the file."""
     try:
-        size = path.stat().st_size
-        if size > MAX_CONFIG_BYTES:
-            raise ValueError(f"it has {size:,} bytes, a configuration at most {MAX_CONFIG_BYTES:,}")
-        return parse(yaml.load(path.read_text(encoding="utf-8"), _Loader))  # a safe loader
+        raw = _with_moved_prompt(_read(path))
+        for section, values in _missing_in_run(raw, path).items():
+            raw = {**raw, section: {**raw.get(section, {}), **values}}
+        config = parse(raw)
+        if "all" in (raw.get("arms") or ()):
+            config = dataclasses.replace(config, arms=tuple(arm for arm in config.arms if arm not in LATER_ARMS))
+        return config
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as a configuration: {' '.join(str(error).split())}") from None
+
+
+def missing_keys(path: Path) -> dict[str, dict[str, Any]]:
+    """What stands for the keys, by section, that the stored configuration of a run lacks; see `from_yaml`."""
+    try:
+        return _missing_in_run(_with_moved_prompt(_read(path)), path)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}  # `from_yaml` says what is wrong
+
+
+def as_begun(config: Config, missing: Mapping[str, Mapping[str, Any]]) -> Config:
+    """`config` for a run that lacks these keys: it goes on as it was begun. Prompts that are given stay, to differ."""
+    for section, values in missing.items():
+        if section == "data" and config.data.prompts is not None:
+            continue
+        part = getattr(config, section)
+        new = {key: value for key, value in values.items() if hasattr(part, key)}
+        config = dataclasses.replace(config, **{section: dataclasses.replace(part, **new)})
+    return config
+
+
+def _with_moved_prompt(raw: Any) -> Any:
+    """A stored mapping with the prompt where it is today: `encoder.prompt` was the default of all texts. Null was the
+    default prompt of the weights alone, which `data.prompts` cannot say: it is left out."""
+    encoder = raw.get("encoder") if isinstance(raw, dict) else None
+    if not isinstance(encoder, dict) or "prompt" not in encoder:
+        return raw
+    prompt, data = encoder["prompt"], raw.get("data")
+    raw = {**raw, "encoder": {key: value for key, value in encoder.items() if key != "prompt"}}
+    if prompt is None:
+        return raw
+    prompts = {DEFAULT: prompt} if prompt else {}
+    return {**raw, "data": {**(data if isinstance(data, dict) else {}), "prompts": prompts}}
+
+
+def stored_description(raw: dict[str, Any]) -> dict[str, Any]:
+    """The content of dataset.json, with the keys of today."""
+    moved = _with_moved_prompt({"encoder": raw["encoder"]})
+    return {"prompts": moved.get("data", {}).get("prompts") or {}, **raw, "encoder": moved["encoder"]}
+
+
+def stored_encoder(raw: Any) -> Any:
+    """The section `encoder` as a run has stored it, with the keys of today."""
+    return {**raw, **_missing({"encoder": raw}).get("encoder", {})} if isinstance(raw, dict) else raw
+
+
+def _read(path: Path) -> Any:
+    size = path.stat().st_size
+    if size > MAX_CONFIG_BYTES:
+        raise ValueError(f"it has {size:,} bytes, a configuration at most {MAX_CONFIG_BYTES:,}")
+    return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader
+
+
+def _missing(raw: Any) -> dict[str, dict[str, Any]]:
+    """The entries of `ADDED_KEYS` that a stored mapping has no value for, by section."""
+    missing: dict[str, dict[str, Any]] = {}
+    for section, key, value, concerns in ADDED_KEYS if isinstance(raw, dict) else ():
+        part = raw.get(section, {})
+        if isinstance(part, dict) and key not in part and concerns({"encoder": {}, **raw}):
+            missing.setdefault(section, {})[key] = value
+    return missing
+
+
+def _missing_in_run(raw: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """Those of the configuration of a run in `path`. One without `data.prompts` is of before there were prompts by use:
+    what stood before its texts, if anything, is in the dataset.json beside it, unless nothing was trained yet."""
+    missing = _missing(raw)
+    data = raw.get("data", {}) if isinstance(raw, dict) else None
+    if isinstance(data, dict) and "prompts" not in data:
+        try:
+            content = json.loads((path.parent / "dataset.json").read_text(encoding="utf-8"))
+            missing["data"] = {"prompts": stored_description(content)["prompts"]}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            pass  # `runs.read_dataset` says what is wrong
+    return missing
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -79,6 +200,7 @@ def differences(old: Config, new: Config) -> list[str]:
     def walk(a: Any, b: Any, key: str) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             return [line for name in {**a, **b} for line in walk(a.get(name), b.get(name), f"{key}.{name}".lstrip("."))]
-        return [] if a == b or {key, key.split(".")[0]} & {*NOT_COMPARED} else [f"{key}={a} (now {b})"]
+        ignored = {*NOT_COMPARED, *new.open_keys}  # what the new one leaves open is as it was in the old one
+        return [] if a == b or {key, key.split(".")[0]} & ignored else [f"{key}={a} (now {b})"]
 
     return walk(_plain(dataclasses.asdict(old)), _plain(dataclasses.asdict(new)), "")

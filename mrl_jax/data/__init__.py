@@ -16,21 +16,26 @@ from mrl_jax.data.base import (
     PairDataset,
     Pairs,
     Ranking,
+    SourceConfig,
     Split,
     StreamedTexts,
     Task,
     check_numbers,
 )
-from mrl_jax.errors import UserError, one_of
+from mrl_jax.data.hold_out import hold_out
+from mrl_jax.data.mixture import MixedDataset
+from mrl_jax.system.errors import UserError, one_of
 
 __all__ = [
     "SOURCES",
     "DataConfig",
     "Dataset",
     "LazyInputs",
+    "MixedDataset",
     "PairDataset",
     "Pairs",
     "Ranking",
+    "SourceConfig",
     "SourceType",
     "Split",
     "StreamedTexts",
@@ -56,16 +61,19 @@ SOURCES: dict[str, SourceType] = {
     "wordnet": SourceType({"classes": "wordnet", "pairs": "wordnet_pairs"}, keys=("task",)),
     "fashion_mnist": SourceType({"classes": "fashion_mnist"}),
     "files": SourceType({"classes": "files"}, keys=(*FILES, "streaming")),
-    "features": SourceType({"classes": "features", "pairs": "feature_pairs"}, keys=("task", *FILES, *LABELS)),
+    "features": SourceType(
+        {"classes": "features", "pairs": "feature_pairs"}, keys=("task", *FILES, *LABELS, "packed_bits")
+    ),
     "tfds": SourceType({"classes": "tfds"}, keys=("name", "image_size", "streaming")),
     "pairs": SourceType({"pairs": "pairs"}, keys=(*FILES, "streaming")),
     "beir": SourceType({"pairs": "beir"}, keys=("path", "train")),
     "stsb": SourceType({"pairs": "stsb"}),
+    "mixture": SourceType({"mixture": "mixture"}, keys=("sources", "mixing", "mixing_temperature")),
 }
-GENERAL_KEYS = ("source", "validation_fraction", "cache_dir", "limit")
+GENERAL_KEYS = ("source", "prompts", "validation_fraction", "cache_dir", "limit", "hold_out")
 
 
-def load(config: DataConfig | str) -> Dataset | PairDataset:
+def load(config: DataConfig | str) -> Dataset | PairDataset | MixedDataset:
     """Read a data set into memory (very large ones: lazily).
 
     The validation split is the source's own where it has one, else cut from train, class by class or anchor by anchor,
@@ -75,7 +83,7 @@ def load(config: DataConfig | str) -> Dataset | PairDataset:
         config: what to read; a plain name stands for `DataConfig(source=name)`.
 
     Returns:
-        Labelled examples, or pairs where that is the source's task or `config.task`.
+        Labelled examples, or pairs where that is the source's task or `config.task`; of a mixture, all its sources.
 
     Raises:
         UserError: for anything the user can put right: unknown source, missing or broken file, no network.
@@ -85,7 +93,7 @@ def load(config: DataConfig | str) -> Dataset | PairDataset:
     one_of("data.task", config.task or "classes", get_args(Task))
     check_keys(config)
     check_numbers(config)
-    return read(config).assemble(config)
+    return hold_out(read(config), config).assemble(config)
 
 
 def check_keys(config: DataConfig) -> None:
@@ -98,10 +106,10 @@ def check_keys(config: DataConfig) -> None:
         raise UserError(f"data.{key} is not used by data={config.source}; it belongs to {owners}")
 
 
-def read(config: DataConfig) -> Dataset | PairDataset:
+def read(config: DataConfig) -> Dataset | PairDataset | MixedDataset:
     """The data set as its source delivers it."""
     readers = SOURCES[config.source].readers
     task = next(iter(readers)) if config.task is None else config.task
     one_of("data.task", task, readers)
-    dataset: Dataset | PairDataset = import_module(f"mrl_jax.data.sources.{readers[task]}").read(config)
+    dataset: Dataset | PairDataset | MixedDataset = import_module(f"mrl_jax.data.sources.{readers[task]}").read(config)
     return dataset

@@ -7,19 +7,19 @@ exceed it are `StreamedTexts`. Pairs are row numbers of a table of distinct text
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError, limited
 
 STREAMING_MIN_BYTES = 1 << 30  # a data.train of at least this size (uncompressed, if Parquet) stays on disk
 SPLIT_SEED = 0x5EED  # of the validation cut: never the training seed, so that every seed is validated on the same rows
 DOCUMENTS_PER_QUERY = 10  # of a ranking that `data.limit` cuts
 
-Task = Literal["classes", "pairs"]
+Task = Literal["classes", "pairs", "mixture"]
 
 
 @runtime_checkable
@@ -143,12 +143,22 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+    probes: Mapping[str, Split] = field(default_factory=dict)  # further examples that are only evaluated on
 
     def assemble(self, config: "DataConfig") -> "Dataset":
         """Apply `validation_fraction` (only where `validation` is empty) and `limit`."""
         train, validation = cut_validation(self.train, self.validation, config.validation_fraction)
-        test = self.test.first(config.limit)
-        return replace(self, train=train.first(config.limit), validation=validation.first(config.limit), test=test)
+        return replace(
+            self,
+            train=train.first(config.limit),
+            validation=validation.first(config.limit),
+            test=self.test.first(config.limit),
+            probes={name: probe.first(config.limit) for name, probe in self.probes.items()},
+        )
+
+    def without_test(self) -> "Dataset":
+        """The data set as a trial may see it: the validation split stands for the test split."""
+        return replace(self, test=self.validation, probes={})
 
 
 @dataclass(frozen=True)
@@ -157,11 +167,14 @@ class Pairs:
 
     Without `scores` the first two columns are an anchor and its positive, further ones hard negatives of the anchor.
     With `scores` there are two columns, and a score says how similar they are.
+
+    With prompts, a text that is both a query and a document has two rows, and `text_ids` says that they are one text.
     """
 
     table: Table
     columns: np.ndarray  # int32 [n, c], c ≥ 2, rows of `table`
     scores: np.ndarray | None = None  # float32 [n]; larger is more similar, in the unit of the source
+    text_ids: np.ndarray | None = None  # int32 [n, c], equal where texts are but for prompts; None: `columns`
 
     @property
     def contents(self) -> Literal["pairs", "scored pairs"]:
@@ -184,7 +197,8 @@ class Pairs:
     def take(self, rows: np.ndarray) -> "Pairs":
         """The pairs at these row numbers, or where this mask is true, over a table of just their texts."""
         table, columns = compact(self.table, self.columns[rows])
-        return Pairs(table, columns, None if self.scores is None else self.scores[rows])
+        scores, text_ids = (None if array is None else array[rows] for array in (self.scores, self.text_ids))
+        return Pairs(table, columns, scores, text_ids)
 
     def cut(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers to train on and to validate on: all pairs of this fraction of the anchors (rounded; at least one
@@ -210,6 +224,8 @@ class Ranking:
     judgments: np.ndarray  # int32 [j, 3]: row of the query, row of the document, gain ≥ 0; each pair once
     query_ids: Sequence[str]
     document_ids: Sequence[str]
+    own: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    # int32 [m, 2]: row of a query, and of the document that is the query itself: the same id or, without ids, text
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -230,14 +246,19 @@ class Ranking:
         others = np.setdiff1d(np.arange(len(self.document_ids)), judged, assume_unique=True)
         spare = max(DOCUMENTS_PER_QUERY * limit - len(judged), 0)
         documents = np.union1d(judged, others[:spare])
-        query, document, gain = judgments.T
-        columns = [np.searchsorted(queries, query), np.searchsorted(documents, document), gain]
+        own = self.own[np.isin(self.own[:, 0], queries) & np.isin(self.own[:, 1], documents)]
+
+        def renumber(rows: np.ndarray) -> np.ndarray:
+            columns = [np.searchsorted(queries, rows[:, 0]), np.searchsorted(documents, rows[:, 1]), *rows.T[2:]]
+            return np.stack(columns, axis=1).astype(np.int32)
+
         return Ranking(
             take(self.queries, queries),
             take(self.documents, documents),
-            np.stack(columns, axis=1).astype(np.int32),
+            renumber(judgments),
             take(self.query_ids, queries),
             take(self.document_ids, documents),
+            renumber(own),
         )
 
 
@@ -263,6 +284,10 @@ class PairDataset:
         test = self.test.first(config.limit)
         return replace(self, train=train.first(config.limit), validation=validation.first(config.limit), test=test)
 
+    def without_test(self) -> "PairDataset":
+        """The data set as a trial may see it: the validation split stands for the test split."""
+        return replace(self, test=self.validation)
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -278,11 +303,33 @@ class DataConfig:
     train_labels: str | None = None  # features as .npy: file with the labels of data.train
     test_labels: str | None = None  # features as .npy: file with the labels of data.test
     validation_labels: str | None = None  # features as .npy: file with the labels of data.validation
+    packed_bits: bool | None = None  # features: whether each byte packs eight binary coordinates; null: numbers
     validation_fraction: float = 0.1  # share of each class or the anchors held out; 0 if there is a validation part
+    prompts: Mapping[str, str] | None = limited(
+        None,
+        "names with texts that UTF-8 can encode",
+        lambda prompts: all(prompts) and all(_is_unicode(word) for word in [*prompts, *prompts.values()]),
+    )  # before texts, by use: {query: "query: ", document: "passage: "} or {default: …}; null: those of the weights
     image_size: int | None = None  # tfds images: side in pixels; null: the stored size
     cache_dir: str | None = None  # folder of downloads and prepared data; null: $MRL_JAX_CACHE, or ~/.cache/mrl_jax
     streaming: bool | None = None  # files, tfds, pairs: read inputs from disk during training; null: only large data
     limit: int | None = None  # maximum number of examples (pairs, queries) per split, for smoke runs
+    hold_out: tuple[str | int, ...] | None = None  # classes to leave out; their test examples are of unknown classes
+    sources: Mapping[str, "SourceConfig"] | None = None  # mixture: by a name of yours, {name: {source: …, loss: {…}}}
+    mixing: Literal["proportional", "uniform", "temperature"] | None = None  # mixture: steps of a source; null: by size
+    mixing_temperature: float | None = limited(None, "at least 1", lambda t: t >= 1)  # mixture: T in size^(1/T)
+
+
+@dataclass(frozen=True)
+class SourceConfig(DataConfig):
+    """One source of a mixture: the keys of `data` for it alone, and how it is learnt from."""
+
+    loss: Mapping[str, Any] | None = None  # keys of `loss` that differ from the run's: {name: cosent}
+    weight: float = limited(1.0, "more than 0", lambda w: w > 0)  # factor of its share of the steps
+
+
+def _is_unicode(word: str) -> bool:
+    return word == word.encode(errors="ignore").decode()
 
 
 def check_numbers(config: DataConfig) -> None:

@@ -7,14 +7,15 @@ import os
 import shutil
 import sys
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.errors import UserError
-from mrl_jax.files import cache_folder, sha256_of
+from mrl_jax.data.readers.arrays import DAMAGED
+from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import cache_folder, sha256_of
 
 FORMAT_VERSION = 1  # of the stored files
 KEYS_PER_COMPARISON = 1 << 16  # rows of keys compared at a time
@@ -58,6 +59,16 @@ def build_once(place: Path, build: Callable[[Path], None]) -> Path:
         reason = " ".join(str(error).split())
         raise UserError(f"{place} cannot be written ({reason}); free some space, or set data.cache_dir") from error
     return place
+
+
+def vectors(place: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array that `compute` gives, computed once and then stored."""
+    build_once(place, lambda partial: np.save(partial / "vectors.npy", compute()))
+    try:
+        found: np.ndarray = np.load(place / "vectors.npy", allow_pickle=False)
+    except DAMAGED as error:
+        raise damaged_error(place, error) from error
+    return found
 
 
 class Labels(NamedTuple):
@@ -156,6 +167,15 @@ def number_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def checksum(array: np.ndarray) -> str:
     """SHA-256 of an array's values."""
     return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+
+
+def texts_digest(texts: Sequence[str]) -> str:
+    """SHA-256 of texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode()
+        digest.update(f"{len(encoded)} ".encode() + encoded)
+    return digest.hexdigest()
 
 
 def load(path: Path, expected: str) -> np.ndarray:

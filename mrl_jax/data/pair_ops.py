@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from mrl_jax.data.base import PairDataset, Pairs, Ranking, StreamedTexts, Table, compact, take
-from mrl_jax.errors import UserError
+from mrl_jax.data.base import PairDataset, Pairs, Ranking, StreamedTexts, Table, take
+from mrl_jax.data.relevance import search_of
+from mrl_jax.system.errors import UserError
 
 MemoryTable = Sequence[str] | np.ndarray  # t texts, or features float32 [t, d]
 
@@ -49,24 +50,11 @@ def build_pairs(columns: Sequence[MemoryTable], scores: np.ndarray | None = None
 
 
 def ranking(pairs: Pairs) -> Ranking:
-    """The search task of unscored pairs: to find the positives of each distinct anchor, each of gain 1, among all
-    distinct positives and negatives. Ids are row numbers."""
+    """The search task of unscored pairs, see `relevance.search_of`. Ids are row numbers."""
     assert not isinstance(pairs.table, StreamedTexts)
-    queries, query_rows = compact(pairs.table, pairs.columns[:, 0])
-    documents, document_rows = compact(pairs.table, pairs.columns[:, 1:])
-    judgments = binary_judgments(query_rows, document_rows[:, 0])
-    return Ranking(queries, documents, judgments, row_ids(queries), row_ids(documents))
-
-
-def binary_judgments(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """The judgments that these documents are relevant: int32 [j, 3], each distinct pair once, with gain 1.
-
-    Args:
-        queries: row numbers of queries, int [n].
-        documents: for each, the row number of a relevant document, int [n].
-    """
-    pairs = np.unique(np.stack([queries, documents], axis=1), axis=0).astype(np.int32)
-    return np.concatenate([pairs, np.ones((len(pairs), 1), np.int32)], axis=1)
+    found = search_of(pairs.columns)
+    queries, documents = take(pairs.table, found.queries), take(pairs.table, found.documents)
+    return Ranking(queries, documents, found.judgments, row_ids(queries), row_ids(documents), found.own)
 
 
 def row_ids(table: MemoryTable) -> list[str]:

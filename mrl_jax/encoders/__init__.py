@@ -3,18 +3,21 @@
 To add one, write its module and its entry.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
-from mrl_jax.encoders import bag, mlp, transformer
+from mrl_jax.data.prompts import Prompts
+from mrl_jax.encoders import bag, lora, mlp, static, transformer, transformer_onnx
 from mrl_jax.encoders.bag import Bag, BagConfig
 from mrl_jax.encoders.base import EncoderConfig, EncoderType
 from mrl_jax.encoders.convnet import ConvNet, ConvNetConfig
 from mrl_jax.encoders.mlp import MLP, MLPConfig
+from mrl_jax.encoders.static import Static, StaticConfig
 from mrl_jax.encoders.transformer import Transformer, TransformerConfig
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 from mrl_jax.text.tokenizers import Preprocessor
 
 __all__ = [
@@ -22,11 +25,15 @@ __all__ = [
     "EncoderConfig",
     "EncoderType",
     "check",
+    "check_width",
     "create",
+    "digest",
     "fit",
     "learnt_values",
     "load",
+    "prompts",
     "standalone",
+    "trained",
 ]
 
 ENCODERS: dict[str, EncoderType[Any]] = {
@@ -36,9 +43,26 @@ ENCODERS: dict[str, EncoderType[Any]] = {
         reads=("text",),
         fit_preprocessor=bag.fit_preprocessor,
         load_preprocessor=bag.load_preprocessor,
-        learnt_from=("min_documents", "max_words"),
+        learnt_from=("min_documents", "max_words", "units", "ngrams"),
+        rotate=bag.rotate,
         module_inputs=bag.heaviest_words,
         onnx=bag.onnx,
+    ),
+    "static": EncoderType(
+        config=StaticConfig,
+        module=Static,
+        reads=("text",),
+        fit_preprocessor=static.fit_preprocessor,
+        load_preprocessor=static.load_preprocessor,
+        learnt_from=("weights", "tokenizer", "vocabulary", "max_length"),
+        prompts=static.prompts,
+        standalone=static.standalone,
+        digest=static.digest,
+        check_width=static.check_width,
+        rotate=static.rotate,
+        module_inputs=static.module_inputs,
+        onnx=static.onnx,
+        hugging_face=static.hugging_face,
     ),
     "transformer": EncoderType(
         config=TransformerConfig,
@@ -47,9 +71,14 @@ ENCODERS: dict[str, EncoderType[Any]] = {
         fit_preprocessor=transformer.fit_preprocessor,
         load_preprocessor=transformer.load_preprocessor,
         learnt_from=("weights", "vocabulary", "max_length"),
+        prompts=transformer.prompts,
         standalone=transformer.standalone,
+        digest=transformer.digest,
+        check_width=transformer.check_width,
+        rotate=transformer.rotate,
+        trained=lora.trained,
         module_inputs=transformer.module_inputs,
-        onnx=transformer.onnx,
+        onnx=transformer_onnx.onnx,
         hugging_face=transformer.hugging_face,
     ),
     "convnet": EncoderType(
@@ -61,6 +90,11 @@ ENCODERS: dict[str, EncoderType[Any]] = {
         config=MLPConfig,
         module=MLP,
         reads=("features", "image"),
+        fit_preprocessor=mlp.fit_preprocessor,
+        load_preprocessor=mlp.load_preprocessor,
+        learnt_from=("standardise",),
+        rotate=mlp.rotate,
+        module_inputs=mlp.module_inputs,
         onnx=mlp.onnx,
     ),
 }
@@ -94,11 +128,32 @@ def standalone(config: EncoderConfig, vocabulary: int) -> tuple[EncoderConfig, i
     return alone
 
 
+def trained(config: EncoderConfig, parameters: Any) -> Any:
+    """Which parameters of the encoder learn, as a tree of bool; None: all."""
+    return ENCODERS[config.name].trained(config, parameters)
+
+
+def digest(config: EncoderConfig) -> str | None:
+    """SHA-256 that identifies the pretrained weights that an encoder starts from; None without any."""
+    return ENCODERS[config.name].digest(config)
+
+
 def check(config: EncoderConfig, kind: str, dataset_name: str) -> None:
     """Raise `UserError` for an encoder that does not read the `kind` of data that the data set holds."""
     if kind not in ENCODERS[config.name].reads:
         suitable = ", ".join(name for name, encoder in ENCODERS.items() if kind in encoder.reads)
         raise UserError(f"encoder={config.name} cannot read {kind}, which {dataset_name} holds; use {suitable}")
+
+
+def check_width(config: EncoderConfig, width: int) -> None:
+    """Raise `UserError` for an embedding width that the pretrained weights do not have."""
+    ENCODERS[config.name].check_width(config, width)
+
+
+def prompts(config: EncoderConfig, given: Mapping[str, str] | None) -> Prompts:
+    """The prompts of a run: those that are `given`, with None those of the pretrained weights. Raises `UserError` for
+    some that the encoder cannot have."""
+    return ENCODERS[config.name].prompts(config, given)
 
 
 def learnt_values(config: EncoderConfig) -> dict[str, Any]:
@@ -113,7 +168,7 @@ def fit(config: EncoderConfig, dataset_name: str, kind: str, texts: Any) -> Prep
         config: settings of one of `ENCODERS`.
         dataset_name: for messages.
         kind: what the data set holds: text, image or features.
-        texts: the training inputs; of any kind but text nothing is learnt.
+        texts: the training inputs: texts, images or features.
 
     Raises:
         UserError: the encoder does not read this kind, or nothing can be learnt from these texts.

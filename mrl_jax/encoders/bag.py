@@ -22,9 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mrl_jax.encoders.base import EncoderConfig
+from mrl_jax.encoders.base import EncoderConfig, rotate_layers
 from mrl_jax.encoders.onnx_graph import Graph, as_float32
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError, limited
+from mrl_jax.text import ngrams
+from mrl_jax.text.ngrams import MAX_LENGTH
 from mrl_jax.text.tokenizers import Texts, TfidfWords
 
 
@@ -40,6 +42,8 @@ class BagConfig(EncoderConfig):
     dropout: float = 0.0  # share of an embedding's coordinates set to zero in training, in [0, 1)
     max_words: int = 192  # maximum number of distinct words per text, the heaviest by tf-idf
     min_documents: int = 2  # minimum number of training texts that a word of the vocabulary occurs in
+    units: Literal["words", "characters"] = "words"  # what is counted (in scripts without spaces, words are characters)
+    ngrams: int = limited(1, f"1 to {MAX_LENGTH}", lambda n: 1 <= n <= MAX_LENGTH)  # units per run that counts, too
 
 
 class Bag(nnx.Module):
@@ -56,7 +60,7 @@ class Bag(nnx.Module):
     ) -> None:
         """Raises `UserError` for a setting out of range, or inputs that are not words."""
         if set(inputs) != {"ids", "weights"}:
-            raise UserError(f"encoder=bag reads texts as ids and weights; the data has {', '.join(inputs)}")
+            raise UserError(f"encoder={config.name} reads texts as ids and weights; the data has {', '.join(inputs)}")
         for key in ("word_dropout", "dropout"):
             if not 0 <= getattr(config, key) < 1:
                 raise UserError(f"encoder.{key}={getattr(config, key)} is not allowed; 0 ≤ value < 1")
@@ -78,8 +82,7 @@ class Bag(nnx.Module):
         weights_BxL = inputs["weights"]
         if rngs is not None and self.config.word_dropout > 0:
             weights_BxL = jnp.where(keep(weights_BxL.shape, self.config.word_dropout, rngs), weights_BxL, 0.0)
-        norm_Bx1 = jnp.sqrt(jnp.sum(weights_BxL**2, axis=-1, keepdims=True))
-        weights_BxL = weights_BxL / jnp.maximum(norm_Bx1, 1e-6)
+        weights_BxL = self.scale(weights_BxL)
         tokens_BxLxE = self.embedding[...][inputs["ids"]]
         h = jnp.einsum("bl,ble->be", weights_BxL, tokens_BxLxE)
         if self.config.pooling == "mean_max":
@@ -94,6 +97,12 @@ class Bag(nnx.Module):
             z_BxD = jnp.where(mask_BxD, z_BxD / (1 - self.config.dropout), 0.0)
         return z_BxD
 
+    @staticmethod
+    def scale(weights_BxL: jax.Array) -> jax.Array:
+        """The weights of each text, of unit length."""
+        norm_Bx1 = jnp.sqrt(jnp.sum(weights_BxL**2, axis=-1, keepdims=True))
+        return weights_BxL / jnp.maximum(norm_Bx1, 1e-6)
+
 
 def keep(shape: tuple[int, ...], rate: float, rngs: nnx.Rngs) -> jax.Array:
     """A mask [B, n] of what dropout keeps, true with probability 1 − `rate`.
@@ -104,16 +113,25 @@ def keep(shape: tuple[int, ...], rate: float, rngs: nnx.Rngs) -> jax.Array:
     return jax.random.bernoulli(rngs.dropout(), 1 - rate, shape[::-1]).T
 
 
-def fit_preprocessor(kind: str, texts: Texts, *, min_documents: int, max_words: int) -> TfidfWords:
+def rotate(config: BagConfig, parameters: Any, rotation: np.ndarray) -> tuple[BagConfig, Any] | None:
+    """The last layers rotated: the projection and what the MLP adds to it, or the table of words, if they are pooled by
+    their mean alone."""
+    if "projection" not in parameters and config.pooling != "mean":
+        return None
+    names = [name for name in ("projection", "down") if name in parameters] or ["embedding"]
+    return config, rotate_layers(parameters, names, rotation)
+
+
+def fit_preprocessor(kind: str, texts: Texts, **settings: Any) -> TfidfWords:
     """Learn the vocabulary and its idf."""
     del kind  # text
-    return TfidfWords.fit(texts, min_documents=min_documents, max_words=max_words)
+    return TfidfWords.fit(texts, **settings)
 
 
 def load_preprocessor(config: BagConfig, directory: Path, kind: str) -> TfidfWords:
     """The vocabulary and its idf, as saved with a run."""
     del kind  # text
-    return TfidfWords.load(directory, max_words=config.max_words)
+    return TfidfWords.load(directory, max_words=config.max_words, ngrams=config.ngrams)
 
 
 def heaviest_words(words: TfidfWords, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -129,6 +147,14 @@ def heaviest_words(words: TfidfWords, arrays: dict[str, jax.Array]) -> dict[str,
         `ids` int32 and `weights` float32 [B, min(max_words, V)]; weight 0 where a text has fewer words.
     """
     ids_BxL, mask_BxL, idf_V = arrays["input_ids"], arrays["attention_mask"], jnp.asarray(words.idf)
+    units, masks = [ids_BxL], [mask_BxL > 0]
+    # Runs begin at every place, those that would end beyond the text with a padding: the length may be symbolic.
+    padded, known = (jnp.pad(x, ((0, 0), (0, words.ngrams - 1))) for x in (ids_BxL, (ids_BxL > 0) & (mask_BxL > 0)))
+    for n in range(2, words.ngrams + 1):
+        run = ngrams.is_run(padded, known, n, words.space)
+        units.append(jnp.asarray(words.id_of_bucket)[ngrams.buckets(padded.astype(jnp.uint32), n)])
+        masks.append(run)
+    ids_BxL, mask_BxL = jnp.concatenate(units, axis=1), jnp.concatenate(masks, axis=1)
     rows = jnp.arange(ids_BxL.shape[0])[:, None]
     tf_BxV = jnp.zeros((ids_BxL.shape[0], len(idf_V))).at[rows, ids_BxL].add(mask_BxL.astype(jnp.float32))
     weights_BxV = jnp.where(tf_BxV > 0, (1 + jnp.log(jnp.maximum(tf_BxV, 1))) * idf_V, 0)
@@ -136,11 +162,36 @@ def heaviest_words(words: TfidfWords, arrays: dict[str, jax.Array]) -> dict[str,
     return {"ids": ids, "weights": weights}
 
 
+def _onnx_runs(g: Graph, words: TfidfWords) -> tuple[str, str]:
+    """The ids of the units and of their runs [B, n] and a float mask of those that count: `ngrams` in ONNX."""
+    mask = g.cast("attention_mask", "float")
+    if words.ngrams == 1:
+        return "input_ids", mask
+    ids = g.cast("input_ids", "int64")
+    known = g("Mul", mask, g.cast(g("Greater", ids, np.int64(0)), "float"))
+    within = g("Mul", known, g.cast(g("Not", g("Equal", ids, np.int64(words.space or -1))), "float"))
+    all_ids, masks = [ids], [mask]
+    table = g.constant(words.id_of_bucket.astype(np.int64))
+    for n in range(2, words.ngrams + 1):
+
+        def part(x: str, k: int, n: int = n) -> str:
+            return g("Slice", x, np.array([k]), np.array([k - n + 1 or np.iinfo(np.int64).max]), np.array([1]))
+
+        h, run = g("Add", g("Mul", part(ids, 0), np.int64(0)), np.int64(n)), part(known, 0)
+        for k in range(n):
+            h = g("Mod", g("Add", g("Mul", h, np.int64(ngrams.P)), part(ids, k)), np.int64(ngrams.MODULUS))
+            run = g("Mul", run, part(within if 0 < k < n - 1 else known, k)) if k else run
+        bucket = g("Div", g("Mod", g("Mul", h, np.int64(ngrams.Q)), np.int64(ngrams.MODULUS)), np.int64(1 << 12))
+        all_ids.append(g("Gather", table, bucket))
+        masks.append(run)
+    return g("Concat", *all_ids, axis=1), g("Concat", *masks, axis=1)
+
+
 def onnx(g: Graph, config: BagConfig, words: TfidfWords, parameters: Any) -> str:
     """`heaviest_words`, with its logarithm in float64, and `Bag` in evaluation, as an ONNX graph."""
     shape = g("Concat", g("Shape", "input_ids", start=0, end=1), [words.vocabulary], axis=0)
-    mask = g.cast("attention_mask", "float")
-    counts = g("ScatterElements", g("Expand", 0.0, shape), "input_ids", mask, axis=1, reduction="add")
+    units, mask = _onnx_runs(g, words)
+    counts = g("ScatterElements", g("Expand", 0.0, shape), units, mask, axis=1, reduction="add")
     tf = g("Add", g("Log", g.cast(g("Max", counts, 1.0), "double")), np.ones(1))
     tf_idf = g.cast(g("Mul", tf, words.idf.astype(np.float64)), "float")
     tf_idf = g("Where", g("Greater", counts, 0.0), tf_idf, 0.0)

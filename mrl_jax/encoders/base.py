@@ -1,14 +1,16 @@
 """What other packages know of an encoder: its settings, `EncoderConfig`, and its table entry, `EncoderType`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
 
-from mrl_jax.encoders.huggingface import BertModel
+from mrl_jax.data.prompts import Prompts
+from mrl_jax.encoders.huggingface import HuggingFaceModel, StaticModel
 from mrl_jax.encoders.onnx_graph import Graph
 from mrl_jax.text.tokenizers import Passthrough, Preprocessor
 
@@ -51,6 +53,41 @@ def config_as_given(config: ConfigT, vocabulary: int) -> tuple[ConfigT, int]:
     return config, vocabulary
 
 
+def prompts_as_given(config: EncoderConfig, given: Mapping[str, str] | None) -> Prompts:
+    """The prompts of an encoder that has none of its own."""
+    del config
+    return Prompts(given or {})
+
+
+def all_learn(config: EncoderConfig, parameters: Any) -> None:
+    """Of an encoder all of whose parameters learn."""
+    del config, parameters
+
+
+def no_weights(config: EncoderConfig) -> None:
+    """The digest of the weights of an encoder that has none."""
+    del config
+
+
+def rotate_projection(config: ConfigT, parameters: Any, rotation: np.ndarray) -> tuple[ConfigT, Any] | None:
+    """As `rotate_layers`, of an encoder whose last layer is its projection, if it has one."""
+    return (config, rotate_layers(parameters, ("projection",), rotation)) if "projection" in parameters else None
+
+
+def rotate_layers(parameters: Mapping[str, Any], names: Sequence[str], rotation: np.ndarray) -> dict[str, Any]:
+    """The parameters with the layers of these names, in whose last axis the embedding is linear, rotated."""
+
+    def rotate(x: Any) -> np.ndarray:
+        return np.asarray(np.asarray(x, np.float64) @ rotation, np.float32)
+
+    return {**parameters, **{name: jax.tree.map(rotate, parameters[name]) for name in names}}
+
+
+def any_width(config: EncoderConfig, width: int) -> None:
+    """The check of an encoder that can be built with any width."""
+    del config, width
+
+
 @dataclass(frozen=True)
 class EncoderType(Generic[ConfigT]):
     """An entry of `ENCODERS`: all that distinguishes one encoder from another.
@@ -66,11 +103,17 @@ class EncoderType(Generic[ConfigT]):
         learnt_from: the fields of `config` that shape the preprocessor.
         standalone: `(config, vocabulary)` → the config and number of token ids that rebuild the encoder from its run
             alone.
+        prompts: `(config, given)` → the prompts that are given, with None those of pretrained weights.
+        digest: `config` → SHA-256 that identifies the pretrained weights it starts from; None without any.
+        check_width: `(config, width)` raises `UserError` where pretrained weights have another width.
+        rotate: `(config, parameters, rotation [D, D])` → the config and the parameters of the encoder whose embeddings
+            are those of this one times the rotation; None where no layer is linear in the embedding.
+        trained: `(config, parameters)` → a tree of bool, which parameters learn; None: all.
         module_inputs: `(preprocessor, arrays)` → what the module reads, from the arrays that an exported model is
             given; for texts these are `input_ids` and `attention_mask`, int [batch, length].
         onnx: `(graph, config, preprocessor, parameters)` adds the encoder in evaluation to the graph and returns the
             name of the embedding [batch, D]; None where it is not written.
-        hugging_face: `(config, parameters)` → the encoder as a Hugging Face BERT; None where it is none.
+        hugging_face: `(config, parameters)` → the encoder in Hugging Face's terms; None where they have no such.
     """
 
     config: type[ConfigT]
@@ -80,6 +123,11 @@ class EncoderType(Generic[ConfigT]):
     load_preprocessor: Callable[[ConfigT, Path, str], Preprocessor] = load_passthrough
     learnt_from: tuple[str, ...] = ()
     standalone: Callable[[ConfigT, int], tuple[ConfigT, int]] = config_as_given
+    prompts: Callable[[ConfigT, Mapping[str, str] | None], Prompts] = prompts_as_given
+    digest: Callable[[ConfigT], str | None] = no_weights
+    check_width: Callable[[ConfigT, int], None] = any_width
+    rotate: Callable[[ConfigT, Any, np.ndarray], tuple[ConfigT, Any] | None] = rotate_projection
+    trained: Callable[[ConfigT, Any], Any] = all_learn
     module_inputs: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]] = arrays_as_given
     onnx: Callable[[Graph, ConfigT, Any, Any], str] | None = None
-    hugging_face: Callable[[ConfigT, Any], BertModel] | None = None
+    hugging_face: Callable[[ConfigT, Any], HuggingFaceModel | StaticModel] | None = None

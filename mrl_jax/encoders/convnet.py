@@ -21,7 +21,7 @@ from flax import nnx
 
 from mrl_jax.encoders.augmentation import Augmentation, augment, center_crop
 from mrl_jax.encoders.base import EncoderConfig
-from mrl_jax.errors import UserError, one_of
+from mrl_jax.system.errors import UserError, one_of
 
 STAGES = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # blocks in each stage
 Stem = Literal["small", "strided", "imagenet"]

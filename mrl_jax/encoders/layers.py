@@ -4,6 +4,7 @@
 and so other initial weights, `jax.nn.gelu` computes 1 + erf(x) as erfc(−x).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,15 +16,21 @@ initial = nnx.initializers.truncated_normal(0.02)  # as BERT
 
 
 class Linear(nnx.Module):
-    """x @ kernel + bias on the last axis of x [B, L, in]; `dtype` is that of the operands."""
+    """x @ (kernel + a b) + bias on the last axis of x [B, L, in]; `dtype` is that of the operands, `rank` that of
+    a b, which starts as zero (LoRA: Hu et al., 2021); 0: there is none."""
 
-    def __init__(self, n_in: int, n_out: int, dtype: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, n_in: int, n_out: int, dtype: str, rngs: nnx.Rngs, bias: bool = True, rank: int = 0) -> None:
         self.kernel = nnx.Param(initial(rngs.params(), (n_in, n_out)))
-        self.bias = nnx.Param(jnp.zeros(n_out))
+        self.bias = nnx.Param(jnp.zeros(n_out)) if bias else None
+        self.lora_a = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (n_in, rank))) if rank else None
+        self.lora_b = nnx.Param(jnp.zeros((rank, n_out))) if rank else None
         self.matmul = bf16_matmul if dtype == "bfloat16" else jnp.matmul
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.matmul(x, self.kernel[...]) + self.bias[...]
+        product = self.matmul(x, self.kernel[...])
+        if self.lora_a is not None and self.lora_b is not None:
+            product = product + self.matmul(self.matmul(x, self.lora_a[...]), self.lora_b[...])
+        return product if self.bias is None else product + self.bias[...]
 
 
 def embedding(rows: int, hidden: int, rngs: nnx.Rngs) -> nnx.Param[jax.Array]:
@@ -31,14 +38,26 @@ def embedding(rows: int, hidden: int, rngs: nnx.Rngs) -> nnx.Param[jax.Array]:
     return nnx.Param(initial(rngs.params(), (rows, hidden)))
 
 
-def layer_norm(hidden: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(hidden: int, epsilon: float, rngs: nnx.Rngs, bias: bool = True) -> nnx.LayerNorm:
     """A layer norm with the slower variance, which loses no digits where the mean is large against the spread."""
-    return nnx.LayerNorm(hidden, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+    return nnx.LayerNorm(hidden, epsilon=epsilon, use_fast_variance=False, use_bias=bias, rngs=rngs)
 
 
 def gelu(x: jax.Array) -> jax.Array:
     """x Φ(x) with the exact normal distribution function, as BERT."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+def frozen(module: nnx.Module) -> Callable[[Any], jax.Array]:
+    """A module in evaluation at full precision, compiled: arrays → its output."""
+    graph, state = nnx.split(module)
+
+    @jax.jit
+    def run(state: Any, inputs: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return nnx.merge(graph, state)(inputs)
+
+    return lambda inputs: run(state, inputs)
 
 
 def bf16_dot_general(x: jax.Array, w: jax.Array, dimension_numbers: Any, precision: Any = None, **_: Any) -> jax.Array:

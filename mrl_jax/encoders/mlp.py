@@ -7,16 +7,19 @@ Nothing follows the last linear map, so FF(m) trains the first m of its columns 
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from mrl_jax.encoders.base import EncoderConfig
+from mrl_jax.encoders.base import EncoderConfig, load_passthrough, rotate_layers
 from mrl_jax.encoders.layers import bf16_dot_general
 from mrl_jax.encoders.onnx_graph import Graph
-from mrl_jax.errors import UserError, one_of
+from mrl_jax.encoders.scaler import Scaler
+from mrl_jax.system.errors import UserError, one_of
 from mrl_jax.text.tokenizers import Passthrough
 
 Dtype = Literal["float32", "bfloat16"]
@@ -30,6 +33,7 @@ class MLPConfig(EncoderConfig):
     hidden: tuple[int, ...] = (512,)  # widths of the hidden layers; empty: a linear map
     dropout: float = 0.0  # share of each hidden layer's units dropped in training
     dtype: Dtype = "float32"  # operands of matmuls; sums, activations and parameters stay float32
+    standardise: bool = True  # features: each coordinate to mean 0 and variance 1 of the training split, in the model
 
 
 class MLP(nnx.Module):
@@ -67,11 +71,41 @@ class MLP(nnx.Module):
         return self.last(x)
 
 
-def onnx(g: Graph, config: MLPConfig, preprocessor: Passthrough, parameters: Any) -> str:
-    """`MLP` in evaluation, as an ONNX graph."""
+def fit_preprocessor(kind: str, examples: Any, *, standardise: bool) -> Passthrough | Scaler:
+    """Learn the scale of features; images have theirs."""
+    if kind != "features" or not standardise:
+        return Passthrough(kind)
+    scaler = Scaler.fit(examples)
+    if not scaler.inverse.any():
+        raise UserError("the features of all training rows are the same: there is nothing to learn from")
+    return scaler
+
+
+def load_preprocessor(config: MLPConfig, directory: Path, kind: str) -> Passthrough | Scaler:
+    """The scale of features, as saved with a run."""
+    if kind == "features" and config.standardise:
+        return Scaler.load(directory)
+    return load_passthrough(config, directory, kind)
+
+
+def rotate(config: MLPConfig, parameters: Any, rotation: np.ndarray) -> tuple[MLPConfig, Any]:
+    """The last layer rotated."""
+    return config, rotate_layers(parameters, ("last",), rotation)
+
+
+def module_inputs(preprocessor: Passthrough | Scaler, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """What `MLP` reads, from raw features or images."""
+    return {"features": preprocessor.traced(arrays["features"])} if isinstance(preprocessor, Scaler) else arrays
+
+
+def onnx(g: Graph, config: MLPConfig, preprocessor: Passthrough | Scaler, parameters: Any) -> str:
+    """`MLP` in evaluation, as an ONNX graph of raw features or images."""
     del config  # the parameters say it all
-    kind = preprocessor.kind
-    x = g("Div", g.cast(g("Flatten", kind, axis=1), "float"), 255.0) if kind == "image" else kind
+    if isinstance(preprocessor, Scaler):
+        x = preprocessor.onnx(g, "features")
+    else:
+        kind = preprocessor.kind
+        x = g("Div", g.cast(g("Flatten", kind, axis=1), "float"), 255.0) if kind == "image" else kind
     for i in range(len(parameters.get("hidden", ()))):
         x = g("Relu", g.linear(x, parameters["hidden"][i]))
     return g.linear(x, parameters["last"])

@@ -1,34 +1,47 @@
-"""A BERT-shaped encoder: tokens of a text → one vector, from scratch or from pretrained weights.
+"""An encoder of the BERT family: tokens of a text → one vector, from scratch or from pretrained weights.
 
-    x = LN(word[ids] + position + token_type[0])
-    x = LN(x + attention(x));  x = LN(x + down(gelu(up(x))))        post-LN blocks, dropout before each sum
-    z = mean of x over the tokens (or x at the first token), then, if asked for, a linear projection to D
+    x = LN(word[ids] + position + token_type[0])                    each where a family has it, see `families`
+    x = block(x) for each layer, see `transformer_block`; LN(x) where norms come before attention and feed-forward
+    z = x pooled over the tokens, see `pooling`, then, if asked for, a linear projection to D
 
 `dtype=bfloat16` rounds the operands of every matmul with a kernel to bfloat16 and keeps sums, outputs, parameters and
 the rest in float32. The two matmuls of attention stay in float32: they are about a tenth of the work, and XLA on a CPU
 gains nothing on them and refuses some of their layouts.
-
-Letters in einsums: b example, t and s token, h head, k feature of a head, d and f features.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from mrl_jax.encoders import huggingface
-from mrl_jax.encoders.base import EncoderConfig
-from mrl_jax.encoders.huggingface import Architecture, BertModel
-from mrl_jax.encoders.layers import Linear, drop, embedding, gelu, layer_norm
-from mrl_jax.encoders.onnx_graph import Graph, as_float32
-from mrl_jax.errors import UserError, at_least, limited, one_of
+from mrl_jax.data.prompts import Prompts
+from mrl_jax.encoders import huggingface, lora
+from mrl_jax.encoders.base import EncoderConfig, rotate_layers
+from mrl_jax.encoders.families import BUCKETS, EXTRA, FAMILIES, Architecture, FamilyName
+from mrl_jax.encoders.huggingface import HuggingFaceModel
+from mrl_jax.encoders.layers import Linear, drop, embedding
+from mrl_jax.encoders.pooling import POOLINGS, Pooling, pool, pool_packed
+from mrl_jax.encoders.transformer_block import (
+    Block,
+    Seen,
+    angles,
+    apply_and_forget,
+    norm_of,
+    relative_buckets,
+    visible_pairs,
+)
+from mrl_jax.system.errors import UserError, at_least, limited, one_of
 from mrl_jax.text.tokenizers import Subwords, Texts
 
 SCRATCH = Architecture(vocabulary=0, layers=6, hidden=384, heads=12, intermediate=1536, positions=256)
 SIZES = ("layers", "hidden", "heads", "intermediate", "layer_norm_eps")
+OF_WEIGHTS = (*SIZES, "family", "token_types", "padding_id", "positions", *EXTRA)  # a setting that is given must agree
 
 
 @dataclass(frozen=True)
@@ -36,21 +49,33 @@ class TransformerConfig(EncoderConfig):
     """Settings; with `weights`, sizes that are null come from the weights, and those that are given must agree."""
 
     name: str = "transformer"
-    weights: str | None = None  # null: from scratch; minilm; a folder in Hugging Face format; or a hub name
+    weights: str | None = None  # null: from scratch; minilm; mpnet; a folder in Hugging Face format; or a hub name
+    family: FamilyName | None = None  # architecture; from scratch bert
     layers: int | None = None  # blocks; from scratch 6
     hidden: int | None = None  # width of the residual stream; from scratch 384
     heads: int | None = None  # attention heads, a divisor of hidden; from scratch 12
     intermediate: int | None = None  # width inside a feed-forward block; from scratch 1536
     max_length: int | None = limited(None, "at least 1, or null", lambda n: n >= 1)  # tokens per text; from scratch 256
-    positions: int | None = None  # rows of the table of positions; from scratch max_length
+    positions: int | None = None  # tokens of the longest text that has positions; from scratch max_length
+    token_types: int | None = None  # rows of that table, of which the first is used; from scratch as usual in a family
+    padding_id: int | None = None  # token id from which roberta and its like count positions; from scratch 0
     vocabulary: int = at_least(8192, 1)  # from scratch: number of subwords learnt from the training texts
-    layer_norm_eps: float | None = None  # from scratch 1e-12
-    pooling: huggingface.Pooling | None = None  # from scratch mean
-    projection: bool = False  # a last linear map hidden → width; without it width must equal hidden
+    layer_norm_eps: float | None = None  # of every norm; from scratch as usual in a family
+    rope_theta: float | None = None  # base of the periods of rotation; of modernbert, nomic_bert and qwen3, as usual
+    local_theta: float | None = None  # the same in layers with a window; of modernbert
+    window: int | None = None  # tokens that one token sees in most layers; of modernbert, from scratch 128
+    global_every: int | None = None  # layers from one without a window to the next; of modernbert, from scratch 3
+    kv_heads: int | None = None  # heads of keys and values, a divisor of heads; of qwen3, from scratch as many
+    head_size: int | None = None  # features of an attention head; of qwen3 and t5, from scratch hidden / heads
+    causal: bool | None = None  # whether tokens see no later ones; of qwen3, from scratch true
+    pooling: Pooling | None = None  # mean, cls, max, lasttoken or weightedmean; from scratch mean
+    projection: bool = False  # a last linear map hidden → width, without which both are equal; weights may have one
     dropout: float = 0.1  # of the embeddings and of the output of attention and feed-forward, in [0, 1)
     attention_dropout: float = 0.1  # of the attention weights, in [0, 1)
     dtype: Literal["float32", "bfloat16"] = "float32"  # operands of matmuls
     attention: Literal["plain", "fused"] = "plain"  # fused: one kernel of JAX's, on GPUs; needs attention_dropout=0
+    lora_rank: int = at_least(0, 0)  # above 0, only products of that rank, added to each matrix, and a projection learn
+    remat: bool = False  # compute layers once more for their gradient: slower, less memory
 
 
 def complete(config: TransformerConfig, vocabulary: int) -> tuple[TransformerConfig, Architecture]:
@@ -58,35 +83,92 @@ def complete(config: TransformerConfig, vocabulary: int) -> tuple[TransformerCon
 
     From scratch the table of positions has `max_length` rows unless it is given; with weights it has theirs.
     """
+    given = {key: value for key in OF_WEIGHTS if (value := getattr(config, key)) is not None}
     if config.weights is None:
-        sizes = {key: value for key in SIZES if (value := getattr(config, key)) is not None}
         length = SCRATCH.positions if config.max_length is None else config.max_length
-        architecture = replace(SCRATCH, vocabulary=vocabulary, positions=config.positions or length, **sizes)
-        pooling: huggingface.Pooling = "mean"
+        family = FAMILIES[one_of("encoder.family", config.family or "bert", FAMILIES)]
+        # Our own tokenizers have 0 for padding.
+        padding_id = 0 if family.padding_is_read else family.padding_id
+        parts: dict[str, Any] = {"token_types": family.token_types, "padding_id": padding_id, "positions": length}
+        parts |= {"layer_norm_eps": family.norm_epsilon, **family.settings}
+        architecture = replace(SCRATCH, vocabulary=vocabulary, **{**parts, **given})
+        check_parts(architecture)
+        pooling: Pooling = "mean"
     else:
         described = huggingface.describe(huggingface.resolve(config.weights))
         architecture, pooling, length = described.architecture, described.pooling, described.max_length
+        if described.projected is not None:
+            config = replace(config, projection=True)
         if vocabulary > architecture.vocabulary:
             raise UserError(
                 f"encoder.weights={config.weights} know {architecture.vocabulary} token ids, the tokenizer has "
                 f"{vocabulary}; use the tokenizer of the weights"
             )
-        for key in SIZES:
-            given, theirs = getattr(config, key), getattr(architecture, key)
-            if given is not None and given != theirs:
-                raise UserError(f"encoder.{key}={given} is not allowed; encoder.weights={config.weights} have {theirs}")
-        if config.positions not in (None, architecture.positions):
-            raise UserError(
-                f"encoder.positions={config.positions} is not allowed; encoder.weights={config.weights} have "
-                f"{architecture.positions}"
-            )
+        for key, value in given.items():
+            if value != (theirs := getattr(architecture, key)):
+                raise UserError(f"encoder.{key}={value} is not allowed; encoder.weights={config.weights} have {theirs}")
         length = length if config.max_length is None else config.max_length
     if length > architecture.positions:
         raise UserError(f"encoder.max_length={length} is not allowed; there are {architecture.positions} positions")
-    all_sizes = {key: getattr(architecture, key) for key in SIZES}
-    config = replace(config, **all_sizes, max_length=length, pooling=config.pooling or pooling)
+    found = {key: getattr(architecture, key) for key in OF_WEIGHTS if key != "positions"}
+    config = replace(config, **found, max_length=length, pooling=config.pooling or pooling)
     check(config)
     return config, architecture
+
+
+def check_parts(architecture: Architecture) -> None:
+    """Raise `UserError` for a setting of a part that the family does not have."""
+    family = architecture.described
+    for key in EXTRA:
+        if key not in family.settings and (value := getattr(architecture, key)) is not None:
+            raise UserError(f"encoder.{key}={value} is not allowed with encoder.family={architecture.family}; null")
+    if (architecture.token_types > 0) != (family.token_types > 0) or architecture.token_types < 0:
+        allowed = "at least 1" if family.token_types else "0"
+        raise UserError(
+            f"encoder.token_types={architecture.token_types} is not allowed with encoder.family={architecture.family}; "
+            f"{allowed}"
+        )
+    if not family.padding_is_read and architecture.padding_id != family.padding_id:
+        allowed = "null" if family.padding_id is None else str(family.padding_id)
+        raise UserError(
+            f"encoder.padding_id={architecture.padding_id} is not allowed with encoder.family={architecture.family}; "
+            f"{allowed}"
+        )
+    if architecture.padding_id is not None and architecture.padding_id < 0:
+        raise UserError(f"encoder.padding_id={architecture.padding_id} is not allowed; at least 0")
+
+
+def prompts(config: TransformerConfig, given: Mapping[str, str] | None) -> Prompts:
+    """The prompts that are `given`, by default those of the weights. Raises `UserError` for weights whose pooling
+    leaves out the tokens of a prompt."""
+    if config.weights is None:
+        return Prompts(given or {})
+    described = huggingface.describe(huggingface.resolve(config.weights))
+    texts = dict(described.prompts if given is None else given)
+    if any(texts.values()) and not described.pools_prompt:
+        raise UserError(
+            f"data.prompts={json.dumps(texts, ensure_ascii=False)} is not allowed; encoder.weights={config.weights} "
+            "leave a prompt out of the pooling (include_prompt=false), which is not supported: data.prompts={} embeds "
+            "texts without one"
+        )
+    return Prompts(texts)
+
+
+def check_width(config: TransformerConfig, width: int) -> None:
+    """Raise `UserError` where the weights end in a linear map to another width, or products of low rank are to be
+    learnt on matrices that nothing has trained."""
+    if config.weights is None:
+        if config.lora_rank:
+            raise UserError(f"encoder.lora_rank={config.lora_rank} needs encoder.weights; without, 0")
+        return
+    projected = huggingface.describe(huggingface.resolve(config.weights)).projected
+    if projected not in (None, width):
+        raise UserError(f"width={width} is not allowed; encoder.weights={config.weights} have {projected}")
+
+
+def digest(config: TransformerConfig) -> str | None:
+    """SHA-256 of the file of the pretrained weights."""
+    return None if config.weights is None else huggingface.weights_digest(huggingface.resolve(config.weights))
 
 
 def standalone(config: TransformerConfig, vocabulary: int) -> tuple[TransformerConfig, int]:
@@ -103,8 +185,19 @@ def check(config: TransformerConfig) -> None:
             raise UserError(f"encoder.{key}={getattr(config, key)} is not allowed; a number above 0")
     assert config.hidden is not None
     assert config.heads is not None
-    if config.hidden % config.heads:
+    for key in ("rope_theta", "local_theta", "window", "global_every", "kv_heads", "head_size"):
+        if not ((value := getattr(config, key)) is None or value > 0):
+            raise UserError(f"encoder.{key}={value} is not allowed; a number above 0")
+    if config.head_size is None and config.hidden % config.heads:
         raise UserError(f"encoder.heads={config.heads} is not allowed; a divisor of encoder.hidden={config.hidden}")
+    if config.kv_heads is not None and config.heads % config.kv_heads:
+        raise UserError(f"encoder.kv_heads={config.kv_heads} is not allowed; a divisor of encoder.heads={config.heads}")
+    features = config.head_size or config.hidden // config.heads
+    if config.rope_theta is not None and features % 2:
+        raise UserError(
+            f"encoder.{'head_size' if config.head_size else 'heads'} gives {features} features per head, which "
+            f"encoder.family={config.family} rotates in pairs; an even number"
+        )
     for key in ("dropout", "attention_dropout"):
         if not 0 <= getattr(config, key) < 1:
             raise UserError(f"encoder.{key}={getattr(config, key)} is not allowed; 0 ≤ value < 1")
@@ -113,7 +206,7 @@ def check(config: TransformerConfig) -> None:
             f"encoder.attention_dropout={config.attention_dropout} is not allowed with encoder.attention=fused; 0"
         )
     one_of("encoder.attention", config.attention, ("plain", "fused"))
-    one_of("encoder.pooling", config.pooling, ("mean", "cls"))
+    one_of("encoder.pooling", config.pooling, POOLINGS)
     one_of("encoder.dtype", config.dtype, ("float32", "bfloat16"))
 
 
@@ -142,16 +235,25 @@ class Transformer(nnx.Module):
                 "or encoder.projection=true"
             )
         self.architecture = sizes
-        self.pooling = config.pooling
+        assert config.pooling is not None
+        self.pooling: Pooling = config.pooling
         self.dropout = config.dropout
+        self.remat = config.remat
         self.word = embedding(sizes.vocabulary, sizes.hidden, rngs)
-        self.position = embedding(sizes.positions, sizes.hidden, rngs)
-        self.token_type = embedding(sizes.token_types, sizes.hidden, rngs)
-        self.norm = layer_norm(sizes.hidden, sizes.layer_norm_eps, rngs)
-        self.blocks = nnx.List([Block(sizes, config, rngs) for _ in range(sizes.layers)])
+        rows = sizes.first_position + sizes.positions if sizes.described.position else 0
+        self.position = embedding(rows, sizes.hidden, rngs) if rows else None
+        self.token_type = embedding(sizes.token_types, sizes.hidden, rngs) if sizes.token_types else None
+        self.relative = embedding(BUCKETS, sizes.heads, rngs) if sizes.described.relative else None
+        self.norm = norm_of(sizes, sizes.hidden, rngs) if sizes.described.embedding_norm else None
+        self.blocks = nnx.List([Block(sizes, config, rngs, layer) for layer in range(sizes.layers)])
+        self.final_norm = norm_of(sizes, sizes.hidden, rngs) if sizes.described.final_norm else None
         self.projection = Linear(sizes.hidden, width, config.dtype, rngs) if config.projection else None
         if config.weights is not None:
-            loaded = huggingface.load(huggingface.resolve(config.weights), sizes)
+            check_width(config, width)
+            folder = huggingface.resolve(config.weights)
+            loaded = huggingface.load(folder, sizes)
+            if huggingface.describe(folder).projected is not None:
+                loaded |= huggingface.load_projection(folder, (sizes.hidden, width))
             flat: Any = {path: nnx.Param(jnp.asarray(array)) for path, array in loaded.items()}
             nnx.update(self, nnx.State.from_flat_path(flat))
 
@@ -159,103 +261,78 @@ class Transformer(nnx.Module):
         """Embed a batch; `rngs` given means training. Raises `UserError` if it is longer than the positions."""
         ids = inputs["ids"]
         length = ids.shape[1]
+        place = inputs.get("position")  # of each token in its text
         if "segment" in inputs:
             segment = inputs["segment"]
-            position = self.position[inputs["position"]]
             visible = segment[:, None, :, None] == segment[:, None, None, :]
         else:
             if length > self.architecture.positions:
                 raise UserError(f"a text of {length} tokens is too long; the encoder has {self.architecture.positions}")
             mask = inputs["mask"].astype(bool)
-            position = self.position[:length]
             visible = mask[:, None, None]
-        # Added to the scores. A large number, not -inf, keeps the weights finite in a row of nothing but padding.
-        bias = jnp.where(visible, 0.0, -1e30)
-        x = self.word[ids] + (position + self.token_type[0])
-        x = drop(self.norm(x), self.dropout, rngs)
-        for block in self.blocks:
-            x = block(x, bias, rngs)
+        x = self.embedded(ids, place, rngs)
+        relative = None if self.relative is None else self.relative_bias(self.relative[...], length)
+        local = [self.architecture.is_local(layer) for layer in range(len(self.blocks))]
+        seen = {kind: self.seen(visible, place, kind) for kind in {*local}}
+        layers = [*zip(local, self.blocks, strict=True)]
+        kept = len(layers) if not self.remat or rngs is None else 0 if self.architecture.described.first_norm else 1
+        for kind, block in layers[:kept]:
+            bias, turn = seen[kind]
+            x = block(x, bias, rngs, relative, turn)
+        if kept < len(layers):
+            assert rngs is not None
+            x = apply_and_forget(layers[kept:], x, seen, rngs, relative)
+        x = x if self.final_norm is None else self.final_norm(x)
         if "segment" in inputs:
-            z = pool_packed(x, segment, inputs["position"], inputs["slot"], self.pooling == "cls")
+            z = pool_packed(x, segment, inputs["position"], inputs["slot"], self.pooling)
         else:
-            # The first token of a text without any is padding, and its output means nothing.
-            z = jnp.where(mask[:, :1], x[:, 0], 0.0) if self.pooling == "cls" else masked_mean(x, mask)
+            z = pool(x, mask, self.pooling)
         return z if self.projection is None else self.projection(z[:, None])[:, 0]
 
+    def embedded(self, ids: jax.Array, place: jax.Array | None, rngs: nnx.Rngs | None) -> jax.Array:
+        """The vectors of tokens before the first layer [B, L, hidden]."""
+        x = self.word[ids]
+        added = None
+        if self.position is not None and (padding_id := self.architecture.padding_id) is not None:
+            added = self.position[rows_of_positions(ids, place, padding_id)]
+        elif self.position is not None:
+            added = self.position[: ids.shape[1]] if place is None else self.position[place]
+        if self.token_type is not None:
+            added = self.token_type[0] if added is None else added + self.token_type[0]
+        x = x if added is None else x + added
+        return drop(x if self.norm is None else self.norm(x), self.dropout, rngs)
 
-class Block(nnx.Module):
-    """Attention and feed-forward, each followed by dropout, the residual sum and a layer norm."""
+    def seen(self, visible: jax.Array, place: jax.Array | None, local: bool) -> Seen:
+        """What the tokens of a layer see, as `Block` reads it: a bias of the attention scores, and the angles."""
+        sizes = self.architecture
+        visible = visible_pairs(visible, bool(sizes.causal), sizes.window if local else None)
+        theta = sizes.local_theta if local else sizes.rope_theta
+        place = jnp.arange(visible.shape[-1])[None] if place is None else place
+        # Added to the scores. A large number, not -inf, keeps the weights finite in a row of nothing but padding.
+        return jnp.where(visible, 0.0, -1e30), None if theta is None else angles(place, theta, sizes.features)
 
-    def __init__(self, sizes: Architecture, config: TransformerConfig, rngs: nnx.Rngs) -> None:
-        hidden, dtype = sizes.hidden, config.dtype
-        self.heads, self.dtype = sizes.heads, dtype
-        self.fused = config.attention == "fused"
-        self.dropout, self.attention_dropout = config.dropout, config.attention_dropout
-        self.query = Linear(hidden, hidden, dtype, rngs)
-        self.key = Linear(hidden, hidden, dtype, rngs)
-        self.value = Linear(hidden, hidden, dtype, rngs)
-        self.attended = Linear(hidden, hidden, dtype, rngs)
-        self.attention_norm = layer_norm(hidden, sizes.layer_norm_eps, rngs)
-        self.up = Linear(hidden, sizes.intermediate, dtype, rngs)
-        self.down = Linear(sizes.intermediate, hidden, dtype, rngs)
-        self.output_norm = layer_norm(hidden, sizes.layer_norm_eps, rngs)
+    def relative_bias(self, table: jax.Array, length: int) -> jax.Array:
+        """What is added to the attention scores [heads, length, length] by the distance of two tokens.
 
-    def __call__(self, x: jax.Array, bias: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """[B, L, hidden] → [B, L, hidden]; `bias` [B, 1, 1 or L, L] is added to the attention scores: 0, or a large
-        negative number where a token must not attend."""
-        x = self.attention_norm(x + drop(self.attended(self.attention(x, bias, rngs)), self.dropout, rngs))
-        x = self.output_norm(x + drop(self.down(gelu(self.up(x))), self.dropout, rngs))
-        return x
-
-    def attention(self, x: jax.Array, bias: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """softmax(q kᵀ / √k) v for each head, the heads side by side: [B, L, hidden].
-
-        O(B·L²·hidden) time and O(B·h·L²) memory; on a CPU, passes over these L² numbers cost more than the matmuls. So
-        the sum of the softmax divides the result, L × k numbers per head, and not the weights, L × L: forward and
-        backward are 1.3 to 1.9 times as fast as the plain formula on [B, L, h, k] views at 64 to 256 tokens.
+        Tokens of one text lie side by side in a packed row, so their distance in the row is that in the text.
         """
-        batch, length, hidden = x.shape
-        split = (batch, length, self.heads, hidden // self.heads)
-        if self.fused:
-            cast = jnp.bfloat16 if self.dtype == "bfloat16" else jnp.float32
-            # cuDNN's kernel takes 16-bit operands only; elsewhere XLA compiles the formula.
-            kernel: Literal["cudnn"] | None
-            kernel = "cudnn" if jax.default_backend() == "gpu" and self.dtype == "bfloat16" else None
-            q, k, v = (linear(x).reshape(split).astype(cast) for linear in (self.query, self.key, self.value))
-            visible = jnp.broadcast_to(bias == 0, (batch, 1, length, length))  # cuDNN does not broadcast a mask
-            attended = jax.nn.dot_product_attention(q, k, v, mask=visible, implementation=kernel)
-            return attended.reshape(x.shape).astype(jnp.float32)
-        q, k, v = (linear(x).reshape(split).swapaxes(1, 2) for linear in (self.query, self.key, self.value))
-        scores = jnp.einsum("bhtk,bhsk->bhts", q * split[3] ** -0.5, k) + bias
-        # A softmax is the same whatever is subtracted, so no gradient has to pass through the maximum.
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-        dropped = drop(weights, self.attention_dropout, rngs)
-        attended = jnp.einsum("bhts,bhsk->bhtk", dropped, v) / weights.sum(axis=-1, keepdims=True)
-        return attended.swapaxes(1, 2).reshape(x.shape)
+        positions = self.architecture.positions
+        place = jnp.arange(length)
+        distance = jnp.clip(place[None, :] - place[:, None], 1 - positions, positions - 1)
+        by_distance = table[relative_buckets(positions)]
+        return jnp.moveaxis(by_distance[distance + (positions - 1)], 2, 0)
 
 
-def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of x [B, L, hidden] over the tokens where `mask` is True; zero where there is none."""
-    tokens = jnp.maximum(mask.sum(axis=1), 1).astype(x.dtype)
-    return jnp.where(mask[..., None], x, 0).sum(axis=1) / tokens[:, None]
-
-
-def pool_packed(
-    x_RxLxH: jax.Array, segment_RxL: jax.Array, position_RxL: jax.Array, slot_S: jax.Array, first: bool
-) -> jax.Array:
-    """Mean over the tokens of each packed text (or its first token) [S, hidden]; zero for a text without any.
-
-    One matmul per row with an indicator of which token is of which text, R·L·(L + 1)·hidden operations: under 1 % of
-    the encoder's work, and unlike a scatter it sums in a fixed order on every device.
-    """
-    rows, length, hidden = x_RxLxH.shape
-    texts = jnp.arange(1, length + 2)[None, :, None]  # the last one stands for empty texts
-    of_text = segment_RxL[:, None] == texts
-    if first:
-        of_text &= position_RxL[:, None] == 0
-    indicator = of_text.astype(x_RxLxH.dtype)
-    means = jnp.einsum("rst,rth->rsh", indicator, x_RxLxH) / jnp.maximum(indicator.sum(axis=2), 1.0)[..., None]
-    return means.reshape(rows * (length + 1), hidden)[slot_S]
+def rows_of_positions(ids_BxL: jax.Array, place_BxL: jax.Array | None, padding_id: int) -> jax.Array:
+    """The row of each token in a table of positions that begins after `padding_id`: tokens with that id, which a text
+    may hold, have the row of that number and are not counted. `place` is where a token stands in its text; without it a
+    row holds one text."""
+    counted = (ids_BxL != padding_id).astype(jnp.int32)
+    count = jnp.cumsum(counted, axis=1)
+    if place_BxL is not None:
+        first = jnp.arange(ids_BxL.shape[1]) - place_BxL  # of the text, in the row
+        count -= jnp.take_along_axis(count - counted, first, axis=1)
+    return padding_id + count * counted
 
 
 def fit_preprocessor(
@@ -263,9 +340,9 @@ def fit_preprocessor(
 ) -> Subwords:
     """The tokenizer of the pretrained weights, or without any one that is learnt from the texts."""
     del kind  # text
-    if weights is not None:
-        return Subwords(huggingface.load_tokenizer(huggingface.resolve(weights), max_length))
-    return Subwords.fit(texts, vocabulary=vocabulary, max_length=max_length or SCRATCH.positions)
+    if weights is None:
+        return Subwords.fit(texts, vocabulary=vocabulary, max_length=max_length or SCRATCH.positions)
+    return Subwords(huggingface.load_tokenizer(huggingface.resolve(weights), max_length))
 
 
 def load_preprocessor(config: TransformerConfig, directory: Path, kind: str) -> Subwords:
@@ -280,50 +357,29 @@ def module_inputs(preprocessor: Subwords, arrays: dict[str, jax.Array]) -> dict[
     return {"ids": arrays["input_ids"], "mask": arrays["attention_mask"]}
 
 
-def hugging_face(config: TransformerConfig, parameters: Any) -> BertModel:
-    """The encoder as Hugging Face's BERT, with its pooling and projection."""
+def rotate(config: TransformerConfig, parameters: Any, rotation: np.ndarray) -> tuple[TransformerConfig, Any]:
+    """The projection rotated; without one, the rotation is the projection."""
+    if not config.projection:
+        config = replace(config, projection=True)
+        layer = {"kernel": np.eye(len(rotation), dtype=np.float32), "bias": np.zeros(len(rotation), np.float32)}
+        parameters = {**parameters, "projection": layer}
+    return config, rotate_layers(parameters, ("projection",), rotation)
+
+
+def hugging_face(config: TransformerConfig, parameters: Any) -> HuggingFaceModel:
+    """The encoder in Hugging Face's terms, with its pooling and projection."""
     config, sizes = complete(*standalone(config, len(parameters["word"])))
     assert config.pooling is not None
     assert config.max_length is not None
+    parameters = lora.merge(parameters)
     tensors, content = huggingface.to_hugging_face(sizes, parameters, config.dropout, config.attention_dropout)
     projection = parameters["projection"] if config.projection else None
-    return BertModel(tensors, content, sizes.hidden, config.pooling, config.max_length, projection)
-
-
-def onnx(g: Graph, config: TransformerConfig, preprocessor: Subwords, parameters: Any) -> str:
-    """`Transformer` in evaluation, as an ONNX graph of `input_ids` and `attention_mask`."""
-    del preprocessor
-    config, sizes = complete(*standalone(config, len(parameters["word"])))
-    head_size = sizes.hidden // sizes.heads
-
-    def norm(x: str, p: Any) -> str:
-        scale, bias = as_float32(p["scale"]), as_float32(p["bias"])
-        return g("LayerNormalization", x, scale, bias, epsilon=sizes.layer_norm_eps)
-
-    def gelu(x: str) -> str:
-        return g("Mul", g("Mul", x, 0.5), g("Add", g("Erf", g("Mul", x, 0.5**0.5)), 1.0))
-
-    table = as_float32(parameters["position"]) + as_float32(parameters["token_type"])[0]
-    position = g("Slice", table, [0], g("Shape", "input_ids", start=1, end=2), [0])
-    x = norm(g("Add", g("Gather", as_float32(parameters["word"]), "input_ids"), position), parameters["norm"])
-    visible = g.cast("attention_mask", "bool")
-    bias = g("Where", g("Unsqueeze", visible, [1, 2]), 0.0, -1e30)
-    for i in range(sizes.layers):
-        block = parameters["blocks"][i]
-
-        def split(name: str, *order: int, x: str = x, block: Any = block) -> str:
-            return g("Transpose", g("Reshape", g.linear(x, block[name]), [0, 0, sizes.heads, head_size]), perm=order)
-
-        scores = g("MatMul", g("Mul", split("query", 0, 2, 1, 3), head_size**-0.5), split("key", 0, 2, 3, 1))
-        weights = g("Softmax", g("Add", scores, bias), axis=-1)
-        mixed = g("Transpose", g("MatMul", weights, split("value", 0, 2, 1, 3)), perm=(0, 2, 1, 3))
-        mixed = g.linear(g("Reshape", mixed, [0, 0, sizes.hidden]), block["attended"])
-        x = norm(g("Add", x, mixed), block["attention_norm"])
-        x = norm(g("Add", x, g.linear(gelu(g.linear(x, block["up"])), block["down"])), block["output_norm"])
-    if config.pooling == "cls":
-        z = g("Where", g("Gather", visible, [0], axis=1), g("Gather", x, 0, axis=1), 0.0)
-    else:
-        tokens = g("Unsqueeze", g.cast(visible, "float"), [2])
-        total, count = (g("ReduceSum", y, [1], keepdims=0) for y in (g("Mul", x, tokens), tokens))
-        z = g("Div", total, g("Max", count, 1.0))
-    return g.linear(z, parameters["projection"]) if config.projection else z
+    return HuggingFaceModel(
+        tensors,
+        content,
+        sizes.hidden,
+        sizes.described.pooler,
+        config.pooling,
+        config.max_length,
+        projection,
+    )

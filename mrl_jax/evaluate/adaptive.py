@@ -6,16 +6,17 @@ of the validation split and certifies them with the rest, on which they do not d
 every input is answered at full width.
 
 The model itself is the checkpoint with the best accuracy on the same validation split, averaged over all dims; the
-certificate treats it as given. For a strict guarantee, calibrate on examples of your own with `cascade.certify`.
+certificate treats it as given. For a strict guarantee, calibrate on examples of your own (`EmbeddingModel.calibrate`).
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.errors import UserError
 from mrl_jax.evaluate import cascade
+from mrl_jax.system.errors import UserError
 
 MAX_LOGITS_BYTES = 8 << 30  # of the logits of all granularities
 FITTING_SHARE = 0.25  # share of the validation split that temperatures and the path are fitted on
@@ -30,13 +31,13 @@ def split(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def check(count: int, epsilon: float, delta: float) -> None:
     """Raise `UserError` if a validation split of `count` examples cannot certify anything."""
-    certifying = count - round(FITTING_SHARE * count)
     needed = cascade.examples_needed(epsilon, delta)
-    if certifying < needed or certifying == count:
+    total = next(n for n in itertools.count(needed + 1) if 0 < round(FITTING_SHARE * n) <= n - needed)
+    if count < total:
         raise UserError(
-            f"evaluation.cascade=true: evaluation.epsilon={epsilon} at evaluation.delta={delta} takes {needed:,} "
-            f"validation examples to certify and a third as many to fit on; there are {count:,}. Raise "
-            f"data.validation_fraction, epsilon or delta"
+            f"evaluation.cascade=true: evaluation.epsilon={epsilon} at evaluation.delta={delta} takes {total:,} "
+            f"validation examples, {needed:,} of them to certify with and the others to fit on; there are {count:,}. "
+            f"Raise data.validation_fraction, data.limit, epsilon or delta"
         )
 
 
@@ -60,6 +61,36 @@ class Rule(NamedTuple):
     certified: bool
 
 
+class Calibration(NamedTuple):
+    """What K classifiers answer to n held-out examples: all that temperatures and thresholds depend on.
+
+    The first of each two is fitted on every example, for probabilities and the greedy rule. The second is fitted on the
+    examples of `split` that are there to fit on, for the certified rule.
+    """
+
+    kind: cascade.Kind  # of confidence
+    seed: int  # of `split`
+    temperatures: np.ndarray  # float64 [2, K]
+    confidences: np.ndarray  # [2, K, n]
+    right: np.ndarray  # bool [K, n]
+
+    def rules(self, epsilon: float, delta: float) -> dict[str, Rule]:
+        """As the function `rules`."""
+        greedy = cascade.greedy(self.confidences[0], self.right)
+        fitting, certifying = split(self.right.shape[1], self.seed)
+        confidences = self.confidences[1]
+        path = cascade.path(cascade.greedy(confidences[:, fitting], self.right[:, fitting]))
+        certificate = cascade.certify(confidences[:, certifying], self.right[:, certifying], path, epsilon, delta)
+        never = np.full(len(self.right) - 1, np.inf)
+        on_all, on_fitting = (tuple(map(float, row)) for row in self.temperatures)
+        return {
+            "greedy": Rule(self.kind, on_all, greedy, False),
+            "certified": Rule(
+                self.kind, on_fitting, never if certificate is None else certificate.thresholds, certificate is not None
+            ),
+        }
+
+
 def rules(
     logits: Sequence[np.ndarray], labels: np.ndarray, epsilon: float, delta: float, kind: cascade.Kind, seed: int
 ) -> dict[str, Rule]:
@@ -75,25 +106,16 @@ def rules(
     Returns:
         The rules `greedy` and `certified`, by name.
     """
-    temperatures, confidences, right = calibrate(logits, labels, kind, np.arange(len(labels)))
-    greedy = Rule(kind, temperatures, cascade.greedy(confidences, right), False)
-    fitting, certifying = split(len(labels), seed)
-    temperatures, confidences, right = calibrate(logits, labels, kind, fitting)
-    path = cascade.path(cascade.greedy(confidences[:, fitting], right[:, fitting]))
-    certificate = cascade.certify(confidences[:, certifying], right[:, certifying], path, epsilon, delta)
-    never = np.full(len(logits) - 1, np.inf)
-    thresholds = never if certificate is None else certificate.thresholds
-    return {"greedy": greedy, "certified": Rule(kind, temperatures, thresholds, certificate is not None)}
+    return calibrate(logits, labels, kind, seed).rules(epsilon, delta)
 
 
-def calibrate(
-    logits: Sequence[np.ndarray], labels: np.ndarray, kind: cascade.Kind, fitting: np.ndarray
-) -> tuple[tuple[float, ...], np.ndarray, np.ndarray]:
-    """Fit the temperatures of K logits [n, C] on the rows `fitting`, and apply them to every row.
-
-    Returns:
-        The K temperatures; the confidences, float [K, n]; whether each answer is right, bool [K, n].
-    """
-    temperatures = tuple(cascade.temperature(x[fitting], labels[fitting]) for x in logits)
-    confidences = np.stack([cascade.confidence(x, t, kind) for x, t in zip(logits, temperatures, strict=True)])
-    return temperatures, confidences, np.stack([x.argmax(axis=1) == labels for x in logits])
+def calibrate(logits: Iterable[np.ndarray], labels: np.ndarray, kind: cascade.Kind, seed: int) -> Calibration:
+    """Fit the temperatures of K classifiers. Arguments as for `rules`; logits from a generator are held one by one."""
+    fitting, _ = split(len(labels), seed)
+    temperatures, confidences, right = [], [], []
+    for logits_nxC in logits:
+        both = [cascade.temperature(logits_nxC[rows], labels[rows]) for rows in (slice(None), fitting)]
+        temperatures.append(both)
+        confidences.append([cascade.confidence(logits_nxC, t, kind) for t in both])
+        right.append(logits_nxC.argmax(axis=1) == labels)
+    return Calibration(kind, seed, np.array(temperatures).T, np.swapaxes(np.array(confidences), 0, 1), np.array(right))

@@ -7,6 +7,7 @@ Learn-then-Test (Angelopoulos, Bates, Candès, Jordan & Lei 2021, "Learn then Te
 Throughout, K granularities of m_1 < … < m_K dims, n inputs, C classes; NumPy arrays in and out.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -47,8 +48,10 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     Args:
         logits: [n, C].
-        labels: int [n].
+        labels: int [n]. Without any, T is 1.
     """
+    if not len(labels):
+        return 1.0
     rows = np.arange(len(labels))
 
     def loss(log_t: float) -> float:
@@ -203,6 +206,7 @@ def examples_needed(epsilon: float, delta: float) -> int:
     return many
 
 
+@functools.lru_cache(maxsize=1024)  # many points of a path have the same counts
 def p_value(worse: int, better: int, n: int, epsilon: float) -> float:
     """p-value of the null hypothesis P(worse) − P(better) ≥ epsilon, from counts over n independent inputs.
 
@@ -250,8 +254,22 @@ def serve(
     Returns:
         The predicted class, int [n], and the granularity 0…K−1 that predicted it, int [n].
     """
-    predicted, granularity = np.zeros(len(z), np.int64), np.zeros(len(z), np.int64)
-    left, logits, start = np.arange(len(z)), np.zeros((len(z), classifiers[0][0].shape[1]), np.float32), 0
+    logits, granularity = exits(z, classifiers, temperatures, thresholds, kind, tied)
+    return logits.argmax(axis=1), granularity
+
+
+def exits(
+    z: np.ndarray,
+    classifiers: Sequence[Classifier],
+    temperatures: Sequence[float],
+    thresholds: np.ndarray,
+    kind: Kind,
+    tied: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `serve`, but with all logits [n, C] of the granularity that answered instead of its answer."""
+    granularity = np.zeros(len(z), np.int64)
+    answered = np.zeros((len(z), classifiers[0][0].shape[1]), np.result_type(z, classifiers[0][0]))
+    left, logits, start = np.arange(len(z)), np.zeros_like(answered), 0
     for k, (kernel, bias) in enumerate(classifiers):
         m = len(kernel)
         if tied:
@@ -260,12 +278,12 @@ def serve(
         else:
             logits_k = z[left, :m] @ kernel + bias
         last = k == len(classifiers) - 1
-        exits = np.full(len(left), True) if last else confidence(logits_k, temperatures[k], kind) >= thresholds[k]
-        predicted[left[exits]], granularity[left[exits]] = logits_k[exits].argmax(axis=1), k
-        left, logits, start = left[~exits], logits[~exits], m
+        leaves = np.full(len(left), True) if last else confidence(logits_k, temperatures[k], kind) >= thresholds[k]
+        answered[left[leaves]], granularity[left[leaves]] = logits_k[leaves], k
+        left, logits, start = left[~leaves], logits[~leaves], m
         if not len(left):
             break
-    return predicted, granularity
+    return answered, granularity
 
 
 def outcome_of_exits(

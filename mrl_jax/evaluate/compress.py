@@ -6,13 +6,15 @@ are the compression to m numbers, so these embeddings are nested too.
     truncated          the first coordinates as they are
     random_subset      coordinates in random order
     random_projection  Gaussian directions (Johnson and Lindenstrauss, 1984)
-    pca                principal directions, by descending variance
+    pca                principal directions about the mean, by descending variance
     pca_whitened       the same, each scaled to unit variance
+    rotated            principal directions about the origin of the embeddings at unit length, by descending energy
 
-To add one, write a function, list it in `COMPRESSIONS`, and name it in an arm of `arms.ARMS`. Only the last two centre
-the embeddings, as principal directions are those about the mean. Neighbours are compared by cosine, which depends on
-the origin, so at full width `pca` preserves the distances between embeddings but not their cosines; the first two
-preserve both, `random_projection` preserves squared distances and inner products on average, `pca_whitened` neither.
+To add one, write a function, list it in `COMPRESSIONS`, and name it in an arm of `arms.ARMS`. Only `pca` and
+`pca_whitened` centre the embeddings. Neighbours are compared by cosine, which depends on the origin, so at full width
+`pca` preserves the distances between embeddings but not their cosines; the first two and `rotated` preserve both,
+`random_projection` preserves squared distances and inner products on average, `pca_whitened` neither. Of all
+orthonormal directions the first m of `rotated` keep most of the inner products (Eckart and Young, 1936).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 CHUNK_ROWS = 8192  # embeddings converted to float64 at a time
+MIN_LENGTH = 1e-30  # of an embedding that has a direction
 
 Classifier = tuple[np.ndarray, np.ndarray]  # kernel [m, C] and bias [C]
 
@@ -81,6 +84,13 @@ def pca(z: np.ndarray, rng: np.random.Generator) -> Affine:
     return mean, directions
 
 
+def rotated(z: np.ndarray, rng: np.random.Generator) -> Affine:
+    """Principal directions of cosines: about the origin, of embeddings at unit length."""
+    unit = z / np.maximum(np.linalg.norm(z.astype(np.float64), axis=1, keepdims=True), MIN_LENGTH)
+    origin, _, directions = _principal(unit, about=np.zeros(z.shape[1]))
+    return origin, directions
+
+
 def pca_whitened(z: np.ndarray, rng: np.random.Generator) -> Affine:
     """Principal directions, scaled to unit variance."""
     mean, variance, directions = _principal(z)
@@ -95,12 +105,14 @@ COMPRESSIONS: dict[str, Callable[[np.ndarray, np.random.Generator], Affine]] = {
     "random_projection": random_projection,
     "pca": pca,
     "pca_whitened": pca_whitened,
+    "rotated": rotated,
 }
 
 
-def _principal(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean [D], variances [D], descending, and directions [D, D] as columns, in float64; O(n·D² + D³)."""
-    mean = z.mean(axis=0, dtype=np.float64)
+def _principal(z: np.ndarray, about: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The point that variance is measured about, the mean by default, [D]; variances [D], descending; and directions
+    [D, D] as columns, in float64; O(n·D² + D³)."""
+    mean = z.mean(axis=0, dtype=np.float64) if about is None else about
     covariance = np.zeros((len(mean), len(mean)))
     for start in range(0, len(z), CHUNK_ROWS):
         centred = z[start : start + CHUNK_ROWS] - mean

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrl_jax import processes
 from mrl_jax.nesting import blocks, scale_by_power_of_two
+from mrl_jax.system import processes
 
 QUERIES_PER_BATCH = 256
 GROUP_COLUMNS = 64  # columns per group; `top_k` compares the maxima of groups first

@@ -22,9 +22,23 @@ def int8(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k: int)
     Codes are symmetric, −127 … 127, with one scale per coordinate: its largest magnitude in the database. Zero stays
     zero, so a cosine remains a cosine about the origin.
     """
-    scale = np.abs(database).max(axis=0, initial=1e-30) / np.float32(127)  # `initial` for coordinates that are all zero
-    codes = np.rint(database / scale).astype(np.int8)
-    return neighbours(queries, codes * scale, dims, k)
+    scale = int8_scale(np.abs(database).max(axis=0, initial=0))
+    return neighbours(queries, to_int8(database, scale) * scale, dims, k)
+
+
+def int8_scale(largest: np.ndarray) -> np.ndarray:
+    """The value of one step of a code, float32 [D], from the largest magnitude of each coordinate in a database."""
+    return np.asarray(np.maximum(largest, np.float32(1e-30)) / np.float32(127))  # a coordinate may be all zero
+
+
+def to_int8(z: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Codes int8 [n, D] of float32 embeddings; `codes * scale` are the numbers that they stand for."""
+    return np.asarray(np.rint(z / scale), np.int8)
+
+
+def to_bits(z: np.ndarray) -> np.ndarray:
+    """The sign of each coordinate, eight per byte and the first one highest: uint8 [n, ⌈D / 8⌉]."""
+    return np.packbits(z > 0, axis=1)
 
 
 def one_bit(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k: int) -> Iterator[np.ndarray]:
@@ -60,3 +74,6 @@ def _rescore(queries_Qxm: jax.Array, codes_Nxm: jax.Array, shortlists_QxS: jax.A
     # In batches of queries, because the gathered codes are Q × S × m numbers.
     rows_Qxk: jax.Array = jax.lax.map(best, (queries_Qxm, shortlists_QxS), batch_size=QUERIES_PER_BATCH)
     return rows_Qxk
+
+
+KINDS = {"int8": int8, "bit": one_bit}  # by what the names of their metrics begin with

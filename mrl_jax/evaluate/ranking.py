@@ -9,6 +9,9 @@ With G the gains of the documents in ranked order, R the number of relevant ones
 
 as trec_eval computes them (recall_k, recip_rank, map_cut_k, ndcg_cut_k), which BEIR does too. A query without relevant
 documents scores 0. Documents of equal score are ranked by row number.
+
+Where queries are documents, a query's own is no candidate for it, as it would be its first answer: BEIR's rule
+(`ignore_identical_ids`). If it is judged relevant, it counts in R and is never found, which is BEIR's way, too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +27,11 @@ METRICS = ("ndcg@10", "mrr@10", "map@10", "recall@1", "recall@10", "recall@100")
 
 
 def rank(
-    queries: np.ndarray, documents: np.ndarray, judgments: np.ndarray, dims: Sequence[int]
+    queries: np.ndarray,
+    documents: np.ndarray,
+    judgments: np.ndarray,
+    dims: Sequence[int],
+    own: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Rank documents by cosine on each prefix and score the rankings, in O(Q·N·D) for all dims together.
 
@@ -33,29 +40,56 @@ def rank(
         documents: [N, D].
         judgments: int [j, 3], query row, document row and gain.
         dims: prefix lengths, ascending.
+        own: int [m, 2], query row and the row of a document that is no candidate for it.
 
     Yields:
-        For each of `dims`, float32 [Q] by metric.
+        For each of `dims`, float64 [Q] by metric.
     """
-    depth = min(DEPTH, len(documents))
-    for indices in neighbours.neighbours(queries, documents, dims, depth):
-        yield outcomes(indices, judgments, len(documents))
+    for indices in neighbours.neighbours(queries, documents, dims, depth(own, len(documents))):
+        yield outcomes(without_own(indices, own, len(documents)), judgments, len(documents))
+
+
+def depth(own: np.ndarray | None, documents: int) -> int:
+    """How many documents to find per query, so that `DEPTH` are left where its own are left out."""
+    most = 0 if own is None else int(np.bincount(own[:, 0]).max(initial=0))
+    return min(DEPTH + most, documents)
+
+
+def without_own(indices: np.ndarray, own: np.ndarray | None, documents: int) -> np.ndarray:
+    """The rankings [Q, depth] without the queries' own documents, `DEPTH` of each."""
+    if own is not None and len(own):
+        excluded = csr_array((np.ones(len(own), bool), (own[:, 0], own[:, 1])), (len(indices), documents))
+        indices = _leave_out(indices, excluded)
+    return indices[:, :DEPTH]
+
+
+def _leave_out(indices: np.ndarray, excluded: csr_array) -> np.ndarray:
+    """The rankings [Q, depth] without the documents that are `excluded` [Q, N]; −1 fills up the end."""
+    out = _lookup(excluded, indices)
+    order = np.argsort(out, axis=1, kind="stable")
+    return np.take_along_axis(np.where(out, -1, indices), order, axis=1)
+
+
+def _lookup(table: csr_array, indices: np.ndarray) -> np.ndarray:
+    """The entries of a table [Q, N] at the columns `indices` [Q, depth] of each row."""
+    rows = np.repeat(np.arange(len(indices)), indices.shape[1])
+    return np.asarray(table[rows, indices.ravel()]).reshape(indices.shape)
 
 
 def outcomes(indices: np.ndarray, judgments: np.ndarray, documents: int) -> dict[str, np.ndarray]:
     """Per-query values of every metric.
 
     Args:
-        indices: document rows int [Q, depth], best first.
+        indices: document rows int [Q, depth], best first; −1 for none.
         judgments: int [j, 3], as for `rank`.
         documents: N, the size of the collection.
 
     Returns:
-        By metric float32 [Q].
+        By metric float64 [Q].
     """
     queries, depth = indices.shape
     gains = csr_array((judgments[:, 2].astype(float), (judgments[:, 0], judgments[:, 1])), (queries, documents))
-    ranked_gains = np.asarray(gains[np.repeat(np.arange(queries), depth), indices.ravel()]).reshape(queries, depth)
+    ranked_gains = np.where(indices < 0, 0, _lookup(gains, indices))
     relevant = ranked_gains > 0
     positive = judgments[judgments[:, 2] > 0]
     count = np.maximum(np.bincount(positive[:, 0], minlength=queries), 1)
@@ -68,7 +102,7 @@ def outcomes(indices: np.ndarray, judgments: np.ndarray, documents: int) -> dict
         "mrr@10": np.max(relevant[:, top] / ranks[top], axis=1),
         "map@10": np.sum((precision * relevant)[:, top], axis=1) / count,
     } | {f"recall@{k}": relevant[:, :k].sum(axis=1) / count for k in (1, 10, 100)}
-    return {metric: value.astype(np.float32) for metric, value in values.items()}
+    return values
 
 
 def _ideal(positive: np.ndarray, queries: int, k: int = 10) -> np.ndarray:

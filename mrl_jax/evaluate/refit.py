@@ -12,9 +12,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
 
-from mrl_jax import processes
-from mrl_jax.errors import UserError
 from mrl_jax.evaluate.classification import rows_at_once
+from mrl_jax.system import console, processes
+from mrl_jax.system.errors import UserError
 
 Classifier = tuple[np.ndarray, np.ndarray]  # kernel [m, C] and bias [C], float32
 
@@ -23,7 +23,8 @@ RIDGE_PENALTIES = tuple(10.0**e for e in range(1, -7, -1))  # relative to the me
 LOGISTIC_PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5)  # per example, with coordinates scaled to a mean variance of 1
 # A tighter ftol doubles the time, and the accuracy of the chosen classifier stays the same within its noise.
 LBFGS_OPTIONS = {"ftol": 1e-6, "maxiter": 200, "maxcor": 30}
-MAX_LOGIT_ELEMENTS = 1 << 27  # of the logits [C, n] held at once; beyond, examples are processed in parts
+MAX_LOGIT_ELEMENTS = 1 << 23  # of the logits [C, n] held at once; beyond, examples are processed in tiles …
+TILE_ELEMENTS = 1 << 19  # … of so many logits
 MAX_HISTORY_BYTES = 8 << 30  # that L-BFGS may use for its history of steps
 
 
@@ -129,29 +130,47 @@ def logistic(
 
 def _fit_each_dim(fit: Callable[[int], Classifier], dims: Sequence[int], classes: int) -> dict[int, Classifier]:
     """`fit(m)` for each of `dims`; the processes of a run share the work."""
-    stacked = processes.by_items(lambda m: np.vstack(fit(m)), dims, lambda m: (m + 1, classes))
+    with console.progress(len(dims), "refit", "dim", leave=False) as bar:
+
+        def weights_at(m: int) -> np.ndarray:
+            weights = np.vstack(fit(m))
+            bar.update()
+            return weights
+
+        stacked = processes.by_items(weights_at, dims, lambda m: (m + 1, classes))
     return {m: (weights[:-1], weights[-1]) for m, weights in zip(dims, stacked, strict=True)}
 
 
 def _logistic_path(x_mxn: jax.Array, labels_n: jax.Array, classes: int) -> Iterator[np.ndarray]:
     """The minimisers [C, m + 1], the bias last, by descending penalty, each search starting from the previous one."""
-    shape, n = (classes, x_mxn.shape[0] + 1), x_mxn.shape[1]
-    size = max(1, MAX_LOGIT_ELEMENTS // classes)
-    parts = [(x_mxn[:, i : i + size], labels_n[i : i + size]) for i in range(0, n, size)]
+    shape = (classes, x_mxn.shape[0] + 1)
+    whole = classes * x_mxn.shape[1] <= MAX_LOGIT_ELEMENTS
+    function = (_in_one if whole else _in_tiles)(x_mxn, labels_n, classes)
 
     def objective(flat: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
-        weights = jnp.asarray(flat.reshape(shape), jnp.float32)
-        value, slope = 0.0, np.zeros(shape)
-        for x, labels in parts:
-            part_value, part_slope = _logistic_objective(weights, penalty, x, labels)
-            share = len(labels) / n
-            value, slope = value + share * float(part_value), slope + share * np.asarray(part_slope)
+        value, slope = function(flat.reshape(shape), penalty)
         return value, slope.ravel()
 
     flat = np.zeros(shape[0] * shape[1])
     for penalty in LOGISTIC_PENALTIES:
         flat = minimize(objective, flat, (penalty,), "L-BFGS-B", jac=True, options=LBFGS_OPTIONS).x
         yield flat.reshape(shape)
+
+
+Objective = Callable[
+    [np.ndarray, float], tuple[float, np.ndarray]
+]  # weights float64 [C, m + 1], penalty → value, slope
+
+
+def _in_one(x_mxn: jax.Array, labels_n: jax.Array, classes: int) -> Objective:
+    """The objective of `logistic`, all logits at once."""
+    del classes
+
+    def objective(weights: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+        value, slope = _logistic_objective(jnp.asarray(weights, jnp.float32), penalty, x_mxn, labels_n)
+        return float(value), np.asarray(slope, np.float64)
+
+    return objective
 
 
 @jax.jit
@@ -161,6 +180,49 @@ def _logistic_objective(weights: jax.Array, penalty: float, x_mxn: jax.Array, la
     logits = jnp.matmul(weights[:, :-1], x_mxn, precision="highest") + weights[:, -1:]
     picked = jnp.take_along_axis(logits, labels_n[None], axis=0)[0]
     return jnp.mean(jax.nn.logsumexp(logits, axis=0) - picked) + 0.5 * penalty * jnp.sum(weights[:, :-1] ** 2)
+
+
+def _in_tiles(x_mxn: jax.Array, labels_n: jax.Array, classes: int) -> Objective:
+    """The objective of `logistic` for many classes, with the logits of T examples at a time, which the cache holds.
+
+    The logits of the labels are linear in the weights, so their mean needs no more than the mean of x over each class.
+    """
+    m, n = x_mxn.shape
+    size = max(1, TILE_ELEMENTS // classes)
+    count = -(-n // size)
+    x = jnp.pad(jnp.vstack([x_mxn, jnp.ones((1, n))]), ((0, 0), (0, count * size - n)))  # one for the bias
+    share = jnp.pad(jnp.full(n, 1 / n), (0, count * size - n))  # examples that fill up the last tile have none
+    means = np.asarray(jax.ops.segment_sum(x[:, :n].T / n, labels_n, classes), np.float64)
+    tiles = x.reshape(m + 1, count, size).swapaxes(0, 1), share.reshape(count, size)
+
+    def objective(weights: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+        values, slope = _logsumexp_of_tiles(jnp.asarray(weights, jnp.float32), *tiles)
+        kernel = weights.copy()
+        kernel[:, -1] = 0.0
+        value = np.asarray(values, np.float64).sum() - np.sum(weights * means) + 0.5 * penalty * np.sum(kernel**2)
+        return float(value), np.asarray(slope, np.float64) - means + penalty * kernel
+
+    return objective
+
+
+@jax.jit
+def _logsumexp_of_tiles(weights: jax.Array, x_txMxT: jax.Array, share_txT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Σ_n share_n · logsumexp(W x_n) of each tile [t], and the slope of their sum: Σ_n share_n · softmax(W x_n) x_nᵀ.
+
+    The sums of the exponentials divide x, which is smaller than softmax.
+    """
+
+    def add(slope: jax.Array, tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        x_MxT, share_T = tile
+        logits = jnp.matmul(weights, x_MxT, precision="highest")
+        largest = jnp.max(logits, axis=0)
+        powers = jnp.exp(logits - largest)
+        total = jnp.sum(powers, axis=0)
+        slope += jnp.matmul(powers, (x_MxT * (share_T / total)).T, precision="highest")
+        return slope, jnp.dot(share_T, largest + jnp.log(total), precision="highest")
+
+    slope, values = jax.lax.scan(add, jnp.zeros_like(weights), (x_txMxT, share_txT))
+    return values, slope
 
 
 def _classifier(kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> Classifier:

@@ -4,35 +4,40 @@
     python -m mrl_jax.export results/newsgroups/latest        --to onnx                  news-onnx --arm mrl_e --seed 1
     python -m mrl_jax.export results/fashion_mnist/latest     --to stablehlo             fashion
 
-    sentence-transformers   transformer              `SentenceTransformer(DIR, truncate_dim=64)`, also `transformers`
-    onnx                    transformer, bag, mlp    model.onnx for any ONNX runtime
+    sentence-transformers   transformer, static      `SentenceTransformer(DIR, truncate_dim=64)`, also `transformers`
+    onnx                    all but convnet          model.onnx for any ONNX runtime
+    onnx-int8               all but convnet          the same with weights in 8 bits: a quarter of the size
     stablehlo               every encoder            model.stablehlo for JAX without this package, on CPU, GPU and TPU
 
 Every export maps inputs to the whole embedding [batch, D], as the classifiers of the run read it: float32 and not of
 unit length, since a prefix has to be truncated first and normalised then. Text models take the token ids and mask that
-tokenizer.json gives, for any batch and length; the tf-idf weights of a bag are computed inside. A model trained with
-bfloat16 operands is exported in float32. Classifier heads are left out. An ONNX or StableHLO file is run on a few
-inputs and compared with the model that it was made from before the folder appears under its name. Exit status: 0 done,
-2 a mistake, 130 interrupted.
+tokenizer.json gives, for any batch and length; the tf-idf weights of a bag are computed inside. Whoever uses them puts
+the prompts, which config.json names, before the texts. A model trained with bfloat16 operands is exported in float32.
+Classifier heads are left out. With --rotate the last layer is rotated first, so that prefixes are the principal
+directions of the training embeddings (of pairs, those of the documents): the better shortlist, while inner products at
+full width stay as they are. An ONNX or StableHLO file is run on a few inputs and compared with the model that it was
+made from before the folder appears under its name. Exit status: 0 done, 2 a mistake, 130 interrupted.
 """
 
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import mrl_jax
-from mrl_jax import console, files, runs
+from mrl_jax import runs
 from mrl_jax.encoders import ENCODERS, EncoderType
-from mrl_jax.errors import UserError, one_of
-from mrl_jax.export import onnx, sentence_transformers, stablehlo
+from mrl_jax.export import onnx, rotation, sentence_transformers, stablehlo
 from mrl_jax.export.embedder import cpu
 from mrl_jax.export.folder import check_empty, whole_or_absent
 from mrl_jax.export.model_card import card
 from mrl_jax.model import EmbeddingModel
+from mrl_jax.system import console, files
+from mrl_jax.system.errors import UserError, one_of
 
 
 @dataclass(frozen=True)
@@ -57,19 +62,25 @@ FORMATS: dict[str, Format] = {
         tags=("sentence-transformers", "sentence-similarity"),
     ),
     "onnx": Format(onnx.write, onnx.holds, "onnx", onnx.NOTE, onnx.LIMITS),
+    "onnx-int8": Format(
+        partial(onnx.write, int8=True), onnx.holds, "onnx", f"{onnx.NOTE} {onnx.INT8_NOTE}", onnx.LIMITS
+    ),
     "stablehlo": Format(stablehlo.write, stablehlo.holds, "jax", stablehlo.NOTE),
 }
 
 
-def export(run: str | Path, to: str, out: str | Path, arm: str | None = None, seed: int = 0) -> str:
+def export(
+    run: str | Path, to: str, out: str | Path, arm: str | None = None, seed: int = 0, rotate: bool = False
+) -> str:
     """Write one member of a run into the new folder `out`, in the format `to`.
 
     Args:
         run: a run directory, or an experiment's folder, which stands for its latest run.
-        to: `sentence-transformers`, `onnx` or `stablehlo`.
+        to: a key of `FORMATS`.
         out: a folder that does not exist or is empty; it appears when it is complete, or not at all.
         arm: `mrl`, `mrl_e`, `ff64`, …; the first arm of the run by default.
         seed: which seed of that arm.
+        rotate: whether prefixes become principal directions, see `rotation`.
 
     Returns:
         What was done, in a sentence.
@@ -83,10 +94,21 @@ def export(run: str | Path, to: str, out: str | Path, arm: str | None = None, se
     check_empty(out)
     model = mrl_jax.load(run, arm, seed)
     check_format(to, model.program.encoder.name)
+    if rotate:
+        with console.stage("rotating to the principal directions of the training data"):
+            model = rotation.rotate(model, rotation.training_embeddings(run, model))
     with whole_or_absent(out) as folder, jax.default_device(cpu()):
         usage, outcome = target.write(model, folder, out.name)
         readme = card(
-            runs.find(run), model, arm, seed, library=target.library, tags=target.tags, note=target.note, usage=usage
+            runs.find(run),
+            model,
+            arm,
+            seed,
+            library=target.library,
+            tags=target.tags,
+            note=target.note,
+            usage=usage,
+            rotated=rotate,
         )
         files.write(folder / "README.md", readme)
     return f"{out}: {to}, {outcome}"
@@ -96,7 +118,7 @@ def check_format(to: str, encoder: str) -> None:
     """Raise `UserError` for a format that cannot hold an encoder, and name those that can."""
     if FORMATS[to].holds(ENCODERS[encoder]):
         return
-    others = " or ".join(name for name, other in FORMATS.items() if other.holds(ENCODERS[encoder]))
+    others = ", ".join(name for name, other in FORMATS.items() if other.holds(ENCODERS[encoder]))
     raise UserError(f"--to={to} cannot hold encoder={encoder} ({FORMATS[to].limits}); allowed here: {others}")
 
 
@@ -105,13 +127,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m mrl_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", help="a run directory, or an experiment's folder for its latest run")
+    console.add_model(parser)
     parser.add_argument("out", metavar="DIR", help="a new or empty folder")
     parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(FORMATS))
-    parser.add_argument("--arm", help="mrl, mrl_e, ff64, …; the run's first by default")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rotate", action="store_true", help="prefixes are to be principal directions")
 
     def act(options: argparse.Namespace) -> None:
-        print(export(options.run, options.to, options.out, options.arm, options.seed))
+        print(export(options.run, options.to, options.out, options.arm, options.seed, options.rotate))
 
     return console.run(parser, act, arguments, interrupted="interrupted; nothing was written", place="out")

@@ -9,8 +9,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mrl_jax.encoders import ENCODERS
-from mrl_jax.errors import UserError
+from mrl_jax.encoders.scaler import Scaler
 from mrl_jax.model import EmbeddingModel
+from mrl_jax.system.errors import UserError
 from mrl_jax.training.step import TrainStep, Weights
 
 TOLERANCE = 1e-4  # largest difference of an exported model, relative to the largest coordinate
@@ -55,13 +56,19 @@ def embedder(model: EmbeddingModel) -> Callable[..., jax.Array]:
     return embed
 
 
-def largest_difference(model: EmbeddingModel, tokenizer: Tokenizer | None, run: Callable[..., np.ndarray]) -> str:
+def largest_difference(
+    model: EmbeddingModel,
+    tokenizer: Tokenizer | None,
+    run: Callable[..., np.ndarray],
+    tolerance: float = TOLERANCE,
+) -> str:
     """Compare an exported model with the one that it was made from, on a few inputs of several lengths.
 
     Args:
         model: the trained model.
         tokenizer: pads a batch of texts; None where the inputs are not texts.
         run: the exported model, from the arrays of `signature` to [batch, D].
+        tolerance: the largest difference that is allowed, relative to the largest coordinate.
 
     Returns:
         The largest difference, in a phrase.
@@ -81,10 +88,12 @@ def largest_difference(model: EmbeddingModel, tokenizer: Tokenizer | None, run: 
         else:
             dtype, shape = next(iter(signature(model).values()))
             values = random.normal(size=(len(lengths), *map(int, shape[1:])))
+            if isinstance(model.reader, Scaler):
+                values = model.reader.undo(values)
             raw = values.astype(np.float32) if dtype == "float32" else (values * 64 + 128).clip(0, 255).astype(np.uint8)
             arrays = [raw]
         expected, exported = np.asarray(embed(weights, model.reader(raw))), run(*arrays)
         worst = max(worst, float(np.abs(exported - expected).max() / max(np.abs(expected).max(), 1e-12)))
-    if not worst <= TOLERANCE:  # NaN too
-        raise UserError(f"the exported model differs from the run by {worst:.1e}, more than {TOLERANCE}: not written")
+    if not worst <= tolerance:  # NaN too
+        raise UserError(f"the exported model differs from the run by {worst:.1e}, more than {tolerance}: not written")
     return f"largest difference to the run {worst:.1e} of the largest coordinate"

@@ -9,17 +9,18 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from mrl_jax import files
-from mrl_jax.errors import UserError
+from mrl_jax.data.prompts import put
 from mrl_jax.export.embedder import signature
-from mrl_jax.files import cannot_write_error
 from mrl_jax.model import EmbeddingModel
+from mrl_jax.system import files
+from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import cannot_write_error
 
 # What Hugging Face calls the special tokens → the names that tokenizers give them.
 SPECIAL_TOKENS = {
     "unk_token": ("[UNK]", "<unk>"),
     "sep_token": ("[SEP]", "</s>"),
-    "pad_token": ("[PAD]", "<pad>"),
+    "pad_token": ("[PAD]", "<pad>", "<|endoftext|>"),
     "cls_token": ("[CLS]", "<s>"),
     "mask_token": ("[MASK]", "<mask>"),
 }
@@ -52,15 +53,25 @@ def write_json(path: Path, content: Any) -> None:
     files.write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def say_dims(model: EmbeddingModel) -> dict[str, Any]:
+    """What config.json says of the dims: to people, and to vLLM and SGLang, which take `dimensions=…` in a request only
+    for a model with `is_matryoshka` or `matryoshka_dimensions`. Vectors are to be scaled to unit length after a cut."""
+    dims = list(model.dims)
+    nested = {} if dims == [model.program.width] else {"is_matryoshka": True, "matryoshka_dimensions": dims}
+    return {"matryoshka_dims": dims, **nested, "normalized": False}
+
+
 def write_inputs(model: EmbeddingModel, folder: Path) -> Tokenizer | None:
     """Write config.json and, for texts, a tokenizer.json that pads a batch to its longest text; returns it."""
-    description = {
-        "matryoshka_dims": list(model.dims),
-        "width": model.program.width,
-        "encoder": model.program.encoder.name,
-        "inputs": {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in signature(model).items()},
-        "normalized": False,
-    }
+    description = (
+        say_dims(model)
+        | {
+            "width": model.program.width,
+            "encoder": model.program.encoder.name,
+            "inputs": {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in signature(model).items()},
+        }
+        | ({"prompts": dict(model.prompts.texts)} if model.prompts.texts else {})
+    )
     write_json(folder / "config.json", description)
     if model.reader.tokenizer is None:
         return None
@@ -71,6 +82,11 @@ def write_inputs(model: EmbeddingModel, folder: Path) -> Tokenizer | None:
     return tokenizer
 
 
+def example_texts(model: EmbeddingModel) -> str:
+    """Two texts for examples of use, with the default prompt of the model: Python."""
+    return json.dumps(put(model.prompts.of(), ["a goal in overtime", "how do I unmount a drive"]))
+
+
 def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     """The special tokens that a tokenizer has, and one for padding, by Hugging Face's names for them."""
     tokens = {key: _first_known(tokenizer, names) for key, names in SPECIAL_TOKENS.items()}
@@ -78,8 +94,10 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def padding_token(tokenizer: Tokenizer) -> str:
-    """The token that fills up a batch. The mask hides it, so any token will do where none is meant for it."""
-    return _first_known(tokenizer, SPECIAL_TOKENS["pad_token"]) or str(tokenizer.id_to_token(0))
+    """The token that fills up a batch. The mask hides it, so any will do where none is meant for it; but it becomes a
+    special token, so one that is: an ordinary one, as id 0 may be, would be cut out of texts."""
+    special = (i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+    return _first_known(tokenizer, SPECIAL_TOKENS["pad_token"]) or str(tokenizer.id_to_token(min(special, default=0)))
 
 
 def _first_known(tokenizer: Tokenizer, names: tuple[str, ...]) -> str | None:

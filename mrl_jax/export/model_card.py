@@ -14,12 +14,12 @@ import yaml
 from mrl_jax import arms, runs
 from mrl_jax import config as configuration
 from mrl_jax.arms import ARMS
-from mrl_jax.errors import UserError
-from mrl_jax.evaluate.metrics import METRICS
+from mrl_jax.encoders.pretrained import PRETRAINED, TABLES
+from mrl_jax.evaluate.metrics import find, ordered
 from mrl_jax.export.folder import typical_dim
 from mrl_jax.model import EmbeddingModel
+from mrl_jax.system.errors import UserError
 
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # what `encoder.weights=minilm` means
 KINDS = {"text": "texts", "image": "images", "features": "feature vectors"}
 
 
@@ -33,6 +33,7 @@ def card(
     tags: Sequence[str],
     note: str,
     usage: str,
+    rotated: bool = False,
 ) -> str:
     """README.md: front matter, what the model is, how to use it, its quality at each dim and how it was trained.
 
@@ -45,6 +46,7 @@ def card(
         tags: of the front matter, before those of every export.
         note: a paragraph below the example of use.
         usage: the example of use, Python.
+        rotated: whether its prefixes are principal directions, which is not what the run measured.
     """
     config = configuration.from_yaml(directory / "config.yaml")
     dataset = runs.read_dataset(directory)
@@ -52,7 +54,8 @@ def card(
     member = members[arm or next(iter(members))]
     dims = ", ".join(map(str, model.dims))
     weights = getattr(config.encoder, "weights", None)
-    base = MINILM if weights == "minilm" else weights
+    known = (PRETRAINED | TABLES).get(weights) if weights else None
+    base = known.hub if known else weights
     front: dict[str, Any] = {"library_name": library}
     front["tags"] = [*tags, "feature-extraction", "matryoshka", "mrl_jax"]
     front |= {"pipeline_tag": "sentence-similarity"} if model.reader.tokenizer is not None else {}
@@ -67,16 +70,28 @@ def card(
         about.append(f"No loss was taken beyond {max(model.dims)} dims: the coordinates after them mean nothing.")
     elif len(model.dims) > 1:
         about.append("A prefix of one of these lengths, scaled to unit length, is an embedding too.")
-    if base == MINILM:
-        about.append(f"It started from [{base}](https://huggingface.co/{base}), Apache-2.0.")
-    if getattr(model.program.encoder, "dtype", "float32") != "float32":
+    if rotated:
+        about.append(
+            "It was rotated after training: its prefixes are the principal directions of the training embeddings, the "
+            "better shortlists, and the qualities below hold at full width alone."
+        )
+    if known:
+        about.append(f"It started from [{base}](https://huggingface.co/{base}), {known.licence}.")
+    if model.prompts.texts:
+        listed = (f"{name} {json.dumps(text, ensure_ascii=False)}" for name, text in model.prompts.texts.items())
+        about.append(f"Prompts before texts, by use: {', '.join(listed)}.")
+    if getattr(config.encoder, "dtype", "float32") != "float32":
         about.append("Trained with bfloat16 operands of matmuls, exported in float32: the last digits differ.")
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
         f"# {config.name}: {ARMS[member.name].label}{f' {member.width}' if member.width else ''}",
         " ".join(about),
         f"## Use\n\n```python\n{usage}```\n\n{note} Any of {dims} dims may take the place of {typical_dim(model)}.",
-        "## Quality on the test split\n\n" + _quality(directory, member, seed, model.dims),
+        "## Quality on the test split",
+        *(
+            (f"{place.name}:\n\n" if place != directory else "") + _quality(place, member, seed, model.dims)
+            for place in runs.folders(directory)
+        ),
         "## Training\n\n" + _training(directory, config),
     ]
     return "\n\n".join(parts) + "\n"
@@ -100,9 +115,9 @@ def _quality(directory: Path, member: arms.Arm, seed: int, dims: Sequence[int]) 
                 own[row.dim, row.metric] = row.value
     if not own:
         return "The run has no evaluation on a test split."
-    measured = {metric for _, metric in own}
-    known = sorted(METRICS, key=lambda metric: not METRICS[metric].printed)  # those first
-    metrics = [metric for metric in known if metric in measured] + sorted(measured - METRICS.keys())
+    known = ordered(metric for _, metric in own)
+    main = [metric for metric in known if (entry := find(metric)) and entry.printed]
+    metrics = [*main, *(metric for metric in known if metric not in main)]
     lines = ["| dims | " + " | ".join(metrics) + " |", "|---:" * (len(metrics) + 1) + "|"]
     for dim in sorted({dim for dim, _ in own}):
         cells = []

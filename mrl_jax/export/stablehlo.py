@@ -7,11 +7,12 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from mrl_jax import encoders, files
+from mrl_jax import encoders
 from mrl_jax.encoders import EncoderType
 from mrl_jax.export.embedder import embedder, largest_difference, signature
-from mrl_jax.export.folder import typical_dim, write_inputs
+from mrl_jax.export.folder import example_texts, typical_dim, write_inputs
 from mrl_jax.model import EmbeddingModel
+from mrl_jax.system import files
 
 NOTE = (
     "The output is float32 and not of unit length: truncate it first, normalise it then. Batches may have any size, "
@@ -55,7 +56,7 @@ def write(model: EmbeddingModel, folder: Path, name: str) -> tuple[str, str]:
     else:
         imports = "from tokenizers import Tokenizer\n"
         inputs = f"""\
-texts = Tokenizer.from_file("{name}/tokenizer.json").encode_batch(["a goal in overtime", "how do I unmount a drive"])
+texts = Tokenizer.from_file("{name}/tokenizer.json").encode_batch({example_texts(model)})
 arrays = [np.array(rows, np.int32) for rows in ([t.ids for t in texts], [t.attention_mask for t in texts])]
 """
     usage = f"""\

@@ -18,17 +18,21 @@ from mrl_jax.losses.classification import (
 from mrl_jax.losses.cosines import nested_cosines
 from mrl_jax.losses.gradient_cache import cached_gradient
 from mrl_jax.losses.info_nce import nested_info_nce
+from mrl_jax.losses.relevance import Guide, TextIds
 from mrl_jax.losses.scored import (
     nested_cosent,
     nested_cosine_regression,
     nested_distillation,
     nested_pair_distillation,
+    nested_similarity_regression,
 )
 
 __all__ = [
     "LOSSES",
+    "Guide",
     "LossType",
     "PairBatch",
+    "TextIds",
     "cached_gradient",
     "cross_entropy",
     "nested_cosent",
@@ -38,6 +42,7 @@ __all__ = [
     "nested_distillation",
     "nested_info_nce",
     "nested_pair_distillation",
+    "nested_similarity_regression",
     "sample_granularities",
     "uncertainty_weighted",
 ]
@@ -51,6 +56,9 @@ class PairBatch(NamedTuple):
     anchors: jax.Array  # [B, D]
     candidates: jax.Array  # [N, D]: the B positives, then hard negatives
     scores: jax.Array  # float32 [B]; ignored by losses of unscored pairs
+    ids: TextIds | None = None  # numbers of the texts, where known positives are to be no negatives
+    targets: jax.Array | None = None  # [B, N]: a teacher's cosines of anchors and candidates
+    guide: Guide | None = None  # by whose similarities some candidates are no negatives
 
     @property
     def positives(self) -> jax.Array:
@@ -69,13 +77,15 @@ class LossType:
     learns_from: LearnsFrom
     options: tuple[str, ...]  # configuration keys that apply to this loss but not to all losses
     of_pairs: PairLoss | None = None  # None for losses of classes, which `heads.nested_loss` computes
-    distillation: PairLoss | None = None  # the term that `loss.distillation` weights
+    distillation: PairLoss | None = None  # what a teacher says: the batch's targets, or without any the full width
 
 
 def _info_nce(
     batch: PairBatch, dims: Sequence[int], weights: jax.Array, temperature: Any, symmetric: bool
 ) -> tuple[jax.Array, jax.Array]:
-    return nested_info_nce(batch.anchors, batch.candidates, dims, weights, temperature, symmetric)
+    return nested_info_nce(
+        batch.anchors, batch.candidates, dims, weights, temperature, symmetric, ids=batch.ids, guide=batch.guide
+    )
 
 
 def _cosent(
@@ -91,16 +101,28 @@ def _cosine(batch: PairBatch, dims: Sequence[int], weights: jax.Array, *_: Any) 
 def _teach_rankings(
     batch: PairBatch, dims: Sequence[int], weights: jax.Array, temperature: Any, _: bool
 ) -> tuple[jax.Array, jax.Array]:
-    return nested_distillation(batch.anchors, batch.candidates, dims, weights, temperature)
+    return nested_distillation(batch.anchors, batch.candidates, dims, weights, temperature, batch.targets)
 
 
-def _teach_cosines(batch: PairBatch, dims: Sequence[int], weights: jax.Array, *_: Any) -> tuple[jax.Array, jax.Array]:
-    return nested_pair_distillation(batch.anchors, batch.positives, dims, weights)
+def _teach_cosines(
+    batch: PairBatch, dims: Sequence[int], weights: jax.Array, temperature: Any, _: bool
+) -> tuple[jax.Array, jax.Array]:
+    if batch.targets is None:
+        return nested_pair_distillation(batch.anchors, batch.positives, dims, weights)
+    return nested_similarity_regression(batch.anchors, batch.candidates, batch.targets, dims, weights, temperature)
+
+
+CONTRASTED = ("loss.learned_temperature", "loss.guide", "loss.guide_margin", "trainer.no_duplicates")
+OF_CLASSES = (
+    *("loss.label_smoothing", "loss.weighting", "evaluation.cascade", "evaluation.few_shot"),
+    *("evaluation.by_frequency", "evaluation.superclass", "evaluation.unknown", "evaluation.corruption"),
+)
+TAUGHT = ("loss.distillation", "loss.teacher", "loss.teacher_weight", "loss.supervised")
 
 
 LOSSES: dict[str, LossType] = {
-    "cross_entropy": LossType("classes", ("loss.label_smoothing", "loss.weighting", "evaluation.cascade")),
-    "info_nce": LossType("pairs", ("loss.distillation", "loss.learned_temperature"), _info_nce, _teach_rankings),
-    "cosent": LossType("scored pairs", ("loss.distillation",), _cosent, _teach_cosines),
-    "cosine": LossType("scored pairs", ("loss.distillation",), _cosine, _teach_cosines),
+    "cross_entropy": LossType("classes", OF_CLASSES),
+    "info_nce": LossType("pairs", (*TAUGHT, *CONTRASTED), _info_nce, _teach_rankings),
+    "cosent": LossType("scored pairs", TAUGHT, _cosent, _teach_cosines),
+    "cosine": LossType("scored pairs", TAUGHT, _cosine, _teach_cosines),
 }

@@ -3,7 +3,9 @@
     −log softmax_j(cos_k(q_i, d_j) / τ) at j = i        van den Oord et al., 2018, arXiv:1807.03748
 
 and Σ_k c_k · L_k over the granularities (Kusupati et al., 2022, arXiv:2205.13147), with cos_k the cosine of two
-renormalised prefixes of m_k coordinates (see `cosines`) and τ the temperature, 0.01 to 1.
+renormalised prefixes of m_k coordinates (see `cosines`) and τ the temperature, 0.01 to 1. Where the texts are known by
+number, or a guide is given, j runs over i and the true negatives only: what is relevant to query i leaves the softmax
+(see `relevance`).
 """
 
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mrl_jax.losses.cosines import MASKED, check_pairs, check_temperature, cosine_matrices, prefix_cosines, split_blocks
+from mrl_jax.losses.relevance import Guide, TextIds, left_out, nearer
 from mrl_jax.nesting import blocks as nesting_blocks
 from mrl_jax.nesting import inverse_prefix_norms, nested_logits
 
@@ -31,6 +34,8 @@ def nested_info_nce(
     symmetric: bool = True,
     streamed: bool | None = None,
     valid: jax.Array | None = None,
+    ids: TextIds | None = None,
+    guide: Guide | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Σ_k weights[k] · InfoNCE of the prefixes of m_k coordinates, with in-batch and hard negatives.
 
@@ -52,6 +57,10 @@ def nested_info_nce(
         symmetric: whether to average both directions.
         streamed: True or False to choose the form, None to choose the faster one by size.
         valid: bool [B]; where False, query i and document i are padding: they do not count and get no gradient.
+        ids: numbers of the texts, by which equal texts and known positives of a query are told from its negatives, in
+            both directions; None: every other document is a negative.
+        guide: another model's vectors of the texts: documents that it finds nearer to a query than the query's positive
+            are no negatives of it, in both directions.
 
     Returns:
         The scalar loss, and the unweighted loss of each granularity, float32 [K].
@@ -66,13 +75,22 @@ def nested_info_nce(
         raise ValueError(f"{batch} queries need as many documents, the positives first; got {candidates}")
     if valid is not None and valid.shape != (batch,):
         raise ValueError(f"valid must be [{batch}], one per query; got shape {valid.shape}")
+    if ids is not None:
+        ids.check(batch, candidates)
+    if guide is not None:
+        guide.check(batch, candidates)
     if streamed is None:
         streamed = len(dims) > 1 and len(dims) * batch * candidates > DIRECT_ELEMENTS
     valid_B = jnp.ones(batch, bool) if valid is None else jnp.asarray(valid, bool)
     mean_B = valid_B / jnp.maximum(jnp.sum(valid_B), 1)
     share, negatives = 0.5 if symmetric else 1.0, (0, candidates - batch)
-    rows = _Side(share * mean_B, valid_B)
-    columns = _Side(jnp.pad((1.0 - share) * mean_B, negatives), jnp.pad(valid_B, negatives, constant_values=True))
+    rows = _Side(share * mean_B, valid_B, ids and ids.rows(), guide and guide.rows())
+    columns = _Side(
+        jnp.pad((1.0 - share) * mean_B, negatives),
+        jnp.pad(valid_B, negatives, constant_values=True),
+        ids and ids.columns(),
+        guide and guide.documents,
+    )
     bounded = not isinstance(temperature, jax.Array) and temperature >= 1 / MAX_INVERSE_TEMPERATURE
     plan = _Plan(dims, min(TILE_ROWS, batch), symmetric, bounded)
     inverse = 1.0 / jnp.asarray(temperature, jnp.float32)
@@ -96,15 +114,17 @@ class _Side(NamedTuple):
 
     weight: jax.Array  # float32, weight of each log-normaliser in the loss
     valid: jax.Array  # bool
+    texts: Any = None  # `Rows` or `Columns` of `relevance`; None where texts have no numbers
+    guide: Any = None  # `GuideRows` of `relevance`, or the documents [N, G]; None without a guide
 
 
 def _direct_normalizers(
     plan: _Plan, queries: jax.Array, documents: jax.Array, inverse: jax.Array, rows: _Side, columns: _Side
 ) -> jax.Array:
     """Σ_i rows.weight · log Σ_j exp(cos / τ) + Σ_j columns.weight · log Σ_i exp(cos / τ), float32 [K]."""
-    normalizers = []
+    normalizers, counts_BxN = [], _counted(rows, columns)
     for cosines_BxN in cosine_matrices(queries, documents, plan.dims):
-        logits_BxN = _mask_padding(cosines_BxN * inverse, rows.valid, columns.valid)
+        logits_BxN = jnp.where(counts_BxN, cosines_BxN * inverse, MASKED)
         normalizer = jnp.dot(rows.weight, jax.nn.logsumexp(logits_BxN, axis=1))
         if plan.symmetric:
             normalizer += jnp.dot(columns.weight, jax.nn.logsumexp(logits_BxN, axis=0))
@@ -112,17 +132,30 @@ def _direct_normalizers(
     return jnp.stack(normalizers)
 
 
-def _mask_padding(logits: jax.Array, valid_rows: jax.Array, valid_columns: jax.Array) -> jax.Array:
-    return jnp.where(valid_rows[:, None] & valid_columns, logits, MASKED)
+def _counted(rows: _Side, columns: _Side) -> jax.Array:
+    """Whether each cell of a Gram matrix, or of a tile of its rows, belongs in the softmax."""
+    counts = rows.valid[:, None] & columns.valid
+    if rows.texts is not None:
+        counts &= ~left_out(rows.texts, columns.texts)
+    if rows.guide is not None:
+        counts &= ~nearer(rows.guide, columns.guide)
+    return counts
+
+
+def _counted_in_tile(plan: _Plan, rows: _Side, columns: _Side) -> jax.Array | None:
+    """As `_counted`, or None where every cell of a tile does but padding, which is no trouble to a bounded plan: its
+    scale is 0, and `valid` leaves it out of the sums."""
+    masked = rows.texts is not None or rows.guide is not None
+    return _counted(rows, columns) if masked or not plan.bounded else None
 
 
 def _streamed_normalizers(
     plan: _Plan, queries: jax.Array, documents: jax.Array, inverse: jax.Array, rows: _Side, columns: _Side
 ) -> jax.Array:
     """As `_direct_normalizers`, over tiles of rows; the queries are padded to whole tiles."""
-    padding = (0, -len(queries) % plan.tile)
-    rows = _Side(jnp.pad(rows.weight, padding), jnp.pad(rows.valid, padding))
-    return _stream_tiles(plan, jnp.pad(queries, (padding, (0, 0))), documents, inverse, rows, columns)
+    missing = -len(queries) % plan.tile
+    queries, rows = jax.tree.map(lambda x: jnp.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1))), (queries, rows))
+    return _stream_tiles(plan, queries, documents, inverse, rows, columns)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -140,21 +173,24 @@ def _stream_tiles_forward(
     d_norms_KxN = inverse_prefix_norms(documents, plan.dims) * columns.valid
     blocks = split_blocks(documents.T, plan.dims)
 
-    def log_sums(logits: jax.Array, valid_T: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    def log_sums(logits: jax.Array, valid_T: jax.Array, counts: jax.Array | None) -> tuple[jax.Array, Any]:
         """log Σ exp of a tile over its columns and, if symmetric, over its rows."""
         if plan.bounded:
             # cos ≤ 1: exp(cos / τ − 1 / τ) needs no maximum, and one exp serves both.
             powers = jnp.exp(logits - inverse)
+            powers = powers if counts is None else jnp.where(counts, powers, 0.0)
             over_columns = inverse + jnp.log(powers @ columns.valid.astype(jnp.float32))
             over_rows = inverse + jnp.log(valid_T.astype(jnp.float32) @ powers) if plan.symmetric else None
             return over_columns, over_rows
-        logits = _mask_padding(logits, valid_T, columns.valid)
+        assert counts is not None
+        logits = jnp.where(counts, logits, MASKED)
         return jax.nn.logsumexp(logits, axis=1), jax.nn.logsumexp(logits, axis=0) if plan.symmetric else None
 
     def step(of_columns_KxN: jax.Array | None, inputs: Any) -> tuple[jax.Array | None, jax.Array]:
-        q_TxD, scales_TxK, valid_T = inputs
+        q_TxD, scales_TxK, rows_T = inputs
+        counts = _counted_in_tile(plan, rows_T, columns)
         sums = [
-            log_sums(dots_TxN * scales_TxK[:, k, None] * d_norms_KxN[k], valid_T)
+            log_sums(dots_TxN * scales_TxK[:, k, None] * d_norms_KxN[k], rows_T.valid, counts)
             for k, dots_TxN in enumerate(nested_logits(q_TxD, blocks, plan.dims))
         ]
         of_rows, of_columns = zip(*sums, strict=True)
@@ -163,7 +199,7 @@ def _stream_tiles_forward(
         return of_columns_KxN, jnp.stack(of_rows, axis=1)
 
     start = jnp.full_like(d_norms_KxN, -jnp.inf) if plan.symmetric else None
-    tiles = _tiles((queries, q_norms_BxK * inverse, rows.valid), plan.tile)
+    tiles = _tiles((queries, q_norms_BxK * inverse, rows), plan.tile)
     of_columns_KxN, of_rows = jax.lax.scan(step, start, tiles)
     # Rows of weight 0 may have infinite log-sums, or ones whose exponentials overflow: −MASKED makes those exactly 0.
     of_rows_BxK = jnp.where(rows.weight[:, None] > 0, _untile(of_rows), -MASKED)
@@ -193,26 +229,29 @@ def _stream_tiles_backward(plan: _Plan, residuals: Any, cotangents_K: jax.Array)
             column_weights_KxN *= jnp.exp(inverse - of_columns_KxN)
 
     def log_sum_gradient(
-        logits: jax.Array, k: int, valid: jax.Array, weights: jax.Array, of_rows: jax.Array
+        logits: jax.Array, k: int, counts: jax.Array | None, weights: jax.Array, of_rows: jax.Array
     ) -> jax.Array:
         if plan.bounded:
-            # Padding needs no mask here: its scale is 0, so it adds nothing to a gradient.
-            return jnp.exp(logits - inverse) * (weights + column_weights_KxN[k] if plan.symmetric else weights)
-        logits = _mask_padding(logits, valid, columns.valid)
+            powers = jnp.exp(logits - inverse)
+            powers = powers if counts is None else jnp.where(counts, powers, 0.0)
+            return powers * (weights + column_weights_KxN[k] if plan.symmetric else weights)
+        assert counts is not None
+        logits = jnp.where(counts, logits, MASKED)
         gradient = weights * jnp.exp(logits - of_rows)
         if plan.symmetric:
             gradient += column_weights_KxN[k] * jnp.exp(logits - of_columns_KxN[k])
         return gradient
 
     def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
-        (q_TxD, scales_TxK, valid_T, weights_TxK, of_rows_TxK), q_DxT = inputs
+        (q_TxD, scales_TxK, rows_T, weights_TxK, of_rows_TxK), q_DxT = inputs
+        counts = _counted_in_tile(plan, rows_T, columns)
         d_blocks, of_columns_KxN = carry
         gradients, of_rows, of_columns = [], [], []
         for k, dots_TxN in enumerate(nested_logits(q_TxD, blocks, plan.dims)):
             column = slice(k, k + 1)
             scale = scales_TxK[:, column] * d_norms_KxN[k]
             gradient = scale * log_sum_gradient(
-                dots_TxN * scale, k, valid_T, weights_TxK[:, column], of_rows_TxK[:, column]
+                dots_TxN * scale, k, counts, weights_TxK[:, column], of_rows_TxK[:, column]
             )
             weighted = gradient * dots_TxN
             of_rows.append(jnp.sum(weighted, axis=1))
@@ -226,7 +265,7 @@ def _stream_tiles_backward(plan: _Plan, residuals: Any, cotangents_K: jax.Array)
         d_blocks = [d + q @ g for d, q, g in zip(d_blocks, q_blocks, gradients, strict=True)]
         return (d_blocks, of_columns_KxN + jnp.stack(of_columns)), (d_queries, jnp.stack(of_rows, axis=1))
 
-    tiles = _tiles((queries, q_norms_BxK * inverse, rows.valid, row_weights_BxK, of_rows_BxK), plan.tile)
+    tiles = _tiles((queries, q_norms_BxK * inverse, rows, row_weights_BxK, of_rows_BxK), plan.tile)
     transposed = jnp.swapaxes(tiles[0], 1, 2)
     start = ([jnp.zeros_like(block) for block in blocks], jnp.zeros_like(d_norms_KxN))
     (d_blocks, of_columns_KxN), (q_gradients, of_rows) = jax.lax.scan(step, start, (tiles, transposed))

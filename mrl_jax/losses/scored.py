@@ -1,8 +1,9 @@
-"""Nested losses of scored pairs, and the full width as the teacher of its prefixes.
+"""Nested losses of scored pairs, and of similarities that a teacher gives: the full width, or another model.
 
     CoSENT        log(1 + Σ_{s_i > s_j} exp((cos_k,j − cos_k,i) / τ))    Su, 2022; Huang et al., 2024, IEEE TASLP
     regression    (cos_k − s)²                                        Reimers and Gurevych, 2019, arXiv:1908.10084
-    distillation  the similarities at full width are the targets of the prefixes
+    distillation  the similarities at full width, or those of another model, are the targets of the prefixes: all of
+                  them, or those of the nearest, which make a prefix a shortlist
 
 and Σ_k c_k · L_k over the granularities, with cos_k the cosine of two renormalised prefixes (see `cosines`).
 """
@@ -92,38 +93,96 @@ def _check_scores(scores_B: jax.Array, pairs: int) -> jax.Array:
 
 def nested_distillation(
     queries_BxD: jax.Array,
-    documents_NxD: jax.Array,
+    documents_NxD: jax.Array | None,
     dims: Sequence[int],
     weights: jax.Array | Sequence[float],
     temperature: jax.Array | float = 0.05,
+    targets_BxN: jax.Array | None = None,
+    neighbours: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Σ_k weights[k] · mean over queries of KL(softmax(cos_D / τ) ‖ softmax(cos_k / τ)), the softmax over documents.
 
     The similarities at full width, without gradient, are the targets of the prefixes (Hinton, Vinyals and Dean, 2015,
-    arXiv:1503.02531). The loss of the full width itself is 0.
+    arXiv:1503.02531). The loss of the full width itself is 0. With `targets_BxN`, the cosines of another model, these
+    take the place of cos_D, and the full width learns too.
+
+    Args:
+        queries_BxD, documents_NxD: [B, D] and [N, D]; without documents each query is compared with the other queries.
+        dims: nesting dims, ascending, the last D.
+        weights: [K], summed as given.
+        temperature: τ > 0, a number or a scalar array.
+        targets_BxN: [B, N], the teacher's cosines; None: those of the full width.
+        neighbours: the target is spread over so many documents only, those nearest to the query by the teacher (and
+            those that are as near as the last of them): a prefix that is to be a shortlist has to keep these, and
+            nothing else. None: all.
+
+    Returns:
+        The scalar loss, and the unweighted loss of each granularity in nats, float32 [K].
+
+    Raises:
+        ValueError: on shapes that do not match, invalid dims, a temperature that is not positive, or `neighbours` < 1.
+    """
+    compared = queries_BxD if documents_NxD is None else documents_NxD
+    queries_BxD, compared, dims, weights = check_pairs(queries_BxD, compared, dims, weights, paired=False)
+    check_temperature(temperature)
+    if neighbours is not None and neighbours < 1:
+        raise ValueError(f"neighbours={neighbours} must be at least 1")
+    logits = [cosines_BxN / temperature for cosines_BxN in cosine_matrices(queries_BxD, compared, dims)]
+    if targets_BxN is not None:
+        logits.append(_check_targets(targets_BxN, logits[0].shape) / temperature)
+    if documents_NxD is None:
+        itself_BxB = jnp.eye(len(queries_BxD), dtype=bool)
+        logits = [jnp.where(itself_BxB, MASKED, logits_BxB) for logits_BxB in logits]
+    *students, teacher = logits
+    teacher = jax.lax.stop_gradient(teacher)
+    if neighbours is not None and neighbours < teacher.shape[1]:
+        furthest = jax.lax.top_k(teacher, neighbours)[0][:, -1:]
+        teacher = jnp.where(teacher >= furthest, teacher, MASKED)
+    *students, teacher = map(jax.nn.log_softmax, (*students, teacher))
+    divergences = [jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=1)) for student in students]
+    losses_K = jnp.stack([*divergences, *([jnp.zeros(())] if targets_BxN is None else [])])
+    return jnp.dot(weights, losses_K), losses_K
+
+
+def nested_similarity_regression(
+    queries_BxD: jax.Array,
+    documents_NxD: jax.Array,
+    targets_BxN: jax.Array,
+    dims: Sequence[int],
+    weights: jax.Array | Sequence[float],
+    temperature: jax.Array | float = 0.05,
+) -> tuple[jax.Array, jax.Array]:
+    """Σ_k weights[k] · mean over queries and documents of ((cos_k − target) / τ)²: a teacher's similarities.
+
+    Unlike rankings within the row of a query, similarities are taught on one scale for all pairs, as scored pairs need
+    it; dividing by τ gives the loss the size of CoSENT's at the same τ.
 
     Args:
         queries_BxD, documents_NxD: [B, D] and [N, D].
+        targets_BxN: [B, N], the teacher's cosines.
         dims: nesting dims, ascending, the last D.
         weights: [K], summed as given.
         temperature: τ > 0, a number or a scalar array.
 
     Returns:
-        The scalar loss, and the unweighted loss of each granularity in nats, float32 [K].
+        The scalar loss, and the unweighted loss of each granularity, float32 [K].
 
     Raises:
         ValueError: on shapes that do not match, invalid dims, or a temperature that is not positive.
     """
     queries_BxD, documents_NxD, dims, weights = check_pairs(queries_BxD, documents_NxD, dims, weights, paired=False)
     check_temperature(temperature)
-    *students, teacher = (
-        jax.nn.log_softmax(cosines_BxN / temperature)
-        for cosines_BxN in cosine_matrices(queries_BxD, documents_NxD, dims)
-    )
-    teacher = jax.lax.stop_gradient(teacher)
-    divergences = [jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=1)) for student in students]
-    losses_K = jnp.stack([*divergences, jnp.zeros(())])
+    targets_BxN = _check_targets(targets_BxN, (len(queries_BxD), len(documents_NxD)))
+    matrices = cosine_matrices(queries_BxD, documents_NxD, dims)
+    losses_K = jnp.stack([jnp.mean(((cosines_BxN - targets_BxN) / temperature) ** 2) for cosines_BxN in matrices])
     return jnp.dot(weights, losses_K), losses_K
+
+
+def _check_targets(targets_BxN: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    targets_BxN = jnp.asarray(targets_BxN, jnp.float32)
+    if targets_BxN.shape != shape:
+        raise ValueError(f"{shape[0]} queries and {shape[1]} documents need as many targets; got {targets_BxN.shape}")
+    return targets_BxN
 
 
 def nested_pair_distillation(

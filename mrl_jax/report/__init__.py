@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mrl_jax import console, files
-from mrl_jax.arms import ARMS
-from mrl_jax.evaluate.metrics import METRICS
+from mrl_jax.arms import ARMS, CLASSICAL, TRAINED
+from mrl_jax.evaluate.metrics import COMPARED, find, ordered
 from mrl_jax.report import compare, figures, formats, page, plots, study, validate
 from mrl_jax.report.sections import sections
+from mrl_jax.system import console, files
 
 
 def report(paths: list[Path], out: Path) -> tuple[list[Path], str]:
@@ -71,13 +71,12 @@ def table(directory: Path, metrics: Sequence[str] | None = None, split: str = "t
         if row.split == split:
             values[row.arm, row.dim, row.metric].append(row.value)
     measured = {metric for _, _, metric in values}
-    known = (*METRICS, *sorted(measured - METRICS.keys()))
-    wanted = [name for name, metric in METRICS.items() if metric.printed] if metrics is None else metrics
-    columns = [name for name in known if name in measured and ("all" in wanted or name in wanted)]
+    known = ordered(measured)
+    main = [name for name in known if (metric := find(name)) and metric.printed]
+    wanted = main if metrics is None else metrics
+    columns = [name for name in known if "all" in wanted or name in wanted]
     if measured and not columns:
-        return (
-            f"{split} split: {', '.join(wanted)} not measured; measured: {', '.join(m for m in known if m in measured)}"
-        )
+        return f"{split} split: {', '.join(wanted) or 'main metrics'} not measured; measured: {', '.join(known)}"
     seeds = max(map(len, values.values()), default=0)
     note = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
     blocks = []
@@ -87,15 +86,43 @@ def table(directory: Path, metrics: Sequence[str] | None = None, split: str = "t
         lines = [f"{kind.label}, {split} split{note}", "   dim" + "".join(map(str.rjust, shown, widths))]
         for dim in sorted({dim for a, dim, metric in values if a == arm and metric in shown}):
             cells = (_cell(values.get((arm, dim, name))) for name in shown)
-            lines.append(f"{dim:>6}" + "".join(map(str.rjust, cells, widths)))
+            lines.append(f"{'–' if kind.origin == 'classical' else dim:>6}" + "".join(map(str.rjust, cells, widths)))
         blocks += ["\n".join(lines)] if shown else []
     return "\n\n".join(blocks)
 
 
+def behind(directory: Path) -> str:
+    """A sentence where a baseline without an embedding beats every trained arm of a run on its test split, at the full
+    width and by the mean over seeds; empty where none does.
+
+    Raises:
+        UserError: evaluation.csv is damaged.
+    """
+    rows = [row for row in validate.metric_rows(directory) if row.split == "test" and row.metric in COMPARED]
+    width = max((row.dim for row in rows), default=0)
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))  # metric → arm → seeds
+    for row in rows:
+        if row.dim == width:
+            values[row.metric][row.arm].append(row.value)
+    found = []
+    for metric, of in values.items():
+        means = {arm: 100 * float(np.mean(each)) for arm, each in of.items()}
+        ours = max((arm for arm in means if arm in TRAINED), key=lambda arm: means[arm], default=None)
+        best = max((arm for arm in means if arm in CLASSICAL), key=lambda arm: means[arm], default=None)
+        if ours and best and means[ours] < means[best]:
+            found.append(
+                f"{ARMS[best].label} has {means[best]:.2f} %, {ARMS[ours].label} with {width} dims {means[ours]:.2f} % "
+                f"({COMPARED[metric]})"
+            )
+    return f"behind a baseline on the test split: {'; '.join(found)}" if found else ""
+
+
 def draw(directory: Path) -> list[Path]:
-    """Draw `plots/accuracy` and `plots/training` of a run, as PNG and SVG; returns the files."""
+    """Draw `plots/accuracy`, `plots/training` and, where it was measured, `plots/generalisation` of a run, as PNG and
+    SVG; returns the files."""
     gathered = study.gather([directory])
-    return plots.save([figures.accuracy(gathered), figures.training(gathered)], directory / "plots")
+    curves = [figure for figure in (figures.generalisation(gathered),) if figure.panels]
+    return plots.save([figures.accuracy(gathered), *curves, figures.training(gathered)], directory / "plots")
 
 
 def _cell(values: list[float] | None) -> str:

@@ -77,7 +77,7 @@ def compare(study: Study, tick: Callable[[str], object] = lambda label: None) ->
     for metric in study.compared:
         for a, b in pairs(study):
             x, y = nesting(study, a, fair(study, a, b, metric)), nesting(study, b, metric)
-            if not x.keys() & y.keys() or len(study.labels) < 2:
+            if not x.keys() & y.keys() or next(iter(x.values())).shape[1] < 2:
                 continue
             label = f"{a.label} − {b.label}"
             tick(label)

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from mrl_jax.arms import ARMS
-from mrl_jax.evaluate.metrics import METRICS
+from mrl_jax.evaluate import metrics as table
 from mrl_jax.report import cells, compare
 from mrl_jax.report.compare import PRECISIONS, RULES, Comparison
 from mrl_jax.report.study import Series, Study
@@ -112,14 +112,25 @@ def look_of(study: Study, series: Series) -> Look:
 
 
 def title_of(metric: str) -> str:
-    title = METRICS[metric].title if metric in METRICS else metric
+    title = table.title(metric)
     return title[:1].upper() + title[1:]
 
 
 def accuracy(study: Study) -> Figure:
     """One panel per compared metric, one line per series."""
+    return _curves(study, "accuracy")
+
+
+def generalisation(study: Study) -> Figure:
+    """As `accuracy`, of the metrics for few examples, rare classes, unknown and damaged inputs."""
+    return _curves(study, "generalisation")
+
+
+def _curves(study: Study, name: str) -> Figure:
+    """The panels of the compared metrics that belong to the figure `name`."""
     y = "test accuracy (%)" if study.classes else "test score (× 100)"
-    means = {metric: {s: _means(study, s, metric) for s in study.series} for metric in study.compared}
+    shown_here = [metric for metric in study.compared if (known := table.find(metric)) and known.figure == name]
+    means = {metric: {s: _means(study, s, metric) for s in study.series} for metric in shown_here}
     # The compared arms set the frame: others may fall so low that these could not be told apart.
     framing = [s for s in study.series if s.main] or list(study.series)
     shown = [v for by_series in means.values() for s in framing for v in by_series[s].values() if math.isfinite(v)]
@@ -145,7 +156,7 @@ def accuracy(study: Study) -> Figure:
     note = f"Mean of {study.seeds} seeds; bands: {study.bands}. " if study.seeds > 1 else ""
     hollow = any(points.hollow for panel in panels for points in panel.points)
     note += "Filled markers are the nesting dims, hollow ones lie between them." if hollow else ""
-    return Figure("accuracy", "", panels, note.strip())
+    return Figure(name, "", panels, note.strip())
 
 
 def differences(study: Study, metric: str, comparisons: Mapping[str, Comparison]) -> Figure:

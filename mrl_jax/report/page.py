@@ -29,7 +29,7 @@ def html(study: Study, parts: Sequence[Section]) -> str:
     data = json.dumps(plots, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
     plotly = get_plotlyjs()
     policy = (
-        f"default-src 'none'; script-src {_sha(plotly)} {_sha(SCRIPT)}; "
+        f"default-src 'none'; script-src {hash_source(plotly)} {hash_source(SCRIPT)}; "
         "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     whole = f"""<!DOCTYPE html>
@@ -128,7 +128,8 @@ def _table(table: Table) -> str:
     )
 
 
-def _sha(script: str) -> str:
+def hash_source(script: str) -> str:
+    """A script as a content security policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 

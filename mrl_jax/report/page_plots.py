@@ -16,7 +16,9 @@ from mrl_jax.report.figures import Axis, HeatMap, Lines, Look, Points
 MARKERS = {
     "circle": "circle", "square": "square", "pentagon": "pentagon", "triangle-up": "triangle-up",
     "triangle-down": "triangle-down", "plus": "cross", "x": "x", "diamond": "diamond", "star": "star",
-    "hexagon": "hexagon", "thin-diamond": "diamond-tall",
+    "hexagon": "hexagon", "thin-diamond": "diamond-tall", "triangle-left": "triangle-left",
+    "triangle-right": "triangle-right", "octagon": "octagon", "hexagon2": "hexagon2",
+    "star-diamond": "star-diamond",
 }  # fmt: skip
 PATTERNS = {"solid": "", "dash": "/", "dot": ".", "dashdot": "x", "longdash": "\\"}
 AXIS = {"gridcolor": "#e6e6e6", "linecolor": "#999", "zeroline": False, "automargin": True, "tickangle": 0}

@@ -13,12 +13,15 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from mrl_jax import files
 from mrl_jax.report.figures import Axis, Figure, HeatMap, Lines, Look, Points
+from mrl_jax.system import files
 
-MARKERS = {
+MARKERS: dict[str | None, Any] = {
     "circle": "o", "square": "s", "pentagon": "p", "triangle-up": "^", "triangle-down": "v", "plus": "P", "x": "X",
-    "diamond": "D", "star": "*", "hexagon": "h", "thin-diamond": "d", None: "",
+    "diamond": "D", "star": "*",
+    "hexagon": "h", "thin-diamond": "d", "triangle-left": "<", "triangle-right": ">", "octagon": "8", "hexagon2": "H",
+    "star-diamond": (4, 1, 0),  # a star of four points
+    None: "",
 }  # fmt: skip
 STYLES: dict[str | None, Any] = {
     "solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.5)), "dashdot": (0, (5, 1.5, 1, 1.5)), "longdash": (0, (9, 2)),

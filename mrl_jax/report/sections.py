@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mrl_jax.evaluate.metrics import METRICS
+from mrl_jax.evaluate import metrics
 from mrl_jax.report import cells, compare, figures
 from mrl_jax.report.compare import PRECISIONS, Comparison, Comparisons
 from mrl_jax.report.figures import Figure
@@ -69,6 +69,8 @@ def _accuracy(study: Study) -> Section:
             caption = f"{what}{spread}{_of(variant)}."
             tables += _some(f"accuracy-{metric}{_dash(variant)}", caption, ["dim", *(s.name for s in shown)], rows)
     pictures = [figures.accuracy(study)] if tables else []
+    if (beyond := figures.generalisation(study)).panels:
+        pictures.append(beyond)
     if any(line["split"] == "validation" for line in study.log):
         pictures.append(figures.training(study))
     return Section("Accuracy against dimension", [], tables, pictures)
@@ -165,7 +167,7 @@ def _equal_compute(study: Study) -> Section:
             "top-1 accuracy (%) of a classifier refitted on the embedding (where not measured: of the arm's own)."
         )
     elif study.compared:
-        caption += f"{METRICS[study.compared[0]].title} (× 100)."
+        caption += f"{_title(study.compared[0])} (× 100)."
     tables = _some("compute", caption, ["", "trainings", "cost", *map(str, study.dims)], rows)
     return Section("At equal compute", [sentence] if rows else [], tables)
 
@@ -295,12 +297,14 @@ def _every_metric(study: Study) -> Section:
     for series in study.series:
         values = {metric: study.values(series, metric) for metric in study.metrics}
         dims = sorted({dim for by_dim in values.values() for dim in by_dim})
+        dims = dims[-1:] if series.origin == "classical" else dims  # the same at all of them
         rows = [
             [metric, *(f"{by_dim[dim].mean():.4f}" if dim in by_dim else cells.NONE for dim in dims)]
             for metric, by_dim in values.items()
             if by_dim
         ]
-        tables += _some(f"metrics-{series.key}", f"{series.label}.", ["metric", *map(str, dims)], rows)
+        heads = ["every dim"] if series.origin == "classical" else map(str, dims)
+        tables += _some(f"metrics-{series.key}", f"{series.label}.", ["metric", *heads], rows)
     sentence = (
         "Every metric of the test split at every dim, mean over seeds; evaluation.csv has each seed, and the "
         "validation split."
@@ -313,7 +317,7 @@ def _some(name: str, caption: str, header: Sequence[str], rows: Sequence[Sequenc
 
 
 def _title(metric: str) -> str:
-    return METRICS[metric].title.removesuffix(", top-1 accuracy")
+    return metrics.title(metric).removesuffix(", top-1 accuracy")
 
 
 def _of(variant: str | None) -> str:

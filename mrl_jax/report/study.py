@@ -17,18 +17,15 @@ import numpy as np
 
 from mrl_jax import config as configuration
 from mrl_jax.arms import ARMS, names_of
-from mrl_jax.errors import UserError
-from mrl_jax.evaluate.metrics import METRICS
-from mrl_jax.report import validate
+from mrl_jax.evaluate import metrics as table
+from mrl_jax.report import labels, validate
 from mrl_jax.report.statistics import Interval, mean_interval
 from mrl_jax.report.validate import Run
+from mrl_jax.system.errors import UserError
 
 REFITTED = "Against arms compressed after training, nested arms are read by a refitted classifier too (refit_top1)."
-NOT_REFITTED = (
-    "Arms compressed after training have refitted classifiers, nested arms their own: there is no refit_top1."
-)
+NOT_REFITTED = "Compressed arms have refitted classifiers, nested arms their own: there is no refit_top1."
 MAX_KEY_CHARACTERS = 120  # of a variant in a file's name
-MAX_VARIANT_CHARACTERS = 24  # of a variant's label
 MAX_NOTED = 6  # members or metrics that a note lists
 
 # Keys that do not make another variant: they leave every model as it is, or are checked on their own (the steps).
@@ -37,7 +34,8 @@ SAME_VARIANT = {
     "trainer.population", "trainer.arms_at_once", "trainer.checkpoint_seconds", "trainer.log_every",
     "trainer.steps", "trainer.epochs",
     "evaluation.interpolated", "evaluation.dims", "evaluation.neighbours", "evaluation.quantised",
-    "evaluation.batch_size", "evaluation.cascade",
+    "evaluation.batch_size", "evaluation.cascade", "evaluation.few_shot", "evaluation.by_frequency",
+    "evaluation.corruption",
 }  # fmt: skip
 
 
@@ -68,7 +66,7 @@ class Series:
         return f"{self.arm}.{name}"
 
     @property
-    def origin(self) -> Literal["nested", "fixed", "compressed", "untuned"]:
+    def origin(self) -> Literal["nested", "fixed", "compressed", "untuned", "classical"]:
         return ARMS[self.arm].origin
 
     @property
@@ -100,6 +98,7 @@ class Study:
     _values: Mapping[tuple[Series, str, str, int], np.ndarray] = field(repr=False)
     _files: Mapping[Series, Mapping[int | None, list[Path]]] = field(repr=False)  # width of a fixed-size model → [S]
     _cache: dict[tuple[Series, str], dict[int, np.ndarray]] = field(default_factory=dict, repr=False)
+    _parts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # of partial metrics: bool [n]
     _intervals: dict[tuple[Series, str], dict[int, Interval]] = field(default_factory=dict, repr=False)
 
     def find(self, arm: str, variant: str | None = None) -> Series | None:
@@ -116,30 +115,35 @@ class Study:
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """The compared metrics of `METRICS` that some series has."""
-        names = [name for name, metric in METRICS.items() if metric.compared]
-        return tuple(name for name in names if any(self.values(series, name) for series in self.series))
+        """The metrics of the test split that arms are compared by."""
+        return tuple(name for name in self.metrics if (metric := table.find(name)) and metric.compared)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Every metric of the test split: those of `METRICS` in its order, then the others by name."""
-        measured = {metric for _, metric, split, _ in self._values if split == "test"}
-        return (*(name for name in METRICS if name in measured), *sorted(measured - METRICS.keys()))
+        """Every metric of the test split, in the order of the table of metrics."""
+        return tuple(table.ordered(metric for _, metric, split, _ in self._values if split == "test"))
 
     def values(self, series: Series, metric: str, split: str = "test") -> dict[int, np.ndarray]:
         """dim → float [S], one value per seed, ascending dims; empty where the metric was not measured."""
         by_dim = {dim: v for (s, m, part, dim), v in self._values.items() if (s, m, part) == (series, metric, split)}
+        return self._along_dims(series, by_dim)
+
+    def _along_dims(self, series: Series, by_dim: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """Sorted; a baseline without an embedding has the same numbers at every dim, to be compared with each."""
+        if by_dim and series.origin == "classical":
+            return dict.fromkeys(self.dims, by_dim[max(by_dim)])
         return dict(sorted(by_dim.items()))
 
     def outcomes(self, series: Series, metric: str) -> dict[int, np.ndarray]:
-        """dim → float32 [S, n], per test example; dims for which some seed has none are left out."""
+        """dim → float32 [S, n], per test example (of a partial metric: per example of its part); dims for which some
+        seed has none are left out."""
         return self._read(series, f"test/{metric}/")
 
     def intervals(self, series: Series, metric: str) -> dict[int, Interval]:
         """nesting dim → mean with its 95 % interval over seeds and test examples; empty with one seed or example."""
         if (series, metric) not in self._intervals:
-            enough = self.seeds > 1 and len(self.labels) > 1
-            at = {dim: v for dim, v in self.outcomes(series, metric).items() if enough and dim in self.dims}
+            outcomes = self.outcomes(series, metric) if self.seeds > 1 else {}
+            at = {dim: v for dim, v in outcomes.items() if v.shape[1] > 1 and dim in self.dims}
             self._intervals[series, metric] = {dim: mean_interval(v) for dim, v in at.items()}
         return self._intervals[series, metric]
 
@@ -163,15 +167,25 @@ class Study:
     def _read(self, series: Series, prefix: str) -> dict[int, np.ndarray]:
         if (series, prefix) not in self._cache:
             by_dim: dict[int, np.ndarray] = {}
+            metric = table.find(prefix.split("/")[1])
+            partial = metric is not None and metric.partial
             for paths in self._files[series].values():
-                each = [validate.arrays(path, prefix) for path in paths]
+                each = [validate.arrays(path, prefix, partial) for path in paths]
                 for path, one in zip(paths, each, strict=True):
                     if any(array.shape != self.labels.shape for array in one.values()):
                         raise UserError(f"{path} has other test examples than the rest; delete it, or restore it")
                 for dim in set.intersection(*(set(one) for one in each)):
-                    by_dim[dim] = np.stack([one[dim] for one in each])
-            self._cache[series, prefix] = dict(sorted(by_dim.items()))
+                    stacked = np.stack([one[dim] for one in each])
+                    by_dim[dim] = self._part(paths[0], prefix, stacked) if partial else stacked
+            self._cache[series, prefix] = self._along_dims(series, by_dim)
         return self._cache[series, prefix]
+
+    def _part(self, path: Path, prefix: str, outcomes: np.ndarray) -> np.ndarray:
+        """The outcomes [S, n] of the examples that a partial metric is about, which are the same for every series."""
+        part = self._parts.setdefault(prefix, ~np.isnan(outcomes[0]))
+        if (np.isnan(outcomes) == part).any():
+            raise UserError(f"{path} has {prefix} of other test examples than the rest; delete it, or restore it")
+        return outcomes[:, part]
 
 
 def gather(paths: Sequence[Path]) -> Study:
@@ -190,11 +204,11 @@ def gather(paths: Sequence[Path]) -> Study:
         )
     for run in used[1:]:
         validate.check_comparable(used[0], run)
-    names = _names([run.directory for run in every])
+    names = labels.run_names([run.directory for run in every])
     for run in every:
         if missing := run.missing():
-            shown = _first_few(missing)
-            notes.append(f"{names[run.directory]} was cut short: no results of {shown}; resume=true continues it.")
+            again = "evaluate once more" if run.zero_shot else "resume=true continues it"
+            notes.append(f"{names[run.directory]} was cut short: no results of {_first_few(missing)}; {again}.")
     chosen: dict[tuple[str | None, str], Run] = {}  # variant and member → the run that it is taken from
     for variant, pooled in _variants(used, names).items():
         for run in pooled:  # oldest first
@@ -357,25 +371,7 @@ def _variants(used: Sequence[Run], names: Mapping[Path, str]) -> dict[str | None
             groups.append([run])
     if len(groups) == 1:
         return {None: groups[0]}
-    return dict(zip(_short([names[group[0].directory] for group in groups]), groups, strict=True))
-
-
-def _short(names: Sequence[str]) -> list[str]:
-    """Names of variants for labels: without a `key=` that all of them begin with, long ones abridged in the middle."""
-    keys = {name.partition("=")[:2] for name in names}
-    values = (
-        [name.partition("=")[2] for name in names] if len(keys) == 1 and "" not in next(iter(keys)) else list(names)
-    )
-    abridged = [v if len(v) <= MAX_VARIANT_CHARACTERS else f"{v[:12]}…{v[-8:]}" for v in values]
-    return abridged if len(set(abridged)) == len(names) and all(abridged) else list(names)
-
-
-def _names(directories: Sequence[Path]) -> dict[Path, str]:
-    """Each run's folder name, with as many folders above it as tell all runs apart."""
-    depth = 1
-    while len({directory.parts[-depth:] for directory in directories}) < len(directories):
-        depth += 1
-    return {directory: "/".join(directory.parts[-depth:]) for directory in directories}
+    return dict(zip(labels.short([names[group[0].directory] for group in groups]), groups, strict=True))
 
 
 def _log(

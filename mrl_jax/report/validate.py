@@ -18,8 +18,8 @@ from mrl_jax.arms import ARMS
 from mrl_jax.config import Config
 from mrl_jax.data.readers.arrays import DAMAGED
 from mrl_jax.data.readers.records import check_expansion
-from mrl_jax.errors import UserError, nearest
 from mrl_jax.runs import MetricRow
+from mrl_jax.system.errors import UserError, nearest
 
 MAX_VALUE = 1e15  # no measurement is larger
 
@@ -43,6 +43,11 @@ class Run:
             time = datetime.min
         return (time if time.tzinfo else time.replace(tzinfo=UTC), str(self.directory))
 
+    @property
+    def zero_shot(self) -> bool:
+        """Whether this is an evaluation by `python -m mrl_jax.evaluate`, which trained nothing."""
+        return bool(self.dataset.get("zero_shot"))
+
     @functools.cached_property
     def members(self) -> dict[str, list[MetricRow]]:
         """The label of each member with results → its rows; post-hoc arms count as members."""
@@ -53,7 +58,9 @@ class Run:
         return dict(members)
 
     def missing(self) -> list[str]:
-        """The members that the configuration asks for and that have no results."""
+        """The members that the configuration asks for and that have no results; an evaluation has all or none."""
+        if self.rows and self.zero_shot:
+            return []
         trained = arms.expand(self.config.arms, self.config.nesting_dims, self.config.loss.weights)
         names = [arm.label for arm in trained]
         names += [*arms.posthoc(self.config.arms), *arms.untuned(self.config.arms)]
@@ -72,6 +79,9 @@ def run_directories(paths: Sequence[Path]) -> list[Path]:
         below_path = []
         for folder, below, names in os.walk(Path(path).resolve()):
             below[:] = sorted(name for name in below if not name.startswith("."))
+            if "config.yaml" in names and "sources" in below:
+                listed = " ".join(str(place) for place in runs.folders(Path(folder)))
+                raise UserError(f"{folder} was trained on several sources, each with a report of its own: {listed}")
             if "config.yaml" in names:
                 below_path.append(Path(folder))
                 below.clear()
@@ -95,17 +105,22 @@ def load_run(directory: Path) -> Run:
                 f"{directory / 'evaluation.csv'} is damaged: invalid row {','.join(map(str, row))} (a seed is at least "
                 f"0, a dim in 1…{config.width}, a value in ±{MAX_VALUE:g})"
             )
-    dataset = runs.read_dataset(directory) if rows else {}
+    dataset = runs.read_dataset(directory) if rows else _read_object(directory / "dataset.json")
     for key in ("fingerprint", "examples") if rows else ():
         if not isinstance(dataset.get(key), dict):
             raise UserError(f"{directory / 'dataset.json'} is damaged: it lacks {key}")
     if rows and not (type(count := dataset["examples"].get("train")) is int and 0 <= count < 2**53):
         raise UserError(f"{directory / 'dataset.json'} is damaged: it lacks the number of training examples")
+    return Run(directory, config, rows, dataset, _read_object(directory / "environment.json"))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is none that can be read."""
     try:
-        environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        environment = {}
-    return Run(directory, config, rows, dataset, environment if isinstance(environment, dict) else {})
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def metric_rows(directory: Path) -> list[MetricRow]:
@@ -140,9 +155,19 @@ def check_comparable(first: Run, other: Run) -> None:
 
 def log_lines(directory: Path) -> tuple[list[dict[str, Any]], int]:
     """The lines of metrics.jsonl that are as training writes them, and the number of those that are not."""
-    lines = list(runs.Log(directory / "metrics.jsonl").read())
+    run, source = runs.run_of(directory)
+    lines = list(runs.Log(run / "metrics.jsonl").read())
+    if source is not None:
+        lines = [_of_source(line, source) for line in lines if line["split"] == "validation"]
     good = [line for line in lines if _is_log_line(line)]
     return good, len(lines) - len(good)
+
+
+def _of_source(line: dict[str, Any], source: str) -> dict[str, Any]:
+    """A line of the log with the scores of one source."""
+    of = line.get("sources")
+    own = of.get(source) if isinstance(of, dict) else None
+    return {**line, **own} if isinstance(own, dict) else {}
 
 
 def _is_log_line(line: dict[str, Any]) -> bool:
@@ -174,10 +199,11 @@ def labels_of(path: Path, classes: int) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def arrays(path: Path, prefix: str) -> dict[Any, np.ndarray]:
+def arrays(path: Path, prefix: str, partial: bool = False) -> dict[Any, np.ndarray]:
     """The arrays of a predictions file whose keys are `prefix` and a dim, by dim; by None when nothing follows.
 
-    All have the length of the labels, which are classes; the others hold finite numbers.
+    All have the length of the labels, which are classes; the others hold finite numbers or, where they are `partial`,
+    nan.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -189,7 +215,8 @@ def arrays(path: Path, prefix: str) -> dict[Any, np.ndarray]:
     except (*DAMAGED, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it, or restore it from a copy") from None
     for dim, array in by_dim.items():
-        if array.shape != (count,) or array.dtype.kind not in "iufb" or not np.isfinite(array).all():
+        fine = array.dtype.kind in "iufb" and (np.isfinite(array) | (partial & np.isnan(array))).all()
+        if array.shape != (count,) or not fine:
             raise UserError(
                 f"{path} is damaged: {prefix}{dim or ''} does not hold a number for each of {count:,} labels"
             )

@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from mrl_jax.errors import UserError
-from mrl_jax.files import cannot_write_error, sha256_of
+from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import cannot_write_error, sha256_of
 
 CHECKPOINTS_KEPT = 2  # per directory: the newest, and the one before in case the newest gets damaged
 

@@ -2,14 +2,19 @@
 
     results/<experiment>/<run>/
         config.yaml         the resolved configuration
+        recipe.json         which recipe chose the keys that the command left open, and the scores of its trials
         environment.json    versions, device, core count, git commit
         dataset.json        classes, sizes and a fingerprint of the data
         tokenizer.json      how texts become numbers (text only; idf.json beside it for a bag of words)
+        ngrams.json         which runs of words or characters are counted (encoder.ngrams above 1)
+        scaler.json         mean and scale of features
         SHA256SUMS          hashes of the files above that a model is built from, in the format of `sha256sum`
         metrics.jsonl       the training log, one line per member and logging interval
+        baselines.json      the settings that were chosen for baselines
         evaluation.csv      experiment,arm,seed,dim,split,metric,value
         predictions/        per-example outcomes that paired statistics need
         checkpoints/        training states until training ends, and the best model of each member
+        sources/            of a run on several sources, the results of each, see `runs.sources`
         plots/              plots of metrics.jsonl and evaluation.csv
 
 A folder is created under a temporary name and renamed once its first files are in it, so no run is overwritten or half
@@ -30,11 +35,19 @@ from pathlib import Path
 from typing import Any
 
 from mrl_jax import config as configuration
-from mrl_jax.errors import UserError, nearest
-from mrl_jax.files import cannot_write_error, path_of, sha256_of, write
 from mrl_jax.runs.environment import environment
+from mrl_jax.system.errors import UserError, nearest
+from mrl_jax.system.files import cannot_write_error, path_of, sha256_of, write
 
-SEALED_FILES = ("config.yaml", "dataset.json", "tokenizer.json", "idf.json")
+SEALED_FILES = (
+    "config.yaml",
+    "dataset.json",
+    "recipe.json",
+    "tokenizer.json",
+    "idf.json",
+    "ngrams.json",
+    "scaler.json",
+)
 
 
 def refuse_existing(config: configuration.Config) -> None:
@@ -108,8 +121,9 @@ def reopen(config: configuration.Config) -> Path:
         names = names_below(parent)
         existing = f"runs there: {', '.join(names)}" if names else "there is no run there"
         raise UserError(f"resume=true: no run {directory}{nearest(config.run or '', names)}; {existing}")
-    changed = configuration.differences(configuration.from_yaml(directory / "config.yaml"), config)
-    if changed:
+    begun = configuration.from_yaml(directory / "config.yaml")
+    missing = configuration.missing_keys(directory / "config.yaml")
+    if changed := configuration.differences(begun, configuration.as_begun(config, missing)):
         raise UserError(
             f"resume=true: {directory} was started with another configuration: {'; '.join(changed[:5])}; "
             "resume with the same keys, or start a new run"
@@ -193,7 +207,7 @@ def _check_seal(directory: Path) -> None:
     for name, expected in hashes.items():
         file = directory / name
         if file.is_file() and sha256_of(file) != expected:
-            remedy = "; delete it and use resume=true to write it again" if name in SEALED_FILES[2:] else ""
+            remedy = "; delete it and use resume=true to write it again" if name in SEALED_FILES[3:] else ""
             raise UserError(f"{file} is not what SHA256SUMS says: one of the two is damaged; restore it{remedy}")
 
 
@@ -205,9 +219,18 @@ def read_dataset(directory: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    missing = {"kind", "classes", "inputs", "encoder", "vocabulary"} - set(content if isinstance(content, dict) else ())
+    content = _description(path, content)
+    if not isinstance(of := content.get("sources", {}), dict):
+        raise UserError(f"{path} is damaged: sources={repr(of)[:40]} is invalid; expected descriptions by name")
+    return content | ({"sources": {name: _description(path, each) for name, each in of.items()}} if of else {})
+
+
+def _description(path: Path, raw: Any) -> dict[str, Any]:
+    """The description of a data set, with the keys of today; raises `UserError` where it cannot be one."""
+    missing = {"kind", "classes", "inputs", "encoder", "vocabulary"} - set(raw if isinstance(raw, dict) else ())
     if missing:
         raise UserError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
+    content: dict[str, Any] = configuration.stored_description(raw)
     shapes = content["inputs"].values() if isinstance(content["inputs"], dict) else [None]
     for key, valid, expected in (
         ("kind", content["kind"] in ("text", "image", "features"), "text, image or features"),
@@ -219,12 +242,17 @@ def read_dataset(directory: Path) -> dict[str, Any]:
             content["vocabulary"] is None or _is_list_of(int, [content["vocabulary"]]),
             "an integer or null",
         ),
+        ("prompts", _is_texts_by_name(content["prompts"]), "texts by name"),
         ("columns", _is_list_of(int, [content.get("columns", 1)]), "an integer"),
     ):
         if not valid:
             value = repr(content.get(key))[:40]
             raise UserError(f"{path} is damaged: {key}={value} is invalid; expected {expected}")
-    return dict(content)
+    return content
+
+
+def _is_texts_by_name(value: Any) -> bool:
+    return isinstance(value, dict) and _is_list_of(str, [*value, *value.values()])
 
 
 def _is_list_of(kind: type, values: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from mrl_jax import processes
+from mrl_jax.system import processes
 
 PACKAGES = ("mrl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mrl_jax import processes
-from mrl_jax.errors import UserError
-from mrl_jax.files import cannot_write_error, write
+from mrl_jax.system import processes
+from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import cannot_write_error, write
 
 
 class MetricRow(NamedTuple):
@@ -71,6 +71,17 @@ def write_rows(path: Path, rows: Iterable[MetricRow]) -> None:
     writer.writerow(MetricRow._fields)
     writer.writerows((*row[:-1], f"{row.value:.6f}") for row in rows)
     write(path, buffer.getvalue())
+
+
+def write_baseline(directory: Path, name: str, settings: dict[str, Any]) -> None:
+    """Add the settings that were chosen for a baseline to baselines.json."""
+    path = directory / "baselines.json"
+    try:
+        known = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        known = {}
+    if processes.is_process0():
+        write(path, json.dumps(known | {name: settings}, indent=1) + "\n")
 
 
 def read_rows(path: Path) -> list[MetricRow]:

@@ -28,9 +28,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from mrl_jax import config as configuration
-from mrl_jax import files
 from mrl_jax.config import Config
-from mrl_jax.errors import UserError, one_of
+from mrl_jax.system import files
+from mrl_jax.system.errors import UserError, one_of
 
 LAUNCHERS = {
     "basic": "hydra",

@@ -6,22 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mrl_jax.search
-from mrl_jax import console
-from mrl_jax.errors import UserError
+from mrl_jax.search import adapt, mining
 from mrl_jax.search.commands import COMMANDS
 from mrl_jax.search.index import BACKENDS
+from mrl_jax.search.service import options
+from mrl_jax.system import console
+from mrl_jax.system.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     return console.run(
-        _parser(), _act, arguments, interrupted="interrupted; the same command continues a build", place="index"
+        _parser(),
+        _act,
+        arguments,
+        interrupted="interrupted; the same command continues a build, or begins anew",
+        place="index",
     )
 
 
-def _act(options: argparse.Namespace) -> None:
+def _act(given: argparse.Namespace) -> None:
     try:
-        COMMANDS[options.command](options)
+        COMMANDS[given.command](given)
     except ValueError as error:  # of the library: embeddings or queries that are not finite, ids that are not UTF-8
         raise UserError(str(error)) from error
 
@@ -36,27 +42,26 @@ def _parser() -> argparse.ArgumentParser:
     kinds = ", ".join(dict.fromkeys(kind for backend in BACKENDS.values() for kind in backend.kinds))
 
     build = commands.add_parser("build", help="embed a corpus and add it to an index, new or begun")
-    build.add_argument("run", help="a run directory, or an experiment's folder for its latest run")
+    console.add_model(build)
     build.add_argument("corpus", type=Path, help="JSONL with _id, text and perhaps title")
     build.add_argument("--index", required=True, help="a folder, a Milvus Lite file ….db, or http://host:19530")
     build.add_argument("--kind", help=f"{kinds}; by default exact or, in Milvus, milvus-autoindex")
     build.add_argument("--prefix", type=int, help="dims that are searched first; by default about a quarter of all")
-    build.add_argument("--arm", help="mrl, mrl_e, ff64, …; the run's first by default")
-    build.add_argument("--seed", type=int, default=0)
-    build.add_argument("--batch", type=_positive, default=256, help="texts embedded at a time")
+    build.add_argument("--batch", type=console.positive, default=256, help="texts embedded at a time")
     build.add_argument("--replace", action="store_true", help="replace documents that are there with another text")
 
     query = commands.add_parser("query", help="the best documents for a text")
     query.add_argument("index")
     query.add_argument("text", nargs="+")
-    query.add_argument("--k", type=_positive, default=10)
+    query.add_argument("--k", type=console.positive, default=10)
     query.add_argument("--plan", default="auto", help="auto (what `plan` saved, else exact), exact, or 64:200,128:50")
+    query.add_argument("--dim", type=console.positive, help="rank by so many dims of the embeddings; by default by all")
     query.add_argument("--run", help="where the model's run is now, if it was moved")
 
     plan = commands.add_parser("plan", help="find the cheapest shortlist that keeps a recall; saved for --plan auto")
     plan.add_argument("index")
     plan.add_argument("--queries", type=Path, required=True, help="JSONL with text: held out, a few hundred or more")
-    plan.add_argument("--k", type=_positive, default=10)
+    plan.add_argument("--k", type=console.positive, default=10)
     plan.add_argument("--recall", type=float, default=0.99, help="recall@k (or nDCG@k, with --metric) to keep")
     plan.add_argument("--metric", choices=("recall", "ndcg"), default="recall", help="against exact search")
     plan.add_argument("--delta", type=float, default=0.05, help="probability with which the target may be missed")
@@ -66,19 +71,53 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="recall and speed per method")
     bench.add_argument("index")
     bench.add_argument("--queries", type=Path, required=True, help="JSONL with text")
-    bench.add_argument("--k", type=_positive, default=10)
+    bench.add_argument("--k", type=console.positive, default=10)
     bench.add_argument("--run", help="where the model's run is now, if it was moved")
 
     delete = commands.add_parser("delete", help="remove documents by id")
     delete.add_argument("index")
     delete.add_argument("ids", nargs="+")
+
+    mine = commands.add_parser(
+        "mine",
+        help="add hard negatives to pairs: documents that a model ranks high",
+        description=mining.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    mine.add_argument("run", metavar="MODEL", help="a trained run, minilm, mpnet, wordllama or a model folder")
+    mine.add_argument("pairs", metavar="PAIRS", help="pairs of anchor and positive, as data=pairs reads them")
+    mine.add_argument("--out", required=True, help="JSONL of the same pairs with a list negatives, for data.train")
+    mine.add_argument("--corpus", help="JSONL with _id, text and perhaps title: further documents")
+    mine.add_argument("--negatives", type=console.positive, default=5, help="number per pair; 5 by default")
+    mine.add_argument(
+        "--range", type=mining.ranks, metavar="START:STOP", help="ranks from 0; by default 0 to ten times --negatives"
+    )
+    mine.add_argument("--margin", type=float, help="by how much negatives score below the positive at least")
+    mine.add_argument("--relative-margin", type=float, help="the same as a share of the positive's score, such as 0.05")
+    mine.add_argument(
+        "--sampling", choices=("top", "random"), default="top", help="which of those left; top by default"
+    )
+    mine.add_argument("--sampling-seed", type=int, default=0, help="of --sampling random")
+    mine.add_argument("--arm", help="of a run: mrl, ff64, …; its first by default")
+    mine.add_argument("--seed", type=int, default=0, help="of a run; 0 by default")
+    mine.add_argument("--cache-dir", metavar="DIR", help="of embeddings; $MRL_JAX_CACHE, or ~/.cache/mrl_jax")
+
+    maps = commands.add_parser(
+        "adapt",
+        help="map another model's vectors so that their prefixes are shortlists",
+        description=adapt.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    maps.add_argument("vectors", help=".npz with features [n, d], or .npy")
+    maps.add_argument("--dims", required=True, help="lengths of the prefixes, such as 64,128")
+    maps.add_argument("--out", required=True, help="a new file, .npz")
+    maps.add_argument(
+        "--steps", type=console.positive, default=adapt.STEPS, help=f"of learning; {adapt.STEPS} by default"
+    )
+    maps.add_argument("--seed", type=int, default=0, help="of the split and of batches; 0 by default")
+
+    options.add(commands.add_parser("serve", help="answer over HTTP: search, embeddings, classes, a page"))
     return parser
-
-
-def _positive(word: str) -> int:
-    if not word.isdigit() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word} is not allowed; it must be a whole number of at least 1")
-    return int(word)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The commands of `python -m mrl_jax.search`: build, query, plan, bench and delete. Each takes its parsed options."""
+"""The commands of `python -m mrl_jax.search`: on an index, `mine`, `adapt`, `serve`. Each takes its parsed options."""
 
 import argparse
 import contextlib
@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 import mrl_jax
-from mrl_jax import console, runs
-from mrl_jax.errors import UserError
+from mrl_jax import runs
 from mrl_jax.model import EmbeddingModel
-from mrl_jax.search import corpus, shortlist
+from mrl_jax.search import adapt, corpus, mining, shortlist
 from mrl_jax.search import plan as plans
 from mrl_jax.search.index import (
     Description,
@@ -25,8 +24,10 @@ from mrl_jax.search.index import (
     rerank,
 )
 from mrl_jax.search.index.exact import ExactIndex
-from mrl_jax.search.queries import SearchResults
+from mrl_jax.search.queries import SearchResults, leave_out
 from mrl_jax.search.truth import best_of_blocks, recall
+from mrl_jax.system import console
+from mrl_jax.system.errors import UserError, printable
 
 BATCH_DOCUMENTS = 1024  # documents that are embedded, added and acknowledged together
 CANDIDATES_PER_RESULT = 10  # documents ranked by whole embedding per result, without a plan
@@ -87,7 +88,7 @@ def build(options: argparse.Namespace) -> None:
 
         def add_batch() -> None:
             nonlocal added, known, batch
-            new = _add(index, model, batch, options)
+            new = add_new(index, model, batch, options.corpus, options.replace, options.batch)
             added, known, batch = added + new, known + len(batch) - new, []
 
         with console.progress(size, "build", "B") as bar:
@@ -98,6 +99,9 @@ def build(options: argparse.Namespace) -> None:
                 if len(batch) == BATCH_DOCUMENTS:
                     add_batch()
             add_batch()
+        if not added + known:
+            raise UserError(f"{options.corpus} has no documents")
+        index.prepare()
         print(f"{options.index}: {len(index):,} documents, {added:,} added now, {known:,} were there")
 
 
@@ -114,21 +118,33 @@ def _check_same(stored: Description, wanted: Description, options: argparse.Name
             raise UserError(f"{options.index} was built with {key} {old}; leave {key} out, or give another --index")
 
 
-def _add(index: Index, model: EmbeddingModel, batch: Sequence[Document], options: argparse.Namespace) -> int:
-    """Embed and add the documents that the index lacks; returns how many."""
+def add_new(
+    index: Index, model: EmbeddingModel, batch: Sequence[Document], where: object, replace: bool, batch_size: int
+) -> int:
+    """Embed and add the documents that the index lacks; returns how many.
+
+    Args:
+        index: open for writing.
+        model: of the index.
+        batch: documents; of several with one id and the same text, one is added.
+        where: they come from, for messages.
+        replace: whether a document with another text replaces that of the same id; otherwise it is an error.
+        batch_size: texts that are embedded at a time.
+
+    Raises:
+        UserError: an id is there with another text, and not to be replaced; or the index cannot be written.
+    """
     stored = index.find([one.id for one in batch])
     new: dict[str, Document] = {}
     for one in batch:
-        other = stored.get(one.id) or new.get(one.id)
-        if other is not None and other.text != one.text and not options.replace:
-            raise UserError(
-                f"{options.corpus}: id {one.id} is in the index with another text; ids are unique (or --replace it)"
-            )
+        other = new.get(one.id) or stored.get(one.id)
+        if other is not None and other.text != one.text and not replace:
+            raise UserError(f"{where}: id {one.id} is in the index with another text; ids are unique (or --replace it)")
         if other is None or other.text != one.text:
             new[one.id] = one
     documents = list(new.values())
     if documents:
-        index.add(documents, model.encode([one.text for one in documents], batch_size=options.batch))
+        index.add(documents, model.encode([one.text for one in documents], batch_size=batch_size, prompt="document"))
     return len(documents)
 
 
@@ -137,26 +153,32 @@ def _add(index: Index, model: EmbeddingModel, batch: Sequence[Document], options
 
 def query(options: argparse.Namespace) -> None:
     """Print the best documents for each text."""
+    if not all(text.strip() for text in options.text):
+        raise UserError("the text to search for is empty")
     with contextlib.closing(open_index(options.index)) as index:
         size = _size(index, options)
         if options.k > size:
             print(f"--k={options.k}: there are only {size:,} documents", file=sys.stderr)
-        stages = parse_plan(index, options)
-        z = load_model(index, options.run).encode(options.text)
+        stages = parse_plan(index, options.plan, options.k, options.dim)
+        z = load_model(index, options.run).encode(options.text, prompt="query")
         for text in (text for text, row in zip(options.text, z, strict=True) if not row.any()):
             print(f"{text!r}: no token of this query is in the vocabulary; the ranking is arbitrary", file=sys.stderr)
-        results = search_index(index, z, min(options.k, size), stages)
+        results = search_index(index, z, min(options.k, size), stages, options.dim)
+        found = int((results.rows >= 0).sum(axis=1).min())
+        if found < results.rows.shape[1]:
+            kind = index.description.kind
+            print(f"{options.index}: {kind} finds only {found:,} of {size:,} documents", file=sys.stderr)
         for text, scores, rows in zip(options.text, results.scores, results.rows, strict=True):
             if len(options.text) > 1:
-                print(f"\n{text}")
+                print(f"\n{printable(text)}")
             for rank, (one, score) in enumerate(zip(index.documents(rows[rows >= 0]), scores, strict=False), 1):
-                shown = " ".join(one.text.split())
+                shown = printable(" ".join(one.text.split()))
                 if len(shown) > MAX_SHOWN_CHARACTERS:
                     shown = shown[: MAX_SHOWN_CHARACTERS - 1] + "…"
-                print(f"{rank:>3}  {score:.4f}  {one.id}  {shown}")
+                print(f"{rank:>3}  {score:.4f}  {printable(one.id)}  {shown}")
 
 
-def search_index(index: Index, z: np.ndarray, k: int, stages: Stages | None) -> SearchResults:
+def search_index(index: Index, z: np.ndarray, k: int, stages: Stages | None, dim: int | None = None) -> SearchResults:
     """The k best documents of each query.
 
     Args:
@@ -164,34 +186,50 @@ def search_index(index: Index, z: np.ndarray, k: int, stages: Stages | None) -> 
         z: queries, float32 [Q, D].
         k: number of results per query.
         stages: of a funnel. With None, search of all documents if the back end has that, else of a shortlist.
+        dim: number of coordinates that documents are ranked by, where there are no stages; by default all.
     """
     if isinstance(index, ExactIndex):
-        return index.search(z, k, stages and [(dim, min(size, len(index))) for dim, size in stages])
-    size = CANDIDATES_PER_RESULT * k if stages is None else stages[0][1]
-    return rerank(index, z, k, min(size, len(index)))
+        return index.search(z, k, stages and [(m, min(size, len(index))) for m, size in stages], dim)
+    size = max(k, min(CANDIDATES_PER_RESULT * k, index.max_candidates)) if stages is None else stages[0][1]
+    return rerank(index, z, k, min(size, len(index)), dim)
 
 
-def parse_plan(index: Index, options: argparse.Namespace) -> Stages | None:
-    """The stages that --plan asks for; None for exact search."""
-    prefix = index.description.prefix
-    if options.plan == "auto":
-        return saved_plan(index, options.k)
-    if options.plan == "exact":
-        _need_exact(index, "--plan exact")
+def parse_plan(index: Index, plan: str, k: int, dim: int | None = None, dashes: str = "--") -> Stages | None:
+    """The stages that a plan asks for; None for exact search, and for a ranking by fewer than all dims.
+
+    Args:
+        index: of any back end.
+        plan: auto, exact, or stages such as 64:200,128:50.
+        k: number of results.
+        dim: that documents are ranked by, one of the nesting dims; by default all.
+        dashes: before the names of `plan` and `dim` in messages.
+
+    Raises:
+        UserError: the index has no such plan, or no such dim.
+    """
+    width, dims, prefix, *_ = index.description
+    if dim is not None and dim not in dims:
+        raise UserError(f"{dashes}dim={dim} is not allowed; one of {', '.join(map(str, dims))}")
+    if plan == "auto":
+        return saved_plan(index, k) if dim in (None, width) else None
+    if plan == "exact":
+        _need_exact(index, f"{dashes}plan exact")
         return None
+    if dim not in (None, width):
+        raise UserError(f"{dashes}plan={plan} ranks by all {width} dims; leave {dashes}dim={dim} out, or the plan")
     try:
-        parts = (part.partition(":") for part in options.plan.split(","))
-        stages = [(int(dim), int(size)) for dim, _, size in parts]
-        shortlist.check_stages(stages, index.description.dims, options.k)
+        parts = (part.partition(":") for part in plan.split(","))
+        stages = [(int(m), int(size)) for m, _, size in parts]
+        shortlist.check_stages(stages, dims, k)
     except ValueError as error:
         why = "" if "invalid literal" in str(error) else f" ({error})"
         raise UserError(
-            f"--plan={options.plan} is not allowed{why}; auto, exact, or stages such as 64:200 or 32:400,64:100"
+            f"{dashes}plan={plan} is not allowed{why}; auto, exact, or stages such as 64:200 or 32:400,64:100"
         ) from None
     if not isinstance(index, ExactIndex) and (len(stages) > 1 or stages[0][0] != prefix):
-        raise UserError(f"--plan={options.plan}: this index has one stage, at {prefix} dims")
+        raise UserError(f"{dashes}plan={plan}: this index has one stage, at {prefix} dims")
     if stages[0][0] > prefix:
-        raise UserError(f"--plan={options.plan}: the first stage can scan at most {prefix} dims")
+        raise UserError(f"{dashes}plan={plan}: the first stage can scan at most {prefix} dims")
     return stages
 
 
@@ -212,6 +250,27 @@ def _size(index: Index, options: argparse.Namespace) -> int:
     return len(index)
 
 
+def _read_queries(index: Index, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
+    """The embeddings of the queries in a file and, where some of them have the id of a document, its handle for each.
+
+    That document is the query itself and would be its first result, so it is left out (BEIR's `ignore_identical_ids`).
+    """
+    queries = corpus.read_queries(options.queries)
+    z = load_model(index, options.run).encode([one.text for one in queries], prompt="query")
+    handles = index.handles([one.id for one in queries if one.id is not None])
+    if not handles:
+        return z, None
+    own = np.array([handles.get(one.id or "", -1) for one in queries])
+    count = f"{(own >= 0).sum():,} of {len(queries):,} queries"
+    print(f"{options.queries}: {count} have the id of a document, which is left out of their results", file=sys.stderr)
+    return z, own
+
+
+def _asked(k: int, own: np.ndarray | None) -> int:
+    """Results per query that are searched for, so that k are left."""
+    return k if own is None else k + 1
+
+
 # ---- plan ------------------------------------------------------------------------------------------------------------
 
 
@@ -219,13 +278,14 @@ def plan(options: argparse.Namespace) -> None:
     """Certify the cheapest shortlist that keeps a recall, and save it."""
     with contextlib.closing(open_index(options.index)) as opened:
         index = _need_exact(opened, "plan")
-        z = load_model(index, options.run).encode(corpus.read_queries(options.queries))
+        k = min(options.k, _size(index, options))
+        z, own = _read_queries(index, options)
         documents = index.prefixes
         dims = [m for m in documents.scan_dims if m < index.description.width]
-        truth = best_of_blocks(index.blocks(), z, options.k).rows
+        truth = leave_out(best_of_blocks(index.blocks(), z, _asked(k, own)), own).rows
         try:
             made = plans.plan(
-                documents, z, options.k, options.recall, options.delta, options.budget, dims, truth, options.metric
+                documents, z, k, options.recall, options.delta, options.budget, dims, truth, options.metric, own
             )
         except ValueError as error:
             raise UserError(str(error)) from None
@@ -236,7 +296,7 @@ def plan(options: argparse.Namespace) -> None:
             print(f"{stages:>12}{one.quality:>9.4f}{one.p:>9.4f}{one.cost.mflop:>9.2f}{one.cost.megabytes:>9.2f}{mark}")
         print(f"{'full scan':>12}{1:>9.4f}{'':>9}{made.exact.mflop:>9.2f}{made.exact.megabytes:>9.2f}")
         plans.save(
-            index.folder, index.version, options.k, options.metric, options.recall, options.delta, made.chosen
+            index.folder, index.version, k, options.metric, options.recall, options.delta, made.chosen
         )  # fmt: skip
         if made.chosen is None:
             print(f"no shortlist is certified to keep this {options.metric}; --plan auto searches exactly")
@@ -249,12 +309,12 @@ def bench(options: argparse.Namespace) -> None:
     """Print recall against exact search, and speed, per method."""
     with contextlib.closing(open_index(options.index)) as index:
         k = min(options.k, _size(index, options))
-        z = load_model(index, options.run).encode(corpus.read_queries(options.queries))
-        methods = _methods(index, k)
-        truth = best_of_blocks(index.blocks(), z, k)
+        z, own = _read_queries(index, options)
+        methods = _methods(index, _asked(k, own))
+        truth = leave_out(best_of_blocks(index.blocks(), z, _asked(k, own)), own)
         print(f"{'method':>24}{f'recall@{k}':>12}{'queries/s':>12}{'ms, alone':>12}")
         for name, search in methods.items():
-            share = float(recall(search(z), truth).mean())
+            share = float(recall(leave_out(search(z), own), truth).mean())
             batch = _seconds(search, z, BENCH_BATCH_REPEATS) / len(z)
             alone = np.median([_seconds(search, one[None], 1) for one in z[:BENCH_SINGLE_QUERIES]])
             print(f"{name:>24}{share:>12.4f}{1 / batch:>12,.0f}{1000 * alone:>12.2f}")
@@ -269,7 +329,8 @@ def _methods(index: Index, k: int) -> dict[str, Callable[[np.ndarray], SearchRes
 
     exact = isinstance(index, ExactIndex)
     methods = {"exact": with_stages(None)} if exact else {}
-    for size in (k * n for n in BENCH_SIZES_PER_K if k * n <= len(index)):
+    most = min(len(index), index.max_candidates)
+    for size in sorted({min(k * n, most) for n in BENCH_SIZES_PER_K if most >= k}):
         methods[f"{prefix}:{size}" if exact else f"{kind} {prefix}:{size}"] = with_stages([(prefix, size)])
     return methods
 
@@ -295,6 +356,21 @@ def delete(options: argparse.Namespace) -> None:
         print(f"{options.index}: {count} deleted, {len(options.ids) - count} were not there; {len(index):,} documents")
 
 
+# ---- serve -----------------------------------------------------------------------------------------------------------
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Answer requests over HTTP until the process is told to stop."""
+    try:
+        from mrl_jax.search.service import server  # the extra is needed by nothing else
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "prometheus_client"):
+            raise
+        raise UserError("search serve needs more packages: pip install 'mrl_jax[serve]'") from None
+    server.serve(options)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "build": build, "query": query, "plan": plan, "bench": bench, "delete": delete,
+    "build": build, "query": query, "plan": plan, "bench": bench, "delete": delete, "mine": mining.mine,
+    "adapt": adapt.adapt, "serve": serve,
 }  # fmt: skip

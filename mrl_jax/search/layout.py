@@ -34,15 +34,16 @@ class StoredVectors:
 
     def __init__(self, path: Path, count: int, width: int) -> None:
         self.shape = (count, width)
+        self._stored = width
         self._file = path.open("rb")
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        count, width = self.shape
+        width = self._stored
         if isinstance(rows, slice):
-            start, stop, step = rows.indices(count)
+            start, stop, step = rows.indices(len(self))
             block = np.empty((max(0, stop - start), width), np.float32)
             self._read(block, start)
             return block[::step]
@@ -52,8 +53,21 @@ class StoredVectors:
         return block.reshape(*rows.shape, width)
 
     def _read(self, into: np.ndarray, row: int) -> None:
-        if os.preadv(self._file.fileno(), [into], row * 4 * self.shape[1]) != into.nbytes:
+        if os.preadv(self._file.fileno(), [into], row * 4 * self._stored) != into.nbytes:
             raise OSError(f"{self._file.name} ends before row {row + len(into)}")
+
+
+class StoredPrefixes(StoredVectors):
+    """As `StoredVectors`, of the first `dim` coordinates, each row scaled to unit length; a zero row stays zero."""
+
+    def __init__(self, path: Path, count: int, width: int, dim: int) -> None:
+        super().__init__(path, count, width)
+        self.shape = (count, dim)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        block = super().__getitem__(rows)[..., : self.shape[1]]
+        length = np.linalg.norm(block, axis=-1, keepdims=True)
+        return np.asarray(block / np.where(length > 0, length, 1), np.float32)
 
 
 @dataclass(frozen=True, eq=False)

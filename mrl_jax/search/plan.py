@@ -17,11 +17,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.stats import binom
 
-from mrl_jax import files
-from mrl_jax.errors import UserError
 from mrl_jax.search import exact, shortlist
 from mrl_jax.search.index.base import Description
 from mrl_jax.search.layout import Documents
+from mrl_jax.search.queries import leave_out
+from mrl_jax.system import files
+from mrl_jax.system.errors import UserError
 
 SIZES_PER_K = (100, 50, 20, 10, 5, 2, 1)  # shortlist sizes to try, in multiples of k
 
@@ -61,6 +62,7 @@ def plan(
     dims: Sequence[int] | None = None,
     truth: np.ndarray | None = None,
     metric: Literal["recall", "ndcg"] = "recall",
+    own: np.ndarray | None = None,
 ) -> Plan:
     """The cheapest shortlist whose recall@k, or nDCG@k, is shown to reach `target`.
 
@@ -74,6 +76,7 @@ def plan(
         dims: of the prefixes to try; by default all that are laid out, except D.
         truth: rows [Q, k] of exact search, where they are known already.
         metric: what the target is for.
+        own: int [Q], the row of the document that is the query itself and is left out of its results; −1 for none.
 
     Returns:
         The `Plan`: the cheapest certified shortlist, and all that were tried.
@@ -93,16 +96,18 @@ def plan(
             f"{len(queries)} held-out queries cannot certify {metric} {target} at delta={delta}, not even without a "
             f"single miss; at least {needed} are needed"
         )
+    asked = k if own is None else k + 1
     if truth is None:
-        truth = exact.search(documents, queries, k, documents.scan_dims[-1])[0].rows
+        truth = leave_out(exact.search(documents, queries, asked, documents.scan_dims[-1])[0], own).rows
     measure = {"recall": recall, "ndcg": ndcg}[metric]
     tried: list[Candidate] = []
     for dim in dims:
         for size in sorted({min(k * n, len(documents)) for n in SIZES_PER_K}, reverse=True):
-            if size < k:
+            if size < asked:
                 continue
             stages = ((dim, size),)
-            losses = 1 - measure(shortlist.search(documents, queries, k, stages).rows, truth)
+            found = leave_out(shortlist.search(documents, queries, asked, stages), own)
+            losses = 1 - measure(found.rows, truth)
             p, cost = p_value(losses, 1 - target), shortlist_cost(documents, stages)
             tried.append(Candidate(stages, float(1 - losses.mean()), p, p <= delta / len(dims), cost))
             if not tried[-1].certified:

@@ -25,6 +25,15 @@ class SearchResults(NamedTuple):
     rows: np.ndarray  # int [Q, k]; −1, with a score of −inf, where there are fewer than k documents
 
 
+def leave_out(results: SearchResults, own: np.ndarray | None) -> SearchResults:
+    """The best k of k + 1 results without the document `own` [Q] of each query, −1 for none; None: all results."""
+    if own is None:
+        return results
+    is_own = (results.rows == own[:, None]) & (own >= 0)[:, None]
+    order = np.argsort(is_own, axis=1, kind="stable")[:, :-1]
+    return SearchResults(*(np.take_along_axis(part, order, axis=1) for part in results))
+
+
 def check_queries(documents: Documents, queries: np.ndarray, k: int) -> None:
     """Raises ValueError for queries of a wrong shape, not finite or of an extreme length, and for k below 1."""
     if queries.ndim != 2 or queries.shape[1] != documents.dims[-1]:

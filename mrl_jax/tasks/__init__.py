@@ -7,10 +7,12 @@ and an entry in `losses.LOSSES`.
 from collections.abc import Mapping
 from typing import Any
 
+from mrl_jax import config as configuration
 from mrl_jax.config import Config
 from mrl_jax.losses import LOSSES
 from mrl_jax.tasks.base import Preprocess, Splits, Task
 from mrl_jax.tasks.classification import Classification
+from mrl_jax.tasks.mixture import Mixture
 from mrl_jax.tasks.pairs import ContrastiveObjective, LearningFromPairs, SimilarityObjective
 from mrl_jax.training.step import TrainStep
 
@@ -24,7 +26,9 @@ TASKS: dict[str, Task] = {  # by what the loss learns from, see `losses.LOSSES`
 
 
 def of(config: Config) -> Task:
-    """The task of a configuration's loss."""
+    """The task of a configuration's loss, or that of several sources, each with its own."""
+    if configuration.parts(config):
+        return Mixture(of)
     return TASKS[LOSSES[config.loss.name].learns_from]
 
 

@@ -1,19 +1,21 @@
 """What a task is, and what all tasks share: the check of the data, the files that scores are written to."""
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from mrl_jax import files, processes
-from mrl_jax.config import Config
+from mrl_jax.config import Config, LossConfig
 from mrl_jax.data import Dataset, PairDataset, StreamedTexts
-from mrl_jax.errors import UserError
 from mrl_jax.evaluate import Score
-from mrl_jax.losses import LOSSES
+from mrl_jax.losses import LOSSES, nested_distillation
 from mrl_jax.runs import MetricRow
+from mrl_jax.system import files, processes
+from mrl_jax.system.errors import UserError
 from mrl_jax.training.batches import Examples
 from mrl_jax.training.models import FitResult
 from mrl_jax.training.step import Objective
@@ -27,8 +29,8 @@ MAX_EMBEDDINGS_BYTES = 2 << 30  # that the evaluation of streamed data may hold 
 class Preprocess(Protocol):
     """Turns raw inputs into arrays, and examples that stay on disk into readers of them."""
 
-    def __call__(self, raw: Any, labels: np.ndarray) -> Examples:
-        """The raw inputs in memory as examples."""
+    def __call__(self, raw: Any, labels: np.ndarray, name: str) -> Examples:
+        """The raw inputs in memory, those of the split `name`, as examples."""
         ...
 
     def on_disk(
@@ -83,6 +85,28 @@ def check_data(config: Config, dataset: Dataset | PairDataset) -> None:
     if LOSSES[loss].learns_from != contents:
         fitting = " or ".join(name for name, entry in LOSSES.items() if entry.learns_from == contents)
         raise UserError(f"loss.name={loss} does not fit data={dataset.name}, {contents}; use {fitting}")
+
+
+def shortlist(
+    options: LossConfig,
+    queries_BxD: jax.Array,
+    documents_NxD: jax.Array | None,
+    dims: Sequence[int],
+    taught_K: jax.Array,
+) -> jax.Array:
+    """The loss of `loss.shortlist`, before its weight: prefixes learn which neighbours the full width has."""
+    temperature = options.shortlist_temperature
+    return nested_distillation(queries_BxD, documents_NxD, dims, taught_K, temperature, neighbours=options.shortlist_k)[
+        0
+    ]
+
+
+def where_taught(weights_K: jax.Array, of_arm_K: jax.Array | None = None) -> jax.Array:
+    """The weights of losses in which the full width teaches, [K]: none where it has no weight in the arm, as in a
+    fixed-size model of fewer dims, whose other coordinates are never trained. In steps that only do not draw it, it
+    teaches."""
+    full = (weights_K if of_arm_K is None else of_arm_K)[-1]
+    return jnp.where(full > 0, weights_K, 0.0)
 
 
 def write_scores(

@@ -13,18 +13,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrl_jax import arms, evaluate
+from mrl_jax import arms, evaluate, runs
 from mrl_jax.config import Config, LossConfig
 from mrl_jax.data import Dataset, Split, StreamedTexts
-from mrl_jax.errors import UserError
-from mrl_jax.evaluate import Score, adaptive, compress, refit
+from mrl_jax.evaluate import EvaluationConfig, Score, adaptive, compress, parts, refit
 from mrl_jax.evaluate.classification import Classifiers
 from mrl_jax.losses import heads, uncertainty_weighted
 from mrl_jax.runs import MetricRow
-from mrl_jax.tasks.base import MAX_EMBEDDINGS_BYTES, Preprocess, Splits, check_data, write_scores
+from mrl_jax.system import processes
+from mrl_jax.system.errors import UserError
+from mrl_jax.tasks.base import (
+    MAX_EMBEDDINGS_BYTES,
+    Preprocess,
+    Splits,
+    check_data,
+    shortlist,
+    where_taught,
+    write_scores,
+)
 from mrl_jax.training.batches import Examples
 from mrl_jax.training.models import FitResult
 from mrl_jax.training.trainer import Trainer
+
+MAX_CALIBRATION_LOGITS = 1 << 24  # of the validation examples that a run keeps the answers to, per granularity
 
 
 @dataclass(frozen=True)
@@ -37,11 +48,18 @@ class ClassObjective:
     options: LossConfig
 
     columns = 1
-    couples_examples = False
+    breaks_ties = False
+
+    @property
+    def couples_examples(self) -> bool:
+        return self.options.shortlist > 0
 
     @property
     def sampled(self) -> int:
         return self.options.sampled
+
+    def of(self, label: Any) -> tuple["ClassObjective", Any]:
+        return self, label
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         return self._log_variances() | {
@@ -57,7 +75,12 @@ class ClassObjective:
         return {"log_variances": {kind: jnp.zeros(len(self.dims)) for kind in self.kinds}}
 
     def loss(
-        self, params: Any, z_BxD: jax.Array, labels_B: jax.Array, weights: jax.Array
+        self,
+        params: Any,
+        z_BxD: jax.Array,
+        labels_B: jax.Array,
+        weights: jax.Array,
+        of_arm: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         total, each = jnp.float32(0), []
         for kind, weights_K in zip(self.kinds, weights, strict=True):
@@ -69,6 +92,9 @@ class ClassObjective:
                 loss = uncertainty_weighted(losses_K, params["log_variances"][kind], weights_K)
             total += loss
             each.append(losses_K)
+        if self.options.shortlist:
+            taught_K = where_taught(jnp.sum(weights, axis=0), None if of_arm is None else jnp.sum(of_arm, axis=0))
+            total += self.options.shortlist * shortlist(self.options, z_BxD, None, self.dims, taught_K)
         return total, jnp.stack(each)
 
     def score(
@@ -105,6 +131,9 @@ class Classification:
     def check(self, config: Config, dataset: Dataset) -> None:
         check_data(config, dataset)
         classes, settings = len(dataset.classes), config.evaluation
+        if classes < 2:
+            only = dataset.classes[0] if classes else "none"
+            raise UserError(f"{dataset.name}: all labels of the training data are {only!r}; at least 2 are needed")
         refit.check(refit_kind(config), classes, config.width)
         if settings.cascade:
             adaptive.check(len(dataset.validation), settings.epsilon, settings.delta)
@@ -117,10 +146,10 @@ class Classification:
         def part(name: str, split: Split) -> Examples:
             if isinstance(split.inputs, StreamedTexts):
                 return preprocess.on_disk(split.inputs, split.labels, name)
-            return preprocess(split.inputs, split.labels)
+            return preprocess(split.inputs, split.labels, name)
 
-        parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-        return {name: part(name, split) for name, split in parts.items()}
+        splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test, **dataset.probes}
+        return {name: part(name, split) for name, split in splits.items()}
 
     def describe(self, dataset: Dataset, splits: Splits) -> dict[str, Any]:
         return {"classes": list(dataset.classes)}
@@ -134,16 +163,24 @@ class Classification:
     ) -> list[MetricRow]:
         member, arm, dims, settings = result.member, result.member.arm, config.nesting_dims, config.evaluation
         classifier = refit_kind(config)
-        needed = {name: split for name, split in splits.items() if name != "train" or settings.neighbours or classifier}
+        train = settings.neighbours or classifier or settings.few_shot or "unknown" in splits
+        needed = {name: split for name, split in splits.items() if name != "train" or train}
         z = {name: trainer.embed(result.model, split, settings.batch_size) for name, split in needed.items()}
         labels = {name: split.labels for name, split in splits.items()}
         head = result.model.params["heads"][arm.head]
         classes = int(jax.tree.leaves(head)[0].shape[-1])
 
+        superclasses = self._superclasses(settings.superclass, directory)
+
+        def fixed(at: Sequence[int]) -> list[int]:  # between nesting dims it takes long to fit classifiers
+            return [m for m in at if m in dims or m in (settings.dims or ())]
+
         def refitted(z: dict[str, np.ndarray], at: Sequence[int]) -> Classifiers:
             fit = refit.CLASSIFIERS[classifier or "logistic"]
-            fixed = [m for m in at if m in dims or m in (settings.dims or ())]  # between nesting dims it takes long
-            return fit(z["train"], labels["train"], z["validation"], labels["validation"], fixed, classes)
+            return fit(z["train"], labels["train"], z["validation"], labels["validation"], fixed(at), classes)
+
+        def generalise(z: dict[str, np.ndarray], own: Classifiers, at: Sequence[int]) -> Iterable[tuple[str, Score]]:
+            return evaluate.generalise(z, labels, own, at, fixed(at), superclasses, settings, member.seed)
 
         def write(name: str, scores: Iterable[tuple[str, Score]]) -> list[MetricRow]:
             label = member.label if name == arm.name else f"{name}-seed{member.seed}"
@@ -151,23 +188,36 @@ class Classification:
 
         wanted = evaluate.dims_of(arm, dims, settings)
         own = heads.classifiers(head, arm.head, dims, wanted if arm.head == "tied" else arm.trained(dims))
+        stages = arm.trained(dims)
+        calibration = calibrate(z["validation"], labels["validation"], [own[m] for m in stages], settings, member.seed)
+        runs.write_calibration(directory / "checkpoints" / member.label / "calibration.npz", stages, calibration)
         others = {"refit_top1": refitted(z, wanted)} if classifier else {}
         scores = evaluate.score(z, labels, own, others, wanted, dims, settings)
-        if settings.cascade and len(stages := arm.trained(dims)) > 1:
+        if settings.cascade and len(stages) > 1:
             tied = arm.head == "tied"
             scores = itertools.chain(
                 scores, evaluate.score_cascade(z, labels, own, tied, stages, settings, member.seed)
             )
-        rows = write(arm.name, scores)
+        rows = write(arm.name, itertools.chain(scores, generalise(z, own, wanted)))
         at = evaluate.dims_of(None, dims, settings)
-        for name in arms.posthoc(config.arms) if arm.width == config.width else ():
+        for name in arms.made_of(arm, config.arms, config.width):
             compression = compress.fit(str(arms.ARMS[name].compression), z["train"], member.seed)
             compressed = {split: compression.apply(x) for split, x in z.items()}
             others = {"own_head_top1": compress.own_head(compression, *own[config.width], at)}
-            scores = evaluate.score(compressed, labels, refitted(compressed, at), others, at, dims, settings)
+            own_of_arm = refitted(compressed, at)
+            scores = evaluate.score(compressed, labels, own_of_arm, others, at, dims, settings)
             # What a refitted classifier says is no probability, so it is not asked for its calibration.
-            rows += write(name, ((split, s) for split, s in scores if s.metric != "ece"))
+            calibrated = ((split, s) for split, s in scores if s.metric != "ece")
+            rows += write(name, itertools.chain(calibrated, generalise(compressed, own_of_arm, at)))
         return rows
+
+    def _superclasses(self, rule: str | None, directory: Path) -> list[int] | None:
+        """The super-class of each class of the run, where they are asked for."""
+
+        def numbers() -> list[int]:
+            return list(map(int, parts.superclasses(str(rule), runs.read_dataset(directory)["classes"])))
+
+        return None if rule is None else processes.on_process0(numbers)
 
     def score_untuned(
         self, config: Config, trainer: Trainer, splits: Splits, seed: int, directory: Path
@@ -180,6 +230,16 @@ def refit_kind(config: Config) -> str | None:
     return config.evaluation.refit or ("logistic" if arms.posthoc(config.arms) else None)
 
 
+def calibrate(
+    z: np.ndarray, labels: np.ndarray, classifiers: Sequence[Any], settings: EvaluationConfig, seed: int
+) -> adaptive.Calibration:
+    """What the run keeps to calibrate probabilities and cascades, from embeddings [n, D] of the validation split."""
+    most = max(1, MAX_CALIBRATION_LOGITS // len(classifiers[0][1]))
+    rows = np.sort(np.random.default_rng(seed).permutation(len(z))[:most])
+    logits = (z[rows, : len(kernel)] @ np.asarray(kernel) + np.asarray(bias) for kernel, bias in classifiers)
+    return adaptive.calibrate(logits, labels[rows], settings.confidence, seed)
+
+
 def _check_memory(config: Config, dataset: Dataset) -> None:
     """Raise `UserError` where streamed data would be evaluated on too many embeddings."""
     settings, compressed = config.evaluation, arms.posthoc(config.arms)
@@ -190,7 +250,7 @@ def _check_memory(config: Config, dataset: Dataset) -> None:
             f"{needed:,} bytes, more than {MAX_EMBEDDINGS_BYTES:,}; "
             "use a smaller data.validation_fraction, data.test or width"
         )
-    if not (settings.neighbours or settings.refit or compressed):
+    if not (settings.neighbours or settings.refit or compressed or settings.few_shot or dataset.probes):
         return
     needed += 4 * config.width * len(dataset.train)
     if needed > MAX_EMBEDDINGS_BYTES:
@@ -198,5 +258,5 @@ def _check_memory(config: Config, dataset: Dataset) -> None:
         raise UserError(
             f"embeddings of the {len(dataset.train):,} training texts are needed to evaluate, and with the others they "
             f"take {needed:,} bytes, more than {MAX_EMBEDDINGS_BYTES:,}; set evaluation.neighbours=false "
-            f"evaluation.refit=null{fewer}"
+            f"evaluation.refit=null evaluation.few_shot=null{fewer}"
         )

@@ -1,8 +1,8 @@
 """Pairs: texts (or features) that belong together, learnt by contrast or from scores of how alike they are.
 
-Contrastive: what is near its own document and far from those of the others of its batch; scored by ranking. Similarity:
-cosines that follow scores; scored by Spearman's correlation. There are no heads: the K entries of a row of loss weights
-weigh the loss of each prefix.
+Contrastive: what is near its own document and far from those of the others of its batch, but for the documents that
+are known to answer it too; scored by ranking. Similarity: cosines that follow scores; scored by Spearman's correlation.
+There are no heads: the K entries of a row of loss weights weigh the loss of each prefix.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,15 +17,25 @@ import numpy as np
 from mrl_jax import arms, evaluate
 from mrl_jax.config import Config, LossConfig
 from mrl_jax.data import PairDataset, Pairs, Ranking, StreamedTexts
-from mrl_jax.errors import UserError
 from mrl_jax.evaluate import Score, compress
-from mrl_jax.losses import LOSSES, PairBatch, nested_cosines, nested_info_nce
+from mrl_jax.losses import LOSSES, Guide, PairBatch, TextIds, nested_cosines, nested_info_nce, relevance
 from mrl_jax.nesting import truncate
 from mrl_jax.runs import MetricRow
-from mrl_jax.tasks.base import MAX_EMBEDDINGS_BYTES, Preprocess, Splits, check_data, write_scores
+from mrl_jax.system.console import say
+from mrl_jax.system.errors import UserError
+from mrl_jax.tasks import teacher
+from mrl_jax.tasks.base import (
+    MAX_EMBEDDINGS_BYTES,
+    Preprocess,
+    Splits,
+    check_data,
+    shortlist,
+    where_taught,
+    write_scores,
+)
 from mrl_jax.training.batches import Examples, PairExamples, RankingExamples
 from mrl_jax.training.models import FitResult
-from mrl_jax.training.step import Weights
+from mrl_jax.training.step import OF_LABEL, Weights
 from mrl_jax.training.trainer import Trainer
 
 COLDEST = 0.01  # the smallest temperature that is learned, as in CLIP (Radford et al., 2021, arXiv:2103.00020)
@@ -48,6 +58,9 @@ class PairObjective:
     def sampled(self) -> int:
         return self.options.sampled
 
+    def of(self, label: Any) -> tuple["PairObjective", Any]:
+        return self, label
+
     def init(self, key: jax.Array) -> dict[str, Any]:
         if not self.options.learned_temperature:
             return {}
@@ -59,31 +72,53 @@ class PairObjective:
             return self.options.temperature
         return jnp.maximum(jnp.exp(params["log_temperature"]), COLDEST)
 
-    def loss(self, params: Any, z_SxD: jax.Array, scores_B: jax.Array, weights: jax.Array) -> Any:
-        """The S = columns · B embeddings stand column by column."""
+    @property
+    def breaks_ties(self) -> bool:
+        return self.options.mask_known
+
+    def loss(
+        self, params: Any, z_SxD: jax.Array, label: Any, weights: jax.Array, of_arm: jax.Array | None = None
+    ) -> Any:
+        """The S = columns · B embeddings stand column by column; the label is that of `PairExamples`."""
         options, entry, weights_K = self.options, LOSSES[self.options.name], weights[0]
         assert entry.of_pairs is not None
+        given = label if isinstance(label, dict) else {"label": label}
+        label, teacher_SxT, guide_SxG = (given.get(name) for name in OF_LABEL)
         size = len(z_SxD) // self.columns
-        batch = PairBatch(z_SxD[:size], z_SxD[size:], scores_B)
+        batch = PairBatch(z_SxD[:size], z_SxD[size:], _scores(label), _ids(label, self.columns))
+        if guide_SxG is not None:
+            batch = batch._replace(guide=Guide(guide_SxG[:size], guide_SxG[size:], options.guide_margin))
         total, losses_K = entry.of_pairs(batch, self.dims, weights_K, self.temperature(params), options.symmetric)
+        if not options.supervised:
+            total = jnp.float32(0)
+        taught_K = where_taught(weights_K, None if of_arm is None else of_arm[0])
         if options.distillation:
             assert entry.distillation is not None
-            taught, _ = entry.distillation(batch, self.dims, weights_K, options.temperature, options.symmetric)
+            taught, _ = entry.distillation(batch, self.dims, taught_K, options.temperature, options.symmetric)
             total += options.distillation * taught
+        if options.shortlist:
+            # Scored pairs have one document per query: the texts of the batch are each other's documents.
+            scored = LOSSES[options.name].learns_from == "scored pairs"
+            queries, documents = (z_SxD, None) if scored else (batch.anchors, batch.candidates)
+            total += options.shortlist * shortlist(options, queries, documents, self.dims, taught_K)
+        if teacher_SxT is not None:
+            assert entry.distillation is not None
+            batch = batch._replace(targets=teacher_SxT[:size] @ teacher_SxT[size:].T)
+            taught, _ = entry.distillation(batch, self.dims, weights_K, options.temperature, options.symmetric)
+            total += options.teacher_weight * taught
         return total, losses_K[None]
 
-    def score(
-        self, params: Any, z_SxD: jax.Array, scores_B: jax.Array, valid_B: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def score(self, params: Any, z_SxD: jax.Array, label: jax.Array, valid_B: jax.Array) -> tuple[jax.Array, jax.Array]:
         # A validation file may have other hard negatives than the training file, or none.
-        anchors, positives = z_SxD[: len(valid_B)], z_SxD[len(valid_B) : 2 * len(valid_B)]
-        right_K, lost_K = self._score(params, anchors, positives, scores_B, valid_B)
+        size, columns = len(valid_B), len(z_SxD) // len(valid_B)
+        ids = _ids(label, columns)
+        ids = ids and ids._replace(documents=ids.documents[:size])
+        batch = PairBatch(z_SxD[:size], z_SxD[size : 2 * size], _scores(label), ids)
+        right_K, lost_K = self._score(params, batch, valid_B)
         return right_K[None], lost_K[None]
 
-    def _score(
-        self, params: Any, anchors: jax.Array, positives: jax.Array, scores_B: jax.Array, valid_B: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Numbers of right answers and summed losses, [K] each."""
+    def _score(self, params: Any, batch: PairBatch, valid_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Numbers of right answers and summed losses, [K] each, of pairs without hard negatives."""
         raise NotImplementedError
 
     def narrow(self, width: int) -> "PairObjective":
@@ -97,19 +132,22 @@ class PairObjective:
 
 
 class ContrastiveObjective(PairObjective):
-    """An answer is right where a query is nearest to its own document of the batch; the score's loss is InfoNCE."""
+    """An answer is right where the nearest document of the batch is relevant; the score's loss is InfoNCE."""
 
-    def _score(
-        self, params: Any, anchors: jax.Array, positives: jax.Array, scores_B: jax.Array, valid_B: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        right = []
+    def _score(self, params: Any, batch: PairBatch, valid_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+        anchors, positives, ids, right = batch.anchors, batch.positives, batch.ids, []
+        relevant = jnp.eye(len(anchors), dtype=bool)
+        candidates = jnp.broadcast_to(valid_B, relevant.shape)
+        if ids is not None:
+            relevant |= relevance.relevant(ids.rows(), ids.columns())
+            candidates &= relevant | ~relevance.own(ids.rows(), ids.columns())
         for m in self.dims:
             cosines = truncate(anchors, m) @ truncate(positives, m).T
-            nearest = jnp.argmax(jnp.where(valid_B, cosines, -2.0), axis=1)
-            right.append(jnp.sum((nearest == jnp.arange(len(cosines))) & valid_B))
+            nearest = jnp.argmax(jnp.where(candidates, cosines, -2.0), axis=1)
+            right.append(jnp.sum(jnp.take_along_axis(relevant, nearest[:, None], axis=1)[:, 0] & valid_B))
         ones_K, options = jnp.ones(len(self.dims)), self.options
         _, losses_K = nested_info_nce(
-            anchors, positives, self.dims, ones_K, self.temperature(params), options.symmetric, valid=valid_B
+            anchors, positives, self.dims, ones_K, self.temperature(params), options.symmetric, valid=valid_B, ids=ids
         )
         return jnp.stack(right), losses_K * jnp.sum(valid_B)
 
@@ -117,15 +155,23 @@ class ContrastiveObjective(PairObjective):
 class SimilarityObjective(PairObjective):
     """An answer is right by the share of the batch's other pairs that cosine puts on the right side of it."""
 
-    def _score(
-        self, params: Any, anchors: jax.Array, positives: jax.Array, scores_B: jax.Array, valid_B: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        cosines_KxB = nested_cosines(anchors, positives, self.dims)
+    def _score(self, params: Any, batch: PairBatch, valid_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scores_B, cosines_KxB = batch.scores, nested_cosines(batch.anchors, batch.positives, self.dims)
         order_BxB = jnp.sign(scores_B[:, None] - scores_B) * (valid_B[:, None] & valid_B)
         agree = jnp.sign(cosines_KxB[:, :, None] - cosines_KxB[:, None]) * order_BxB
         others = jnp.maximum(jnp.sum(order_BxB != 0, axis=-1), 1)
         right_KxB = (1 + jnp.sum(agree, axis=-1) / others) / 2
         return jnp.sum(right_KxB * valid_B, axis=-1), jnp.sum((1 - right_KxB) * valid_B, axis=-1)
+
+
+def _scores(label: jax.Array) -> jax.Array:
+    """The scores [B] of pairs; zeros of pairs without."""
+    return label if label.ndim == 1 else jnp.zeros(len(label))
+
+
+def _ids(label: jax.Array, columns: int) -> TextIds | None:
+    """The numbers of the texts of pairs, `columns` texts each, where their label has them."""
+    return TextIds(label[:, 0], label[:, 1:columns].T.ravel(), label[:, columns:]) if label.ndim == 2 else None
 
 
 class Judged(NamedTuple):
@@ -134,12 +180,15 @@ class Judged(NamedTuple):
     first: np.ndarray  # of queries [Q, D], or of the pairs' first texts [n, D]
     second: np.ndarray  # of documents [N, D], or of the second texts [n, D]
     truth: np.ndarray  # int [j, 3], or float32 [n]
+    own: np.ndarray | None = None  # int [m, 2], row of a query and of the document that is no candidate for it
 
     def compressed(self, compression: compress.Compression) -> "Judged":
-        return Judged(compression.apply(self.first), compression.apply(self.second), self.truth)
+        return Judged(compression.apply(self.first), compression.apply(self.second), self.truth, self.own)
 
     def scores(self, dims: Sequence[int]) -> Iterator[Score]:
-        return (evaluate.search if self.truth.ndim == 2 else evaluate.similarity)(*self, dims)
+        if self.truth.ndim == 2:
+            return evaluate.search(self.first, self.second, self.truth, dims, self.own)
+        return evaluate.similarity(self.first, self.second, self.truth, dims)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -153,13 +202,14 @@ class LearningFromPairs:
 
     def check(self, config: Config, dataset: PairDataset) -> None:
         check_data(config, dataset)
+        teacher.check(config, dataset)
         validation, texts = dataset.validation, dataset.validation.table
         if isinstance(texts, StreamedTexts):  # and not read from a file of its own
             _check_memory(config, validation, len(texts))
 
     def splits(self, config: Config, dataset: PairDataset, preprocess: Preprocess) -> Splits:
-        def read(texts: Any) -> Examples:
-            return preprocess(texts, np.zeros(len(texts), np.int32))
+        def read(texts: Any, name: str) -> Examples:
+            return preprocess(texts, np.zeros(len(texts), np.int32), name)
 
         scores = dataset.train.scores
         low, high = (0.0, 1.0) if scores is None else (float(scores.min()), float(scores.max()))
@@ -171,14 +221,23 @@ class LearningFromPairs:
                 labels = np.zeros(len(part), np.float32) if to_unit is None else to_unit.astype(np.float32)
                 table = preprocess.on_disk(part.table, labels, name, part.columns)
             else:
-                table = read(part.table)
-            return PairExamples(table, part.columns, to_unit, chunks, multiple=jax.device_count())
+                table = read(part.table, name)
+            devices, mask_known = jax.device_count(), config.loss.mask_known
+            if name != "train":
+                return PairExamples(table, part.columns, to_unit, chunks, devices, mask_known, part.text_ids)
+            others: Mapping[str, Any] = teacher.vectors(config, part.table)
+            others = {**others, "no_duplicates": config.trainer.no_duplicates}
+            return PairExamples(table, part.columns, to_unit, chunks, devices, mask_known, part.text_ids, **others)
 
         test = dataset.test
+        if isinstance(test, Ranking) and config.evaluation.ignore_identical_ids:
+            say_own(test, " (evaluation.ignore_identical_ids)")
         return {
             "train": pairs("train", dataset.train, config.trainer.accumulate),
             "validation": pairs("validation", dataset.validation),
-            "test": RankingExamples(read(test.queries), read(test.documents), test.judgments)
+            "test": RankingExamples(
+                read(test.queries, "test query"), read(test.documents, "test document"), test.judgments, test.own
+            )
             if isinstance(test, Ranking)
             else pairs("test", test),
         }
@@ -196,7 +255,7 @@ class LearningFromPairs:
         judged = _judged(config, trainer, result.model, splits)
         wanted = evaluate.dims_of(arm, config.nesting_dims, config.evaluation)
         rows = _write(config, directory, arm.name, member.label, member.seed, judged, wanted)
-        if arm.width == config.width and (compressions := arms.posthoc(config.arms)):
+        if compressions := arms.made_of(arm, config.arms, config.width):
             z = _sample(config, trainer, result.model, splits, member.seed)
             rows += _score_compressed(config, directory, compressions, z, judged, member.seed)
         return rows
@@ -228,19 +287,33 @@ def _judged(config: Config, trainer: Trainer, model: Weights, splits: Splits) ->
     def embed(examples: Examples) -> np.ndarray:
         return trainer.embed(model, examples, config.evaluation.batch_size)
 
-    judged = {}
+    judged, excludes = {}, config.evaluation.ignore_identical_ids
     for name in ("validation", "test"):
         split = splits[name]
         if isinstance(split, RankingExamples):
-            judged[name] = Judged(embed(split.queries), embed(split.documents), split.judgments)
+            queries, documents = embed(split.queries), embed(split.documents)
+            judged[name] = Judged(queries, documents, split.judgments, split.own if excludes else None)
             continue
         z = embed(split.table)
         if split.scored:
             judged[name] = Judged(z[split.columns[:, 0]], z[split.columns[:, 1]], split.labels)
         else:
-            queries, documents, judgments = split.ranking()
-            judged[name] = Judged(z[queries], z[documents], judgments)
+            search = split.search()
+            queries, documents = z[search.queries], z[search.documents]
+            judged[name] = Judged(queries, documents, search.judgments, search.own if excludes else None)
     return judged
+
+
+def say_own(test: Ranking, why: str = "") -> None:
+    """Say how many queries of the test are documents, and how often that is judged relevant and cannot be found; `why`
+    ends the sentence."""
+    if not len(test.own):
+        return
+    judged = {(int(query), int(document)) for query, document, gain in test.judgments if gain > 0}
+    count = sum((int(query), int(document)) in judged for query, document in test.own)
+    also = f"; {count:,} of these are judged relevant and count as missed" if count else ""
+    queries = len(np.unique(test.own[:, 0]))
+    say(f"test: {queries:,} of {len(test):,} queries are documents themselves and do not rank their own{also}{why}")
 
 
 def _sample(config: Config, trainer: Trainer, model: Weights, splits: Splits, seed: int) -> np.ndarray:

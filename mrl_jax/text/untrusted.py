@@ -7,30 +7,34 @@ beyond the model's table of embeddings.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 CHUNK_TEXTS = 4096  # texts per call of the library
 PROBE_TEXTS = ["", "a", "\ua66e\ua66e \u0378 \0"]  # a word, and characters that hardly any vocabulary knows
 REPEATED_GROUP = re.compile(r"\)\s*[*+{]")  # every pattern that takes exponential time has one
 
 
-def read(path: Path, ids: int | None = None) -> Tokenizer:
-    """The tokenizer in a file, without padding; it yields only token ids below `ids`.
+def read(path: Path, ids: int | None = None, edit: Callable[[Any], None] | None = None) -> Tokenizer:
+    """The tokenizer in a file, without padding; it yields only token ids below `ids`. `edit` may change its content.
 
     Raises `UserError` for a file that is missing or damaged, or could not be used on every text.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; it is needed to turn text into token ids")
     try:
-        content = path.read_text(encoding="utf-8")
-        check_steps(json.loads(content))
-        tokenizer: Tokenizer = Tokenizer.from_str(content)
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        check_steps(content)
+        if edit is not None:
+            edit(content)
+            text = json.dumps(content)
+        tokenizer: Tokenizer = Tokenizer.from_str(text)
         tokenizer.no_padding()
         highest = max(tokenizer.get_vocab().values(), default=-1)
         for encoding in tokenizer.encode_batch(PROBE_TEXTS):
@@ -67,7 +71,7 @@ def encode_in_chunks(tokenizer: Tokenizer, texts: Sequence[str], chunk: int = CH
     for start in range(0, len(texts), chunk):
         part = list(texts[start : start + chunk])
         try:
-            encodings = tokenizer.encode_batch(part)
+            encodings = tokenizer.encode_batch_fast(part)  # no offsets
         except BaseException as error:
             for number, text in enumerate(part, start):
                 if not isinstance(text, str) or text != text.encode(errors="ignore").decode():
@@ -78,6 +82,8 @@ def encode_in_chunks(tokenizer: Tokenizer, texts: Sequence[str], chunk: int = CH
 
 def _as_user_error(error: BaseException, problem: str) -> BaseException:
     """The `UserError` for what the library raised, or `error` itself where it is not the library's (Ctrl-C)."""
+    if isinstance(error, UserError):
+        return error
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
         return UserError(f"{problem}: {' '.join(str(error).split())}")
     return error

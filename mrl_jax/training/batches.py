@@ -13,7 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from mrl_jax.data.relevance import FurtherPositives, Search, search_of
 from mrl_jax.text import packing
+from mrl_jax.training import duplicates
 
 MASK_INPUTS = ("mask", "weights")  # inputs that are zero exactly at padding and so tell the length of a text
 PADDED_LENGTHS = (16, 32, 64, 96, 128, 160, 192, 224, 256, 384, 512)  # of a batch: few, as each is compiled
@@ -68,6 +70,10 @@ class Examples:
             batch = {name: array[rows, :length] for name, array in self.inputs.items()}
         return batch | {"label": self.labels[rows]}
 
+    def stream(self, seed: int, batch_size: int, start: int, stop: int) -> Iterator[np.ndarray]:
+        """See `stream`."""
+        return stream(self, seed, batch_size, start, stop)
+
     def read_ahead(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> "BatchReader":
         """`make(rows)` for each of the steps start … stop − 1, computed ahead of time."""
         return BatchReader(prefetch(rows, make), start)
@@ -84,18 +90,37 @@ class PairExamples:
     A batch holds the texts of B pairs column by column: B anchors, B positives, then B of each hard negative. With
     `chunks`, the pairs are divided into that many equal parts, each laid out in this way. Texts for a transformer are
     packed, several per row (see `packing`), so pairs of any lengths can be drawn into one batch.
+
+    The label of a batch are the scores float32 [B]. With `mask_known`, pairs without scores of which not all others are
+    negatives have instead what `FurtherPositives.labels` says, int32 [B, columns + P]; other batches stay as they were.
+    With a teacher or a guide, a batch has their vectors of its texts, column by column of the whole batch.
     """
 
     lengths = None  # pairs are not grouped by length
     separable = False  # texts are packed across the whole batch, so every process packs it and keeps its part
 
     def __init__(
-        self, table: Examples, columns: np.ndarray, scores: np.ndarray | None, chunks: int = 1, multiple: int = 1
+        self,
+        table: Examples,
+        columns: np.ndarray,
+        scores: np.ndarray | None,
+        chunks: int = 1,
+        multiple: int = 1,
+        mask_known: bool = False,
+        text_ids: np.ndarray | None = None,
+        teacher: np.ndarray | None = None,
+        guide: np.ndarray | None = None,
+        no_duplicates: bool = False,
     ) -> None:
         self.table, self.columns, self.chunks, self.multiple = table, columns, chunks, multiple
+        # Other models' vectors of the texts, float32 [t, T].
+        self.vectors = {name: z for name, z in (("teacher", teacher), ("guide", guide)) if z is not None}
         self.scored = scores is not None
         self.labels = np.zeros(len(columns), np.float32) if scores is None else scores.astype(np.float32)
+        self.text_ids = columns if text_ids is None else text_ids  # which texts are equal, see `data.Pairs`
+        self.further = FurtherPositives(self.text_ids) if mask_known and scores is None else None
         self.packed = "mask" in table.inputs
+        self.no_duplicates = no_duplicates  # whether batches hold no text twice, where possible
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -109,16 +134,13 @@ class PairExamples:
         return self.table.fingerprint
 
     def arrays(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """The content of the split: its scores; the pairs and the table's inputs by name."""
+        """The content of the split: its scores; the pairs and the table's inputs by name. The other models' vectors
+        are not part of it: computed again, on other cores, they differ in the last digits."""
         return self.labels, {"columns": self.columns, **self.inputs}
 
-    def ranking(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The pairs as a search task: table rows of the queries [Q] and documents [N], and judgments int [j, 3]."""
-        queries, query = np.unique(self.columns[:, 0], return_inverse=True)
-        documents, document = np.unique(self.columns[:, 1:], return_inverse=True)
-        positive = document.reshape(len(self), -1)[:, 0]
-        relevant = np.unique(np.stack([query, positive], axis=1), axis=0)
-        return queries, documents, np.pad(relevant, ((0, 0), (0, 1)), constant_values=1)
+    def search(self) -> Search:
+        """The pairs as a search task among the rows of the table."""
+        return search_of(self.columns, self.text_ids)
 
     def padded_length(self, rows: np.ndarray) -> int | None:
         """The length of the rows that the texts of the pairs at `rows` are packed into, or padded to."""
@@ -127,12 +149,16 @@ class PairExamples:
             return packing.row_length(int(self.table.lengths[texts].max(initial=1)))
         return self.table.padded_length(texts)
 
+    def stream(self, seed: int, batch_size: int, start: int, stop: int) -> Iterator[np.ndarray]:
+        """See `stream`."""
+        return stream(self, seed, batch_size, start, stop)
+
     def read_ahead(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> "BatchReader":
         """As `Examples.read_ahead`."""
         return self.table.read_ahead(rows, make, start, stop)
 
     def take(self, rows: np.ndarray, length: int | None = None) -> dict[str, np.ndarray]:
-        """The batch of the pairs at `rows`, with their scores as `label`."""
+        """The batch of the pairs at `rows`, with `label`."""
         return {name: array[0] for name, array in self.stack([rows], length).items()}
 
     def stack(self, parts: Sequence[np.ndarray], length: int | None) -> dict[str, np.ndarray]:
@@ -143,7 +169,10 @@ class PairExamples:
         rows_by_name = {name: max(len(batch[name]) for batch in batches) for name in batches[0]}
         joint = {name: np.stack([_pad_rows(b[name], n) for b in batches]) for name, n in rows_by_name.items()}
         joint = {name: array.reshape(len(parts), -1, *array.shape[2:]) for name, array in joint.items()}
-        return joint | {"label": np.stack([self.labels[rows] for rows in parts])}
+        for name, z in self.vectors.items():
+            joint[name] = np.stack([z[self.columns[rows].T.ravel()] for rows in parts])
+        label = None if self.further is None else self.further.labels([self.text_ids[rows] for rows in parts])
+        return joint | {"label": np.stack([self.labels[rows] for rows in parts]) if label is None else label}
 
     def _texts(self, texts: np.ndarray, length: int | None) -> dict[str, np.ndarray]:
         if not self.packed or length is None or self.table.lengths is None:
@@ -153,11 +182,12 @@ class PairExamples:
 
 @dataclass(frozen=True, eq=False)
 class RankingExamples:
-    """Queries, documents and judgments int32 [j, 3]: query row, document row, gain."""
+    """Queries, documents, and what is known of them."""
 
     queries: Examples
     documents: Examples
-    judgments: np.ndarray
+    judgments: np.ndarray  # int32 [j, 3]: query row, document row, gain
+    own: np.ndarray  # int32 [m, 2]: query row, row of the document that is the query itself
 
     fingerprint = None
 
@@ -183,10 +213,18 @@ def order(examples: Examples | PairExamples, seed: int, epoch: int, batch_size: 
     """The permutation of one epoch, int32 [n].
 
     To reduce padding, texts of similar length share a batch: the permuted texts are sorted by length within windows of
-    `WINDOW_BATCHES` batches, and the batches of each window are shuffled.
+    `WINDOW_BATCHES` batches, and the batches of each window are shuffled. Of pairs with `no_duplicates`, see
+    `duplicates`.
     """
-    rng = np.random.default_rng((seed, epoch))
-    rows = rng.permutation(np.arange(len(examples), dtype=np.int32))  # same numbers as int64, in half the memory
+
+    def permutation(epoch: int) -> tuple[np.ndarray, np.random.Generator]:
+        rng = np.random.default_rng((seed, epoch))
+        # The same numbers as int64, in half the memory.
+        return rng.permutation(np.arange(len(examples), dtype=np.int32)), rng
+
+    if isinstance(examples, PairExamples) and examples.no_duplicates:
+        return duplicates.order(examples.text_ids, lambda epoch: permutation(epoch)[0], epoch, batch_size)
+    rows, rng = permutation(epoch)
     if examples.lengths is None:
         return rows
     for start in range(0, len(rows), WINDOW_BATCHES * batch_size):
@@ -249,7 +287,7 @@ class BatchReader:
 
 
 def slices(
-    examples: Examples | PairExamples, batch_size: int, tokens: int | None = None, share: tuple[int, int] = (0, 1)
+    examples: Any, batch_size: int, tokens: int | None = None, share: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]]:
     """Every example once, for evaluation, with texts in order of length.
 
@@ -271,7 +309,7 @@ def slices(
 
 
 def _plan_slices(
-    examples: Examples | PairExamples, batch_size: int, tokens: int | None
+    examples: Any, batch_size: int, tokens: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int | None]]:
     """Plan the batches of `slices`: (rows, the rows padded with repeats, the length to pad texts to)."""
     n = len(examples)

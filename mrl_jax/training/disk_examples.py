@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 from tokenizers import __version__ as tokenizers_version
 
-from mrl_jax import console, encoders
+from mrl_jax import encoders
 from mrl_jax.config import Config
-from mrl_jax.data import Dataset, PairDataset, StreamedTexts, disk_cache
-from mrl_jax.errors import UserError
+from mrl_jax.data import Dataset, MixedDataset, PairDataset, StreamedTexts, disk_cache
+from mrl_jax.system import console
+from mrl_jax.system.errors import UserError
 from mrl_jax.text.tokenizers import Preprocessor
 from mrl_jax.training.batches import BatchReader, Examples
 
@@ -37,21 +38,22 @@ CHUNK_TEXTS = 4096  # tokenised together; a multiple of the maximum number of te
 READ_THREADS = 2  # that build batches
 PREFETCHED_BATCHES = 4  # how far they run ahead of training
 RECORDS_FILE = "examples.array_record"
+LEARNT_VERSION = 2  # of what is learnt from the same texts by the same settings; 1: unspaced scripts were not split
 RECORD_BYTES = 8192  # approximate: larger records cost reading per text, smaller ones a larger index
 
 
-def fit(config: Config, dataset: Dataset | PairDataset) -> Preprocessor:
+def fit(config: Config, dataset: Dataset | PairDataset | MixedDataset) -> Preprocessor:
     """As `encoders.fit`, but a preprocessor learnt from streamed texts is cached on disk and not learnt again."""
-    texts = dataset.train.raw
+    texts = dataset.raw if isinstance(dataset, MixedDataset) else dataset.train.raw
 
     def learn() -> Preprocessor:
         return encoders.fit(config.encoder, dataset.name, dataset.kind, texts)
 
     encoders.check(config.encoder, dataset.kind, dataset.name)
     settings = encoders.learnt_values(config.encoder)
-    if not isinstance(texts, StreamedTexts) or settings.get("weights") is not None:
+    if not isinstance(texts, StreamedTexts) or settings.get("weights") or settings.get("tokenizer"):
         return learn()
-    key = json.dumps([config.encoder.name, settings, tokenizers_version])
+    key = json.dumps([config.encoder.name, settings, tokenizers_version, LEARNT_VERSION])
     cached = disk_cache.folder(config.data.cache_dir, "tokenizer", texts.key, key)
     disk_cache.build_once(cached, lambda folder: learn().save(folder))
     return encoders.load(config.encoder, cached, dataset.kind)

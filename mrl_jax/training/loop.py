@@ -1,6 +1,8 @@
 """The fit loop of one group of members: steps, log lines, validation, checkpoints.
 
-The model with the best validation accuracy is kept. A killed run continues from its last checkpoint, bit-exactly.
+The model with the best validation accuracy (of a mixture, the mean over its sources) is kept; of several with the same
+accuracy the first or, where the task `breaks_ties`, that with the smallest loss (and of the same loss the first). A
+killed run continues from its last checkpoint, bit-exactly.
 """
 
 import sys
@@ -14,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from mrl_jax import processes
 from mrl_jax.arms import LossWeights, Member
 from mrl_jax.config import TrainerConfig
-from mrl_jax.errors import UserError
 from mrl_jax.runs import Log, checkpoint
-from mrl_jax.training import batches
-from mrl_jax.training.batches import Examples, PairExamples
+from mrl_jax.system import processes
+from mrl_jax.system.errors import UserError
+from mrl_jax.training.mixture import AnyExamples, MixedExamples, NamedExamples
 from mrl_jax.training.models import FitResult, save_model
 from mrl_jax.training.placement import Best, Layout
 from mrl_jax.training.step import Measures, State, TrainStep, Weights
@@ -45,7 +46,7 @@ class Evaluator(Protocol):
         ...
 
     def accuracy(
-        self, model: Weights, examples: Examples | PairExamples, batch_size: int, members: int | None
+        self, model: Weights, examples: AnyExamples | NamedExamples, batch_size: int, members: int | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Accuracy and mean loss [(members,) kinds, K] over a split."""
         ...
@@ -59,8 +60,8 @@ class GroupLoop:
         trainer: Evaluator,
         members: tuple[Member, ...],
         seeds: tuple[int, ...],
-        train: Examples | PairExamples,
-        validation: Examples | PairExamples,
+        train: AnyExamples,
+        validation: AnyExamples,
         directory: Path,
         log: Log,
         bar: tqdm,
@@ -121,7 +122,8 @@ class GroupLoop:
         states = [processes.on_host(self.program.init(member.seed)) for member in self.members]
         state = jax.tree.map(lambda *leaves: np.stack(leaves), *states) if self.together else states[0]
         shape = (len(self.members),) if self.together else ()
-        best = Best(state.model, np.full(shape, -1.0, np.float32), np.zeros(shape, np.int32))
+        places = (*shape, 2) if self.program.objective.breaks_ties else shape
+        best = Best(state.model, np.full(places, -1.0, np.float32), np.zeros(shape, np.int32))
         newest_state: dict[str, Any] = {}
 
         def newest() -> dict[str, Any]:
@@ -163,7 +165,7 @@ class GroupLoop:
         """
         size, layout = self.config.batch_size, self.layout
         index = [self.seeds.index(member.seed) for member in self.members]
-        streams = [batches.stream(self.train, seed, size, start, self.total) for seed in self.seeds]
+        streams = [self.train.stream(seed, size, start, self.total) for seed in self.seeds]
 
         def take(parts: tuple[np.ndarray, ...]) -> Any:
             length = self.train.padded_length(np.concatenate(parts))
@@ -227,22 +229,39 @@ class GroupLoop:
         return f"its best model, of step {result.step}, is kept in {folder}"
 
     def _validate(self, step: int, state: State, best: Best) -> Best:
-        """Score the validation split and update the best model of each member."""
-        accuracy, loss = self.trainer.accuracy(
-            state.model, self.validation, self.config.batch_size, self.layout.members
-        )
-        if not self.together:
-            accuracy, loss = accuracy[None], loss[None]
-        self.log.append(
-            self._line(i, step, "validation", loss[i]) | {"accuracy": self._per_dim(i, accuracy[i])}
-            for i in range(len(self.members))
-        )
+        """Score the validation split and update the best model of each member: by the mean over sources."""
+        each = self._scores(state.model)
+        # of one source the numbers as they are: a mean would be of another type, and round otherwise
+        accuracy, loss = (np.mean(x, axis=0) if len(x) > 1 else x[0] for x in zip(*each.values(), strict=True))
+
+        def line(i: int) -> dict[str, Any]:
+            of = {
+                name: {"loss": self._per_dim(i, lost[i]), "accuracy": self._per_dim(i, right[i])}
+                for name, (right, lost) in each.items()
+                if name
+            }
+            plain = self._line(i, step, "validation", loss[i]) | {"accuracy": self._per_dim(i, accuracy[i])}
+            return plain | ({"sources": of} if of else {})
+
+        self.log.append(map(line, range(len(self.members))))
         average = np.array([self._average(i, accuracy[i]) for i in range(len(self.members))], np.float32)
+        if self.program.objective.breaks_ties:
+            losses = np.array([self._average(i, loss[i]) for i in range(len(self.members))], np.float32)
+            average = np.stack([average, -np.nan_to_num(losses, nan=np.inf, posinf=np.inf)], axis=1)
         moment: Any = average, np.full(len(average), step, np.int32)
         if not self.together:
             moment = average[0], np.int32(step)
         better: Best = self.layout.keep(Best(state.model, *self.layout.on_devices(moment, self.layout.state)), best)
         return better
+
+    def _scores(self, model: Weights) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Accuracy and loss [members, kinds, K] on the validation split; of a mixture, of each source by its name."""
+        parts: dict[str, AnyExamples | NamedExamples] = {"": self.validation}
+        if isinstance(self.validation, MixedExamples):
+            parts = {part.name: part for part in self.validation.named}
+        size, members = self.config.batch_size, self.layout.members
+        found = {name: self.trainer.accuracy(model, part, size, members) for name, part in parts.items()}
+        return found if self.together else {name: (right[None], lost[None]) for name, (right, lost) in found.items()}
 
     def _save(self, step: int, state: State, best: Best, window: list[Measures]) -> None:
         meta = {"members": [m.label for m in self.members], "window": [[x.tolist() for x in m] for m in window]}
@@ -253,7 +272,8 @@ class GroupLoop:
     def _result(self, best: Best, i: int) -> FitResult:
         """The best model of member i; `best` holds NumPy arrays."""
         own = jax.tree.map(lambda x: x[i], best) if self.together else best
-        return FitResult(self.members[i], self.program.widen(own.model), float(own.accuracy), int(own.step))
+        accuracy = float(own.accuracy.flat[0])
+        return FitResult(self.members[i], self.program.widen(own.model), accuracy, int(own.step))
 
     def _line(self, i: int, step: int, split: str, loss: np.ndarray) -> dict[str, Any]:
         member = self.members[i]

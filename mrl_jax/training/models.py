@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mrl_jax import processes
 from mrl_jax.arms import Member
-from mrl_jax.errors import UserError
 from mrl_jax.runs import checkpoint
+from mrl_jax.system import processes
+from mrl_jax.system.errors import UserError
 from mrl_jax.training.step import TrainStep, Weights
 
 

@@ -1,11 +1,16 @@
 """The optimiser and its learning rate, from the section `optimizer` of the configuration."""
 
+import operator
+from collections.abc import Callable
 from typing import Any, assert_never
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from mrl_jax.config import OptimizerConfig
+
+TINY = 1e-37  # added where a mean of squares may be 0
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -31,12 +36,47 @@ def create(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTrans
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     match config.name:
         case "adamw":
-            rule = [optax.scale_by_adam(b1=config.momentum), decay]
+            rule = [scale_by_adam(config.momentum, config.adaptivity), decay]
         case "sgd":
             rule = [decay, optax.trace(config.momentum, nesterov=True)]
         case _:
             assert_never(config.name)
     return optax.chain(*clip, *rule, optax.scale_by_learning_rate(rate))
+
+
+def scale_by_adam(momentum: float, adaptivity: float) -> optax.GradientTransformation:
+    """Adam, divided less by what is each parameter's own: m / (v^p · mean(v)^(1 − p))^½ with p = `adaptivity`.
+
+    mean(v) is over the array that a parameter stands in, so that rates keep their meaning for every p. Columns that
+    never had a gradient do not count: a fixed-size model learns the same in an array wider than itself. With p = 1, in
+    Adam, a word of one text in a thousand moves as far as a word of every text, so rare words are soon learnt by heart.
+    With p = 0 it moves in proportion to its gradients, as in logistic regression. Partial adaptivity is from Padam
+    (Chen et al. 2018, arXiv:1806.06763), which has no mean. The state is that of Adam for every p.
+    """
+    adam = optax.scale_by_adam(b1=momentum)
+    if adaptivity == 1:
+        return adam
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = adam.update(gradients, state, params)
+
+        def less(update: jax.Array, v: jax.Array) -> jax.Array:
+            learnt = jnp.mean(jnp.any(v > 0, axis=tuple(range(v.ndim - 1))))  # share of the columns
+            mean = jnp.mean(v) / jnp.maximum(learnt, TINY)
+            return update * jnp.sqrt(v / (mean + TINY)) ** (1 - adaptivity)
+
+        return jax.tree.map(less, updates, state.nu), state
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def of_part(rule: optax.GradientTransformation, part: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """`rule` for the parameters where the tree `part(params)` is True; the others stay, and have no state."""
+
+    def rest(params: Any) -> Any:
+        return jax.tree.map(operator.not_, part(params))
+
+    return optax.chain(optax.masked(rule, part), optax.masked(optax.set_to_zero(), rest))
 
 
 def _matrices(params: Any) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mrl_jax.training.batches import Examples, PairExamples
+from mrl_jax.training.mixture import AnyExamples
 from mrl_jax.training.step import TrainStep, Weights
 
 
@@ -16,8 +16,8 @@ class Best(NamedTuple):
     """The best model so far, by validation accuracy averaged over an arm's granularities."""
 
     model: Weights
-    accuracy: Any  # [] or [members]
-    step: Any
+    accuracy: Any  # [] or [members]; with ties broken, [2] or [members, 2]: the accuracy, and minus the loss
+    step: Any  # [] or [members]
 
 
 class Layout(NamedTuple):
@@ -65,7 +65,7 @@ class Layout(NamedTuple):
         return jax.tree.map(lambda x: _place(x, sharding), tree)
 
     def read(
-        self, examples: Examples | PairExamples, rows: np.ndarray, length: int | None, sharding: NamedSharding
+        self, examples: AnyExamples, rows: np.ndarray, length: int | None, sharding: NamedSharding
     ) -> dict[str, Any]:
         """The batch of `rows` [B] or [members, B]; every process reads only the part that its own devices hold."""
         blocks: dict[tuple[Any, ...], dict[str, np.ndarray]] = {}
@@ -92,8 +92,11 @@ def _place(x: Any, sharding: NamedSharding) -> Any:
 
 
 def _keep_better(new: Best, best: Best) -> Best:
-    """The better of two models of each member."""
+    """The better of two models of each member: the former best unless the new one is ahead."""
     better = new.accuracy > best.accuracy
+    if better.ndim > best.step.ndim:
+        tie = new.accuracy[..., 0] == best.accuracy[..., 0]
+        better = better[..., 0] | (tie & better[..., 1])
 
     def keep(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)

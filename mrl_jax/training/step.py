@@ -19,11 +19,12 @@ from mrl_jax import encoders
 from mrl_jax.arms import LossWeights
 from mrl_jax.config import OptimizerConfig
 from mrl_jax.encoders import EncoderConfig
-from mrl_jax.errors import UserError
 from mrl_jax.losses import cached_gradient, sample_granularities
+from mrl_jax.system.errors import UserError
 from mrl_jax.training import optimizer
 
 Inputs = Mapping[str, jax.Array]
+OF_LABEL = ("label", "teacher", "guide")  # of a batch, what the encoder does not read
 
 
 class Weights(NamedTuple):
@@ -72,16 +73,29 @@ class Objective(Protocol):
         ...
 
     @property
+    def breaks_ties(self) -> bool:
+        """Whether of moments with the same accuracy that of the smallest loss is kept, instead of the first."""
+        ...
+
+    @property
     def sampled(self) -> int:
         """Number of granularities that a sampled arm trains per step."""
+        ...
+
+    def of(self, label: Any) -> tuple["Objective", Any]:
+        """The objective of a batch with this label, and the label as that one reads it: of a mixture, its source's."""
         ...
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """The initial parameters."""
         ...
 
-    def loss(self, params: Any, z: jax.Array, label: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The scalar loss of embeddings [columns · B, D] and the loss of each granularity [kinds, K]."""
+    def loss(
+        self, params: Any, z: jax.Array, label: Any, weights: jax.Array, of_arm: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The scalar loss of embeddings [columns · B, D] and the loss of each granularity [kinds, K]. With vectors of
+        other models [columns · B, T] in the batch, the label is a mapping of `label` and these, see `OF_LABEL`.
+        `of_arm` are the weights of all steps, of which `weights` has those that are drawn; None: no others."""
         ...
 
     def score(self, params: Any, z: jax.Array, label: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -137,7 +151,14 @@ class TrainStep:
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        return optimizer.create(self.optimizer_config, self.schedule)
+        rule = optimizer.create(self.optimizer_config, self.schedule)
+        if encoders.trained(self.encoder, {}) is None:
+            return rule
+
+        def part(params: Any) -> Any:
+            return jax.tree.map(lambda _: True, params) | {"encoder": encoders.trained(self.encoder, params["encoder"])}
+
+        return optimizer.of_part(rule, part)
 
     def narrow(self, width: int) -> "TrainStep | None":
         """A step for the fixed-size model of `width` alone, with the same results as one-hot loss weights give.
@@ -192,6 +213,7 @@ class TrainStep:
 
     def check(self) -> None:
         """Raise `UserError` if the encoder cannot be built. It is only traced, so this is cheap."""
+        encoders.check_width(self.encoder, self.width)
         _ = self.graph
 
     def init(self, seed: int) -> State:
@@ -210,16 +232,19 @@ class TrainStep:
             return self._forward(model, inputs, None)[0]
 
     def _forward(self, model: Weights, inputs: Inputs, key: jax.Array | None) -> tuple[jax.Array, Any]:
-        module = nnx.merge(self.graph, model.params["encoder"], model.statistics)
+        encoder = model.params["encoder"]
+        if (learns := encoders.trained(self.encoder, encoder)) is not None:
+            encoder = jax.tree.map(lambda x, learn: x if learn else jax.lax.stop_gradient(x), encoder, learns)
+        module = nnx.merge(self.graph, encoder, model.statistics)
         z_BxD = module(dict(inputs), rngs=None if key is None else nnx.Rngs(dropout=key))
         return z_BxD, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
-    def _losses(self, params: Any, statistics: Any, batch: Inputs, weights: jax.Array, key: jax.Array) -> Any:
+    def _losses(self, params: Any, statistics: Any, batch: Inputs, weights: Any, key: jax.Array) -> Any:
         z_BxD, statistics = self._forward(Weights(params, statistics), _inputs(batch), key)
-        total, losses = self.objective.loss(params, z_BxD, batch["label"], weights)
+        total, losses = self.objective.loss(params, z_BxD, _label(batch), *weights)
         return total, (losses, statistics)
 
-    def _cached_gradient(self, params: Any, statistics: Any, batch: Inputs, weights: jax.Array, key: jax.Array) -> Any:
+    def _cached_gradient(self, params: Any, statistics: Any, batch: Inputs, weights: Any, key: jax.Array) -> Any:
         """As `jax.grad(self._losses)`, holding the activations of one part of the batch at a time."""
         parts = {k: v.reshape(self.accumulate, -1, *v.shape[1:]) for k, v in _inputs(batch).items()}
         keys = jax.random.split(key, self.accumulate)
@@ -231,9 +256,16 @@ class TrainStep:
         def loss(params: Any, z_AxSxD: jax.Array) -> Any:
             parts, _, width = z_AxSxD.shape
             z_SxD = z_AxSxD.reshape(parts, self.objective.columns, -1, width).swapaxes(0, 1).reshape(-1, width)
-            return self.objective.loss(params, z_SxD, batch["label"], weights)
+            return self.objective.loss(params, z_SxD, _label(batch), *weights)
 
         gradient, losses = cached_gradient(embed, loss, params, (parts, keys))
+        if jax.tree.leaves(statistics):  # of batch norm, which normalises each part by its own
+
+            def follow(statistics: Any, part: Any) -> tuple[Any, None]:
+                inputs, key = part
+                return self._forward(Weights(params, statistics), inputs, key)[1], None
+
+            statistics, _ = jax.lax.scan(follow, statistics, (parts, keys))
         return gradient, (losses, statistics)
 
     def _weights(self, row: LossWeights, key: jax.Array) -> jax.Array:
@@ -244,12 +276,20 @@ class TrainStep:
     def step(self, state: State, batch: Inputs, row: LossWeights, key: jax.Array) -> tuple[State, Measures]:
         """One update. `batch` holds the inputs and `label`, `row` the loss weights of the arm, `key` is the seed's."""
         with jax.default_matmul_precision(self.precision):
-            return self._update(state, batch, row, key)
+            program, batch = self._of(batch)
+            return program._update(state, batch, row, key)
+
+    def _of(self, batch: Inputs) -> tuple["TrainStep", Inputs]:
+        """The step and the batch of one source of a mixture; elsewhere this step and the batch as it is."""
+        objective, label = self.objective.of(batch["label"])
+        if objective is self.objective:
+            return self, batch
+        return dataclasses.replace(self, objective=objective), {**batch, "label": label}
 
     def _update(self, state: State, batch: Inputs, row: LossWeights, key: jax.Array) -> tuple[State, Measures]:
         gradient = jax.grad(self._losses, has_aux=True)
         key = jax.random.fold_in(key, state.step)
-        weights = self._weights(row, key)
+        weights = self._weights(row, key), row.weights
         params, statistics = state.model
         if self.accumulate > 1 and self.objective.couples_examples:
             grads, (losses, statistics) = self._cached_gradient(params, statistics, batch, weights, key)
@@ -266,7 +306,7 @@ class TrainStep:
                 )
                 return (jax.tree.map(jnp.add, sums, (grads, losses)), statistics), None
 
-            zeros = jax.tree.map(jnp.zeros_like, (params, weights))
+            zeros = jax.tree.map(jnp.zeros_like, (params, weights[0]))
             sums, _ = jax.lax.scan(add, (zeros, statistics), (jnp.arange(self.accumulate), parts))
             (grads, losses), statistics = jax.tree.map(lambda x: x / self.accumulate, sums[0]), sums[1]
         updates, optimizer = self.optimizer.update(grads, state.optimizer, params)
@@ -277,8 +317,15 @@ class TrainStep:
         """Numbers of correct answers and summed losses, both [kinds, K], over the examples where `valid_B` is true."""
         with jax.default_matmul_precision("highest"):
             z_BxD = self.embed(model, _inputs(batch))
-            return self.objective.score(model.params, z_BxD, batch["label"], valid_B)
+            objective, label = self.objective.of(batch["label"])
+            return objective.score(model.params, z_BxD, label, valid_B)
 
 
 def _inputs(batch: Inputs) -> dict[str, jax.Array]:
-    return {name: array for name, array in batch.items() if name != "label"}
+    return {name: array for name, array in batch.items() if name not in OF_LABEL}
+
+
+def _label(batch: Inputs) -> Any:
+    """The label, or a mapping of the label and other models' vectors of the texts."""
+    parts = {name: batch[name] for name in OF_LABEL if name in batch}
+    return parts if len(parts) > 1 else batch["label"]

@@ -14,15 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from mrl_jax import processes
 from mrl_jax.arms import Member
 from mrl_jax.config import TrainerConfig
-from mrl_jax.console import progress
-from mrl_jax.errors import UserError
 from mrl_jax.runs import Log
+from mrl_jax.system import processes
+from mrl_jax.system.console import progress
+from mrl_jax.system.errors import UserError
 from mrl_jax.training import batches
-from mrl_jax.training.batches import Examples, PairExamples
+from mrl_jax.training.batches import Examples
 from mrl_jax.training.loop import GroupLoop
+from mrl_jax.training.mixture import AnyExamples, MixedExamples, NamedExamples
 from mrl_jax.training.models import FitResult
 from mrl_jax.training.placement import Layout
 from mrl_jax.training.step import State, TrainStep, Weights
@@ -65,7 +66,7 @@ class Trainer:
             self._layouts[members] = Layout.of(self.program, members)
         return self._layouts[members]
 
-    def at_once(self, members: Sequence[Member], train: Examples | PairExamples) -> int:
+    def at_once(self, members: Sequence[Member], train: AnyExamples) -> int:
         """How many of the members to train together, by `trainer.population` and `trainer.arms_at_once`.
 
         On CPUs `auto` trains one per device, as more would compete for the same cores and the same cache. Elsewhere it
@@ -85,8 +86,11 @@ class Trainer:
         chunk = max(1, min(fitting, len(members)))
         return int(processes.on_process0(lambda: chunk - chunk % devices if chunk > devices else chunk))
 
-    def _bytes_of_member(self, member: Member, train: Examples | PairExamples) -> int:
-        """Memory of one member's step on its longest batch plus that of its best model so far, 0 if unknown."""
+    def _bytes_of_member(self, member: Member, train: AnyExamples | NamedExamples) -> int:
+        """Memory of one member's step on its longest batch plus that of its best model so far, 0 if unknown; the most
+        of any source of a mixture."""
+        if isinstance(train, MixedExamples):
+            return max(self._bytes_of_member(member, part) for part in train.named)
         rows = np.zeros(self.config.batch_size, np.int32)
         longest = None if train.lengths is None else train.padded_length(np.array([np.argmax(train.lengths)]))
         row, key = member.arm.row(self.program.kinds), jax.random.key(0)
@@ -103,8 +107,8 @@ class Trainer:
         self,
         group: Sequence[Member],
         seeds: Sequence[int],
-        train: Examples | PairExamples,
-        validation: Examples | PairExamples,
+        train: AnyExamples,
+        validation: AnyExamples,
         directory: Path,
         log: Log,
         bar: tqdm,
@@ -159,9 +163,9 @@ class Trainer:
         return processes.gather_rows(np.concatenate(z), np.concatenate(positions), len(examples))
 
     def accuracy(
-        self, model: Weights, examples: Examples | PairExamples, batch_size: int, members: int | None
+        self, model: Weights, examples: AnyExamples | NamedExamples, batch_size: int, members: int | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Accuracy and mean loss [(members,) kinds, K] over a split."""
+        """Accuracy and mean loss [(members,) kinds, K] over a split, of one source."""
         layout = self.layout(members)
         right: Any = 0
         lost: Any = 0

@@ -33,7 +33,7 @@ import atheris
 with atheris.instrument_imports(include=["mrl_jax", "yaml", "zipfile", "tarfile"]):
     import hostile
 
-    from mrl_jax.errors import UserError
+    from mrl_jax.system.errors import UserError
 
 MOST_BYTES = 1 << 20
 

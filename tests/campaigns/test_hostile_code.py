@@ -19,12 +19,13 @@ from made_runs import make_run
 from PIL import Image
 
 import mrl_jax
-from mrl_jax import config, data, files
+from mrl_jax import config, data
 from mrl_jax.data.readers import images
 from mrl_jax.encoders import huggingface
-from mrl_jax.errors import UserError
 from mrl_jax.report import study
 from mrl_jax.runs import checkpoint
+from mrl_jax.system import files
+from mrl_jax.system.errors import UserError
 
 
 class Evil:
@@ -128,7 +129,7 @@ def test_no_model_folder_runs_code(witness: Path, tmp_path: Path) -> None:
         huggingface.describe(folder)
     (folder / "modules.json").unlink()
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="weights are read from one model"):
+    with pytest.raises(UserError, match="weights are read from files of safetensors"):
         huggingface.load(folder, huggingface.describe(folder).architecture)
     assert not witness.exists()
 

@@ -22,12 +22,12 @@ from mrl_jax.data.base import class_names
 from mrl_jax.data.readers import records
 from mrl_jax.encoders import huggingface
 from mrl_jax.encoders.transformer import TransformerConfig
-from mrl_jax.errors import MAX_MESSAGE_CHARACTERS, UserError
 from mrl_jax.report import compare, study
 from mrl_jax.runs import checkpoint, sweeps
 from mrl_jax.search.commands import load_model, search_index
 from mrl_jax.search.corpus import parse_document, read_lines
 from mrl_jax.search.index import Description, Document, create_index, open_index
+from mrl_jax.system.errors import MAX_MESSAGE_CHARACTERS, UserError
 from mrl_jax.text import untrusted
 
 

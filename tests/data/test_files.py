@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mrl_jax.data import DataConfig, load
 from mrl_jax.data.sources.files import rows
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 ROWS = [("der Torwart hielt, 31 Mal", "hockey"), ('she said "cut"\nand they did', "politics"), ("größer 🎉", "hockey")]
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\x00"), min_size=1)  # csv folds \r; NUL ends a field
@@ -89,6 +89,7 @@ BROKEN = {  # file name: content, what the sentence must say
     "json.jsonl": (GOOD + b'{"text": "b", \n', r"json.jsonl, line 2: not valid JSON"),
     "list.jsonl": (GOOD + b'["b", "x"]\n', r"line 2: expected an object"),
     "utf8.jsonl": (GOOD + GOOD + b'{"text": "\xff", "label": "x"}\n', r"utf8.jsonl, line 3: not valid UTF-8"),
+    "utf16.jsonl": (GOOD.decode().encode("utf-16"), "utf16.jsonl, line 1: .*it looks like UTF-16: save it as UTF-8"),
     "utf8.csv": (b"text,label\nsch\xf6n,x\n", r"utf8.csv, line 2: not valid UTF-8 \(byte 4\)"),
     "no_text.jsonl": (GOOD + b'{"label": "x"}\n', r"no_text.jsonl, line 2: the row has no text"),
     "no_label.jsonl": (GOOD + b'{"text": "b"}\n', r"no_label.jsonl, line 2: the row has no label"),
@@ -137,6 +138,34 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", ROWS)
     with pytest.raises(UserError, match=r"data\.test=.*absent\.jsonl: there is no such file"):
         load(DataConfig("files", train=train, test=str(tmp_path / "absent.jsonl")))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv"])
+def test_line_ends_may_be_of_any_system(tmp_path: Path, suffix: str) -> None:
+    examples = [("one, \t “two”", "x"), ("three", "y")]
+    path = Path(write(tmp_path / f"train.{suffix}", examples))
+    content = path.read_bytes().replace(b"\r\n", b"\n")
+    for end in (b"\n", b"\r\n", b"\r"):
+        for last in (end, b""):
+            path.write_bytes(content.replace(b"\n", end).removesuffix(end) + last)
+            assert [(row.place, row.text, row.label) for row in rows("data.train", str(path))] == [
+                (f"line {i}", *example) for i, example in enumerate(examples, 1 if suffix == "jsonl" else 2)
+            ]
+
+
+def test_a_carriage_return_within_a_text_stays_where_lines_end_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "train.tsv"
+    path.write_bytes(b"text\tlabel\none\rtwo\tx\n")
+    assert [row.text for row in rows("data.train", str(path))] == ["one\rtwo"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".jsonl", ".csv", ".tsv", ".parquet"])
+def test_a_folder_in_the_place_of_a_file_is_named_as_one(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"train{suffix}").mkdir()
+    test = write(tmp_path / "test.jsonl", ROWS)
+    for streaming in (None, True):
+        with pytest.raises(UserError, match=r"data\.train=.*: this is a folder; a file is needed"):
+            load(DataConfig("files", train=str(tmp_path / f"train{suffix}"), test=test, streaming=streaming))
 
 
 @pytest.mark.parametrize("key", ["train", "test"])

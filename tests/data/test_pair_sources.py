@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mrl_jax.data import DataConfig, PairDataset, Pairs, Ranking, load
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +20,7 @@ def texts(pairs: Pairs) -> set[tuple[str, ...]]:
     return {tuple(pairs.table[row] for row in rows) for rows in pairs.columns}
 
 
+@pytest.mark.slow
 def test_wordnet_as_a_search(wordnet: PairDataset) -> None:
     """Every synset can be found, those that are written alike as one; 5 % of the definitions are asked for."""
     test = wordnet.test

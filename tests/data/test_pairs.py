@@ -11,7 +11,7 @@ from pair_files import BROKEN, HARD, SCORED, TEST, UNSCORED
 
 from mrl_jax.data import DataConfig, PairDataset, Pairs, Ranking, load
 from mrl_jax.data.pair_ops import build_pairs
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 
 def read(folder: Path, train: list[dict], test: list[dict], suffix: str = "jsonl", **options: object) -> PairDataset:

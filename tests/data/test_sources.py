@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mrl_jax.data import DataConfig, Dataset, load
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 # Cardoso-Cachopo (2007) for the texts, Xiao et al. (2017) for the images: train, test, classes.
 PUBLISHED = {
@@ -20,6 +20,7 @@ PUBLISHED = {
     "wordnet": (105_780, 11_879, 45),  # 117,659 synsets; the split is ours
     "fashion_mnist": (60_000, 10_000, 10),
 }
+LARGE = ("wordnet", "fashion_mnist")  # to download and to parse
 FIRST_TEST_TEXT = {
     "newsgroups": ("alt.atheism", "re about the bible quiz answers"),
     "reuters_r8": ("trade", "asian exporters fear damage from u"),
@@ -28,7 +29,9 @@ FIRST_TEST_TEXT = {
 }
 
 
-@pytest.fixture(scope="session", params=PUBLISHED)
+@pytest.fixture(
+    scope="session", params=[pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in PUBLISHED]
+)
 def dataset(request: pytest.FixtureRequest) -> Dataset:
     return load(request.param)
 

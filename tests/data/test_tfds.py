@@ -19,7 +19,7 @@ from PIL import Image
 
 from mrl_jax.data import DataConfig, LazyInputs, StreamedTexts, load
 from mrl_jax.data.sources import tfds as catalogue
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 SIZES = [(40, 30), (30, 40), (32, 32), (300, 200)]  # width, height

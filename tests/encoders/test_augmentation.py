@@ -58,6 +58,7 @@ def test_boxes_are_inside_and_follow_the_recipe():
 
 
 @pytest.mark.parametrize("size", [(12, 10), (5, 7), (24, 20)])
+@pytest.mark.slow
 def test_crop_and_resize_equals_cutting_then_resizing(size):
     whole = augmentation.crop_and_resize(PICTURE, jnp.array([[0, 0, 12, 10]]), size)
     np.testing.assert_allclose(

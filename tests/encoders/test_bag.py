@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mrl_jax.encoders.bag import Bag, BagConfig, keep
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 SHAPES = {"ids": (6,), "weights": (6,)}
 VARIANTS = [

@@ -8,7 +8,7 @@ from flax import nnx
 
 from mrl_jax.encoders import convnet
 from mrl_jax.encoders.convnet import ConvNet, ConvNetConfig
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 SMALL = (28, 28, 1)
 
@@ -34,7 +34,12 @@ def count(module):
 
 @pytest.mark.parametrize(
     ("shape", "stem", "depth"),
-    [(SMALL, "small", 18), (SMALL, "strided", 18), ((32, 32, 3), "small", 50), ((64, 64, 3), "imagenet", 18)],
+    [
+        (SMALL, "small", 18),
+        (SMALL, "strided", 18),
+        pytest.param((32, 32, 3), "small", 50, marks=pytest.mark.slow),
+        ((64, 64, 3), "imagenet", 18),
+    ],
 )
 def test_embeddings_are_float32_of_the_width_asked_for(shape, stem, depth):
     z = build(shape, stem=stem, depth=depth)({"image": images(2, shape)})
@@ -109,6 +114,7 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_state():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.slow
 def test_the_imagenet_stem_passes_gradients_through_its_pool(dtype):
     module = build(stem="imagenet", dtype=dtype)
     graph, params, statistics = split(module)
@@ -172,6 +178,7 @@ def test_an_image_does_not_depend_on_its_batch():
     np.testing.assert_allclose(module({"image": x[::-1]})[::-1], whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_vmap_over_stacked_parameters_equals_the_loop():
     graph = split(build())[0]
     states = [split(build(seed=seed))[1:] for seed in range(3)]
@@ -192,6 +199,7 @@ def test_vmap_over_stacked_parameters_equals_the_loop():
 
 
 @pytest.mark.parametrize("augment", ["flip", "flip_crop", "resized_crop"])
+@pytest.mark.slow
 def test_augmentation_follows_its_key_and_is_off_in_evaluation(augment):
     module, plain = build(augment=augment, crop=24), build(crop=24)
     x = {"image": images()}

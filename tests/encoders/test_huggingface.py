@@ -9,6 +9,7 @@ from typing import Any
 import huggingface_hub
 import jax
 import jax.numpy as jnp
+import model_folders
 import numpy as np
 import pytest
 import tokenizers
@@ -21,7 +22,7 @@ from mrl_jax.arms import Member
 from mrl_jax.data.readers.artefacts import SourceUnavailableError
 from mrl_jax.encoders import huggingface
 from mrl_jax.encoders.transformer import Transformer, TransformerConfig, complete
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 from mrl_jax.tasks import train_step
 from mrl_jax.training.batches import Examples
 from mrl_jax.training.trainer import Trainer
@@ -133,6 +134,7 @@ def test_minilm_gives_the_embeddings_of_the_published_implementation(minilm: Pat
     assert np.abs(z / np.linalg.norm(z, axis=1, keepdims=True) - normalised).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_minilm_makes_the_round_trip_byte_for_byte(minilm: Path) -> None:
     original = load_file(str(minilm / "model.safetensors"))
     tensors, config = export(build(TransformerConfig(weights=str(minilm)), vocabulary=30522, width=384))
@@ -233,8 +235,16 @@ def test_tokenizer_truncates_and_does_not_pad(folder: Path) -> None:
 
 def test_resolve(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert huggingface.resolve(str(folder)) == folder
-    with pytest.raises(UserError, match=r"weights=\./nowhere: there is no such folder; allowed: minilm, a folder"):
+    with pytest.raises(
+        UserError, match=r"^encoder.weights=\./nowhere: there is no such folder; allowed: minilm, mpnet, a folder"
+    ):
         huggingface.resolve("./nowhere")
+    with pytest.raises(UserError, match=r"^loss.teacher=\./nowhere: there is no such folder"):
+        huggingface.resolve("./nowhere", "loss.teacher")
+
+    typo = str(folder.with_name(folder.name[:-1] + "x"))
+    with pytest.raises(UserError, match=rf"{typo}: there is no such folder \(did you mean {folder}\?\)"):
+        huggingface.resolve(typo)
 
     def unreachable(name: str, **_: Any) -> str:
         raise ConnectionError(f"no route\nto {name}")
@@ -246,6 +256,34 @@ def test_resolve(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "(no route to minilmm)" in str(error.value)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(tmp_path))
     assert huggingface.resolve("owner/model") == tmp_path
+
+
+WITH_DENSE = model_folders.both(
+    model_folders.dense(), model_folders.set_modules(*model_folders.PIPELINE, ("2_Dense", "Dense"))
+)
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "tensors": model_folders.rename_tensors(lambda name: name, np.float16),
+    "pooling": model_folders.pool(pooling_mode="cls"),
+    "length": model_folders.sentence(max_seq_length=6),
+    "default prompt": model_folders.prompts("q", q="the fox "),
+    "architecture": model_folders.config(layer_norm_eps=1e-3),
+    "tokenizer": model_folders.tokens(do_lower_case=True),
+    "linear map": lambda folder: save_file(
+        {name: jnp.asarray(2 * array) for name, array in load_file(folder / "2_Dense/model.safetensors").items()},
+        folder / "2_Dense/model.safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_identity_of_a_model_changes_with_all_that_changes_its_vectors(change: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        model_folders.make(tmp_path / name)
+        WITH_DENSE(tmp_path / name)
+    first = huggingface.identity(tmp_path / "a")
+    assert huggingface.identity(tmp_path / "b") == first
+    CHANGES[change](tmp_path / "b")
+    assert huggingface.identity(tmp_path / "b") != first
 
 
 def edit(**changes: Any) -> Callable[[Path], None]:
@@ -282,7 +320,7 @@ UP = "encoder.layer.1.intermediate.dense.weight"
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (edit(model_type="roberta"), ("config.json", "model_type=roberta", "allowed: bert")),
+        (edit(model_type="electra"), ("config.json", 'model_type="electra"', "allowed: bert, distilbert, roberta")),
         (edit(hidden_act="relu"), ('hidden_act="relu"', 'allowed: "gelu"')),
         (edit(position_embedding_type="relative_key"), ('position_embedding_type="relative_key"',)),
         (edit(num_hidden_layers=None), ("num_hidden_layers=null", "a whole number above 0")),
@@ -298,11 +336,13 @@ UP = "encoder.layer.1.intermediate.dense.weight"
         (with_tensors(lambda t: t.pop(UP)), ("no tensor " + UP,)),
         (with_tensors(lambda t: t.update({UP: t[UP].T})), (UP, "shape (8, 12)", "asks for (12, 8)")),
         (with_tensors(lambda t: t.update({"encoder.layer.0.adapter": t[UP]})), ("encoder.layer.0.adapter",)),
-        (put("1_Pooling/config.json", {"pooling_mode_max_tokens": True}), ("pooling max_tokens", "mean, cls")),
-        (put("1_Pooling/config.json", {"pooling_mode": "lasttoken"}), ("pooling lasttoken",)),
+        (put("1_Pooling/config.json", {"pooling_mode": "longest"}), ("pooling longest", "mean, cls")),
         (put("1_Pooling/config.json", {}), ("pooling none",)),
         (put("sentence_bert_config.json", {"max_seq_length": 11}), ("max_seq_length=11", "1 to 10")),
-        (put("modules.json", [{"type": "sentence_transformers.models.Dense"}]), ("module Dense", "Normalize")),
+        (
+            put("modules.json", [{"type": "sentence_transformers.models.LSTM", "path": ""}]),
+            ("module LSTM", "Normalize"),
+        ),
         (put("modules.json", {"type": 1}), ("modules.json cannot be read",)),
     ],
 )
@@ -342,6 +382,7 @@ def test_a_config_that_contradicts_the_weights(
     assert all(word in str(error.value) for word in words)
 
 
+@pytest.mark.slow
 def test_training_from_a_weights_folder_ends_and_resumes(folder: Path, texts: dict[str, Path], tmp_path: Path) -> None:
     """Weights are read once, when a member begins: not for the shapes that memory and checkpoints are compared with."""
     words = ["data=files", *(f"data.{part}={path}" for part, path in texts.items()), "encoder=transformer", "width=8"]

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mrl_jax.encoders.mlp import MLP, MLPConfig
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 
 def build(config=None, inputs=None, width=6, seed=0):

@@ -13,7 +13,7 @@ from scipy.special import erf
 
 from mrl_jax import config
 from mrl_jax.encoders.transformer import Transformer, TransformerConfig
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 from mrl_jax.text import packing
 
 TINY = TransformerConfig(layers=2, hidden=24, heads=3, intermediate=40, max_length=16, dropout=0.3)
@@ -160,6 +160,34 @@ def test_dropout_only_in_training() -> None:
         assert jnp.abs(one(inputs, rngs=nnx.Rngs(0)) - one(inputs)).max() > 1e-2
 
 
+def loss_of(model: Transformer, inputs: dict[str, jax.Array]) -> tuple[Any, nnx.State]:
+    """A function of the parameters in training, and the parameters."""
+    graph, params = nnx.split(model, nnx.Param)
+    return lambda params: jnp.sum(nnx.merge(graph, params)(inputs, rngs=nnx.Rngs(dropout=3)) ** 2), params
+
+
+def test_layers_computed_once_more_take_less_memory_on_a_cpu() -> None:
+    """What the compiled program holds at once beside its inputs and results."""
+    needed = []
+    for remat in (False, True):
+        loss, params = loss_of(build(make(remat=remat, layers=4, max_length=64)), batch([64] * 16, 64))
+        needed.append(jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes)
+    assert needed[1] < 0.55 * needed[0]
+
+
+ANY_FAMILY = ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("modernbert", "mpnet", "qwen3", "t5"))]
+
+
+@pytest.mark.parametrize("family", ANY_FAMILY)
+def test_layers_computed_once_more_have_the_same_gradient(family: str) -> None:
+    """With dropout: the masks are the same."""
+    sizes: Any = {"family": family, "layers": 4 if family == "modernbert" else 2}
+    programs = (loss_of(build(make(remat=remat, **sizes)), batch([12, 5], 16)) for remat in (False, True))
+    plain, again = (jax.tree.leaves(jax.jit(jax.grad(loss))(params)) for loss, params in programs)
+    for a, b in zip(again, plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(float(jnp.abs(b).max()), 1.0))
+
+
 def test_attention_dropout_keeps_the_expected_output() -> None:
     """Weights are dropped before the softmax is divided by its sum; the mean over masks is the plain output."""
     block = build(make(attention_dropout=0.4)).blocks[0]
@@ -171,6 +199,7 @@ def test_attention_dropout_keeps_the_expected_output() -> None:
     assert many.std(0).min() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_vmap_over_stacked_parameters_equals_a_loop(dtype: str) -> None:
     inputs = batch([8, 5, 2], 8)
@@ -209,7 +238,7 @@ def test_from_scratch_starts_like_bert() -> None:
         ({"layers": 0}, 24, ("encoder.layers=0", "above 0")),
         ({"max_length": -1}, 24, ("encoder.max_length=-1",)),
         ({"dropout": 1.0}, 24, ("encoder.dropout=1.0", "value < 1")),
-        ({"pooling": "max"}, 24, ("encoder.pooling=max", "mean, cls")),
+        ({"pooling": "maxx"}, 24, ("encoder.pooling=maxx", "did you mean max?", "mean, cls")),
         ({"dtype": "bfloat61"}, 24, ("did you mean bfloat16",)),
     ],
 )
@@ -233,6 +262,7 @@ def test_images_and_texts_that_are_too_long_are_refused() -> None:
         build()(batch([17], 17))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 0.05)])
 @pytest.mark.parametrize("packed", [False, True])
 def test_fused_attention_is_the_same_function(dtype: str, tolerance: float, packed: bool) -> None:

@@ -1,5 +1,6 @@
 """Cascades as part of a run: what lands in evaluation.csv and the report, from one command."""
 
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import pytest
 
 from mrl_jax import evaluate, report, train
 from mrl_jax.config import EvaluationConfig
-from mrl_jax.errors import UserError
 from mrl_jax.evaluate import adaptive, cascade
 from mrl_jax.report import study
 from mrl_jax.runs import read_rows
+from mrl_jax.system.errors import UserError
 
 DIMS = (4, 8, 16)
 CASCADE = ["evaluation.cascade=true", "evaluation.epsilon=0.3", "evaluation.delta=0.2", "evaluation.neighbours=false"]
@@ -128,8 +129,14 @@ def test_too_small_a_validation_split_is_said_before_training() -> None:
     needed = cascade.examples_needed(0.01, 0.1)
     assert cascade.p_value(0, 0, needed, 0.01) <= 0.1 < cascade.p_value(0, 0, needed - 1, 0.01)
     adaptive.check(4 * needed // 3 + 2, 0.01, 0.1)
-    with pytest.raises(UserError, match=rf"takes {needed} validation examples to certify .* there are 300\."):
-        adaptive.check(300, 0.01, 0.1)
+    for count in range(300, 4 * needed // 3 + 3):
+        certifying = len(adaptive.split(count, 0)[1])
+        if certifying >= needed:
+            adaptive.check(count, 0.01, 0.1)
+            continue
+        with pytest.raises(UserError, match=rf"takes \d+ validation .*{needed} of them .* there are {count}") as said:
+            adaptive.check(count, 0.01, 0.1)
+        assert count < int(re.findall(r"takes (\d+)", str(said.value))[0])
 
 
 @pytest.mark.parametrize(
@@ -139,7 +146,7 @@ def test_too_small_a_validation_split_is_said_before_training() -> None:
         (["evaluation.delta=0"], "evaluation.delta=0.0 is not allowed; between 0 and 1"),
         (["evaluation.confidence=max"], "evaluation.confidence=max is unknown; allowed: max_softmax, margin, entropy"),
         (["arms=[ff]"], "evaluation.cascade=true needs a nested arm with two granularities or more; arms=['ff']"),
-        (["evaluation.epsilon=0.01", "evaluation.delta=0.1"], "Raise data.validation_fraction, epsilon or delta"),
+        (["evaluation.epsilon=0.01", "evaluation.delta=0.1"], "Raise data.validation_fraction, data.limit, epsilon"),
     ],
 )
 def test_a_mistake_is_one_sentence(

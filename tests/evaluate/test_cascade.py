@@ -148,6 +148,7 @@ def test_a_population_that_loses_epsilon_is_rarely_certified(down: float) -> Non
     assert rejected / 1500 > 0.02  # and not because nothing ever is
 
 
+@pytest.mark.slow
 def test_the_certificate_holds_for_nine_calibration_sets_in_ten(heads: list[cascade.Classifier]) -> None:
     epsilon, delta, n = 0.02, 0.1, 600
     z, labels = nested(40_000, 5)

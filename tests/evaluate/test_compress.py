@@ -6,11 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-from mrl_jax import arms
 from mrl_jax.evaluate import compress
 from mrl_jax.evaluate.compress import fit, own_head
 
-NAMES = arms.POSTHOC
+NAMES = tuple(compress.COMPRESSIONS)
 D = 12
 
 
@@ -47,6 +46,18 @@ def test_pca_is_that_of_scikit_learn_up_to_sign(monkeypatch):
     np.testing.assert_allclose(
         fit("pca_whitened", z, 0).apply(new) * signs, white * np.sqrt(300 / 299), rtol=1e-3, atol=1e-3
     )
+
+
+def test_a_rotation_keeps_inner_products_and_its_prefixes_keep_most_of_them():
+    z, new = embeddings(300), embeddings(40, seed=1)
+    turned = fit("rotated", z, 0)
+    np.testing.assert_allclose(turned.apply(new) @ turned.apply(new).T, new @ new.T, rtol=1e-5, atol=1e-3)
+    # The truncated singular value decomposition of the embeddings at unit length, by NumPy.
+    unit = z.astype(np.float64) / np.linalg.norm(z.astype(np.float64), axis=1, keepdims=True)
+    left, values, _ = np.linalg.svd(unit, full_matrices=False)
+    for m in (1, 4, D):
+        kept = turned.apply(unit)[:, :m]
+        np.testing.assert_allclose(kept @ kept.T, (left[:, :m] * values[:m] ** 2) @ left[:, :m].T, atol=1e-5)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 30))
@@ -117,6 +128,8 @@ def reconstructed(name: str, compression: compress.Compression, y: np.ndarray) -
         case "random_subset":
             for value, column in zip(y, matrix.T, strict=False):
                 z[int(column.argmax())] = value
+        case "rotated":
+            z = sum(value * direction for value, direction in zip(y, matrix.T, strict=False))
         case "random_projection":
             z = np.linalg.lstsq(matrix[:, :m].T, y)[0]
         case "pca":

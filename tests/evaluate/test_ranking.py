@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap, spearmanr
 
+from mrl_jax.data.relevance import own_documents, search_of
 from mrl_jax.evaluate import ranking
 
 pytrec_eval = pytest.importorskip("pytrec_eval")
@@ -43,9 +44,65 @@ def test_metrics_are_those_of_trec_eval(seed, queries, documents):
     theirs = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
     for q in range(queries):
         for ours, name in THEIRS.items():
-            assert found[ours][q] == pytest.approx(theirs.get(f"q{q}", {}).get(name, 0.0), abs=1e-6), (ours, q)
+            assert found[ours][q] == pytest.approx(theirs.get(f"q{q}", {}).get(name, 0.0), abs=1e-9), (ours, q)
         reciprocal = theirs.get(f"q{q}", {}).get("recip_rank", 0.0)
-        assert found["mrr@10"][q] == pytest.approx(reciprocal if reciprocal >= 0.1 else 0.0, abs=1e-6)
+        assert found["mrr@10"][q] == pytest.approx(reciprocal if reciprocal >= 0.1 else 0.0, abs=1e-9)
+
+
+def official(scores: np.ndarray, qrels: dict, query_ids: list[str], document_ids: list[str]) -> dict[str, list[float]]:
+    """BEIR's search and evaluation: `ignore_identical_ids` drops a result with the query's id, and no judgment."""
+    results = {
+        query: {document: float(scores[q, d]) for d, document in enumerate(document_ids) if document != query}
+        for q, query in enumerate(query_ids)
+    }
+    measures = {"ndcg_cut.10", "map_cut.10", "recall.1,10,100", "recip_rank"}
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(results)
+    return {name: [theirs[query][name] for query in query_ids] for name in (*THEIRS.values(), "recip_rank")}
+
+
+@given(st.integers(0, 2**31), st.sampled_from([3, 20, 130]))
+@settings(max_examples=15, deadline=None)
+def test_a_query_that_is_a_document_is_scored_as_by_beir(seed, documents):
+    """Some queries have the id of a document, which is nearest to them; some of these are judged, too."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(documents, 8)).astype(np.float32)
+    document_ids = [f"d{d}" for d in range(documents)]
+    taken = rng.choice(documents, min(5, documents), replace=False)
+    query_ids = [*(document_ids[d] for d in taken), "q1", "q2"]
+    queries = np.concatenate([z[taken], rng.normal(size=(2, 8))]).astype(np.float32)
+    judgments = np.array(
+        [
+            (q, d, rng.integers(0, 3))
+            for q in range(len(queries))
+            for d in rng.choice(documents, min(3, documents), replace=False)
+        ]
+    )
+    qrels: dict[str, dict[str, int]] = {query: {} for query in query_ids}
+    for q, d, gain in judgments:
+        qrels[query_ids[q]][document_ids[d]] = int(gain)
+    own = own_documents(query_ids, document_ids)
+    assert len(own) == len(taken)
+    for m, found in zip((3, 8), ranking.rank(queries, z, judgments, (3, 8), own), strict=True):
+        x, y = (
+            a[:, :m] / np.linalg.norm(a[:, :m], axis=1, keepdims=True) for a in (np.float64(queries), np.float64(z))
+        )
+        theirs = official(x @ y.T, qrels, query_ids, document_ids)
+        for ours, name in THEIRS.items():
+            np.testing.assert_allclose(found[ours], theirs[name], atol=1e-6, err_msg=ours)
+        reciprocal = np.array(theirs["recip_rank"])
+        np.testing.assert_allclose(found["mrr@10"], np.where(reciprocal >= 0.1, reciprocal, 0), atol=1e-6)
+
+
+def test_pairs_in_both_directions_are_found_first():
+    """Quora: each of two duplicates is a query and a document, so that it is nearest to itself."""
+    rng = np.random.default_rng(0)
+    columns = np.array([pair for i in range(20) for pair in ((2 * i, 2 * i + 1), (2 * i + 1, 2 * i))])
+    z = np.repeat(rng.normal(size=(20, 8)), 2, axis=0) + 0.01 * rng.normal(size=(40, 8))
+    search = search_of(columns)
+    (with_own,) = ranking.rank(z[search.queries], z[search.documents], search.judgments, (8,))
+    (without,) = ranking.rank(z[search.queries], z[search.documents], search.judgments, (8,), search.own)
+    assert with_own["recall@1"].mean() == 0
+    assert without["recall@1"].mean() == 1
 
 
 def test_documents_are_ranked_by_cosine_on_the_prefix_and_ties_by_row():

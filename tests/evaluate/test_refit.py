@@ -1,5 +1,6 @@
 """Refitted classifiers against scikit-learn, and the choice of their penalty against a plain loop."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -96,8 +97,12 @@ def objective(x: np.ndarray, labels: np.ndarray, kernel: np.ndarray, bias: np.nd
 
 
 @pytest.mark.parametrize("count", [1, 2, len(LOGISTIC_PENALTIES)])
-def test_logistic_reaches_the_minimum_that_scikit_learn_finds(monkeypatch, count):
+@pytest.mark.parametrize("tiled", [False, True])
+def test_logistic_reaches_the_minimum_that_scikit_learn_finds(monkeypatch, count, tiled):
     """With one penalty from a cold start, with several the last one after the others."""
+    if tiled:
+        monkeypatch.setattr(refit, "MAX_LOGIT_ELEMENTS", 0)
+        monkeypatch.setattr(refit, "TILE_ELEMENTS", 150 * CLASSES)
     penalty = LOGISTIC_PENALTIES[count - 1]
     monkeypatch.setattr(refit, "LOGISTIC_PENALTIES", LOGISTIC_PENALTIES[:count])
     monkeypatch.setattr(refit, "_most_accurate", lambda candidates, *_: list(candidates)[-1])
@@ -112,6 +117,21 @@ def test_logistic_reaches_the_minimum_that_scikit_learn_finds(monkeypatch, count
         reached = objective(x, TRAIN[1], kernel * scale, bias + z.mean(axis=0) @ kernel, penalty)
         assert least - 1e-6 <= reached <= least * 1.002
         assert np.mean((z @ kernel + bias).argmax(1) == oracle.predict(x)) >= 0.985
+
+
+@pytest.mark.parametrize(("rows", "tile"), [(50, 7), (64, 16), (3, 100), (1, 1)])
+def test_in_tiles_the_objective_and_its_slope_are_those_of_numpy(monkeypatch, rows, tile):
+    monkeypatch.setattr(refit, "TILE_ELEMENTS", tile * CLASSES)
+    rng = np.random.default_rng(rows)
+    x, labels = rng.normal(size=(rows, 5)), rng.integers(0, CLASSES, rows).astype(np.int32)
+    weights, penalty = 3 * rng.normal(size=(CLASSES, 6)), 0.01
+    value, slope = refit._in_tiles(jnp.asarray(x.T, jnp.float32), jnp.asarray(labels), CLASSES)(weights, penalty)
+    kernel = weights[:, :-1]
+    logs = log_softmax(x @ kernel.T + weights[:, -1], axis=1)
+    assert value == pytest.approx(-logs[np.arange(rows), labels].mean() + penalty / 2 * np.sum(kernel**2), rel=1e-6)
+    error = (np.exp(logs) - np.eye(CLASSES)[labels]) / rows
+    expected = error.T @ np.hstack([x, np.ones((rows, 1))]) + penalty * np.hstack([kernel, np.zeros((CLASSES, 1))])
+    np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_logistic_takes_the_penalty_that_is_best_on_validation_and_the_largest_of_equals(monkeypatch):

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import logging
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,19 +19,27 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 import mrl_jax
-from mrl_jax import encoders, export, train
+from mrl_jax import config, encoders, export, train
 from mrl_jax.config import Config, LossConfig, TrainerConfig
-from mrl_jax.data import DataConfig
+from mrl_jax.data import DataConfig, PairDataset, Pairs
+from mrl_jax.data.prompts import Prompts
 from mrl_jax.encoders import huggingface
 from mrl_jax.encoders.bag import BagConfig, heaviest_words
 from mrl_jax.encoders.convnet import ConvNetConfig
+from mrl_jax.encoders.families import Architecture
 from mrl_jax.encoders.mlp import MLPConfig
+from mrl_jax.encoders.scaler import Scaler
+from mrl_jax.encoders.static import StaticConfig
 from mrl_jax.encoders.transformer import TransformerConfig, complete, standalone
-from mrl_jax.errors import UserError
-from mrl_jax.export import embedder, onnx, sentence_transformers, stablehlo
+from mrl_jax.export import embedder, onnx, rotation, sentence_transformers, stablehlo
 from mrl_jax.export.embedder import signature
+from mrl_jax.export.folder import say_dims
+from mrl_jax.export.model_card import card
+from mrl_jax.export.rotation import rotate, training_embeddings
+from mrl_jax.losses import heads
 from mrl_jax.model import EmbeddingModel
 from mrl_jax.runs import read_rows
+from mrl_jax.system.errors import UserError
 from mrl_jax.tasks import train_step
 from mrl_jax.text.tokenizers import Subwords
 
@@ -38,6 +48,8 @@ TINY = TransformerConfig(layers=2, hidden=32, heads=4, intermediate=48, max_leng
 TINY_OF_16 = dataclasses.replace(TINY, hidden=16)
 FIRST_TOKEN = dataclasses.replace(TINY, layer_norm_eps=0.1, pooling="cls", projection=True, positions=40)
 
+FEATURES = np.random.default_rng(1).normal(1e4, np.logspace(-1, 3, 10), (50, 10)).astype(np.float32)  # of awkward scale
+
 VARIANTS: dict[str, encoders.EncoderConfig] = {
     "transformer": dataclasses.replace(TINY, projection=True),
     "transformer, first token": FIRST_TOKEN,
@@ -45,9 +57,12 @@ VARIANTS: dict[str, encoders.EncoderConfig] = {
     "bag": BagConfig(),
     "bag of few words": BagConfig(max_words=3, min_documents=1),
     "bag, projected": BagConfig(hidden=8),
+    "bag of characters": BagConfig(units="characters", ngrams=4, max_words=24),
     "bag, maximum and MLP": BagConfig(hidden=8, pooling="mean_max", mlp=12, max_words=5),
+    "static": StaticConfig(vocabulary=300, max_length=24),
     "mlp": MLPConfig(hidden=(24, 12)),
     "mlp, linear": MLPConfig(hidden=(), dtype="bfloat16"),
+    "mlp of features as they are": MLPConfig(hidden=(24,), standardise=False),
     "mlp of images": MLPConfig(hidden=(24,)),
     "convnet": ConvNetConfig(channels=4, crop=6, mean=(0.3,), std=(0.3,)),
 }
@@ -57,7 +72,7 @@ def made(encoder: encoders.EncoderConfig, texts: list[str], kind: str = "feature
     """An encoder whose every parameter was drawn at random, so that a bias or a scale that is forgotten shows."""
     if "text" in encoders.ENCODERS[encoder.name].reads:
         kind = "text"
-    raw: Any = {"text": texts, "image": np.zeros((1, 8, 9, 3)), "features": np.zeros((1, 10))}[kind]
+    raw: Any = {"text": texts, "image": np.zeros((1, 8, 9, 3)), "features": FEATURES}[kind]
     reader = encoders.fit(encoder, "made", kind, raw)
     shapes = {name: array.shape[1:] for name, array in reader(raw).items()}
     config = Config(
@@ -87,7 +102,7 @@ def made(encoder: encoders.EncoderConfig, texts: list[str], kind: str = "feature
 def in_float32(model: EmbeddingModel) -> EmbeddingModel:
     """The model, with float32 operands: what an export is of."""
     encoder = model.program.encoder
-    if not isinstance(encoder, BagConfig):
+    if hasattr(encoder, "dtype"):
         model = EmbeddingModel(
             dataclasses.replace(model.program, encoder=dataclasses.replace(encoder, dtype="float32")),
             model.weights, model.reader, model.dims, model.head,
@@ -132,6 +147,8 @@ def feed(model: EmbeddingModel, folder: Path, count: int) -> tuple[Any, list[np.
     if model.reader.tokenizer is None:
         ((dtype, shape),) = signature(model).values()
         values = np.abs(np.random.default_rng(1).normal(size=(count, *shape[1:])))
+        if isinstance(model.reader, Scaler):
+            values = model.reader.undo(values)
         raw = values.astype(dtype) if dtype == "float32" else (100 * values).clip(0, 255).astype(dtype)
         return raw, [raw]
     encodings = Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(SENTENCES[:count])
@@ -155,6 +172,7 @@ def test_onnx_computes_what_the_model_computes(model: EmbeddingModel, tmp_path: 
         np.testing.assert_allclose(found, in_float32(model).embed(raw), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_stablehlo_computes_what_the_model_computes(model: EmbeddingModel, tmp_path: Path) -> None:
     stablehlo.write(model, tmp_path, "name")
     exported = jax.export.deserialize((tmp_path / "model.stablehlo").read_bytes())
@@ -165,9 +183,10 @@ def test_stablehlo_computes_what_the_model_computes(model: EmbeddingModel, tmp_p
         np.testing.assert_allclose(found, in_float32(model).embed(raw), rtol=1e-5, atol=1e-5)
 
 
-def test_a_bag_takes_the_words_that_its_reader_takes(training: list[str]) -> None:
+@pytest.mark.parametrize("ngrams", [1, 3])
+def test_a_bag_takes_the_words_that_its_reader_takes(training: list[str], ngrams: int) -> None:
     """Also where a text has many more words than are read, words that are not known, or the same weight twice."""
-    model = made(BagConfig(max_words=4, min_documents=1), [*training, "tie1 tie2", "tie1 tie2"])
+    model = made(BagConfig(max_words=4, min_documents=1, ngrams=ngrams), [*training, "tie1 tie2", "tie1 tie2"])
     texts = [" ".join(training[i : i + 5]) for i in range(40)] + ["tie2 tie1 orbit1 orbit2 orbit3", "unknown", ""]
     tokenizer = Tokenizer.from_str(model.reader.tokenizer.to_str())
     tokenizer.enable_padding(pad_id=0, pad_token="[UNK]")
@@ -183,6 +202,7 @@ def test_a_bag_takes_the_words_that_its_reader_takes(training: list[str]) -> Non
         assert theirs == pytest.approx({i: w for i, w in zip(ids, weights, strict=True) if w > 0}, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_and_stablehlo_stand_rows_without_a_token(training: list[str], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     for name in ("transformer", "transformer, first token", "bag, maximum and MLP"):
@@ -212,7 +232,8 @@ def test_a_folder_for_sentence_transformers_is_read_by_our_own_loader(training: 
     model = made(dataclasses.replace(TINY_OF_16, positions=40), training)
     sentence_transformers.write(model, tmp_path, "x")
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["matryoshka_dims"] == [4, 8, 16]
+    assert config["matryoshka_dims"] == config["matryoshka_dimensions"] == [4, 8, 16]
+    assert (config["is_matryoshka"], config["normalized"]) == (True, False)  # as servers read it
     assert huggingface.describe(tmp_path) == huggingface.Description(
         dataclasses.replace(transformer_sizes(model), positions=40), "mean", 24
     )
@@ -224,7 +245,37 @@ def test_a_folder_for_sentence_transformers_is_read_by_our_own_loader(training: 
     np.testing.assert_allclose(again(arrays), model.embed(SENTENCES), rtol=1e-5, atol=1e-5)
 
 
-def transformer_sizes(model: EmbeddingModel) -> huggingface.Architecture:
+@pytest.mark.parametrize("name", [pytest.param("transformer", marks=pytest.mark.slow), "bag", "mlp"])
+def test_eight_bits_stay_near_the_model(name: str, training: list[str], tmp_path: Path) -> None:
+    library, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    variant = next(key for key in VARIANTS if key.startswith(name))
+    model = made(VARIANTS[variant], training, "features" if name == "mlp" else "text")
+    _, outcome = export.FORMATS["onnx-int8"].write(model, tmp_path, "x")
+    assert outcome.startswith("largest difference to the run")
+    raw, arrays = feed(model, tmp_path, 8)
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    z = session.run(None, dict(zip(signature(model), arrays, strict=True)))[0]
+    exact = model.embed(raw)
+    cosines = np.sum(z * exact, axis=1) / np.maximum(np.linalg.norm(z, axis=1) * np.linalg.norm(exact, axis=1), 1e-12)
+    assert (cosines[np.linalg.norm(exact, axis=1) > 0] > 0.98).all()
+    stored = {one.data_type for one in library.load(tmp_path / "model.onnx").graph.initializer}
+    assert stored & {library.TensorProto.INT8, library.TensorProto.UINT8}
+    assert not logging.root.manager.disable
+
+
+def test_a_model_without_prefixes_is_none_that_a_server_may_cut(training: list[str]) -> None:
+    nested = made(TINY_OF_16, training)
+    alone = EmbeddingModel(nested.program, nested.weights, nested.reader, (16,), "separate")
+    assert say_dims(alone) == {"matryoshka_dims": [16], "normalized": False}
+    z = nested.embed(SENTENCES)
+    for dim in (4, 16):  # whoever has whole vectors cuts them as `encode` does
+        np.testing.assert_allclose(mrl_jax.truncate(z, dim), nested.encode(SENTENCES, dim), atol=1e-6)
+        np.testing.assert_allclose(
+            mrl_jax.truncate(nested.encode(SENTENCES), dim), nested.encode(SENTENCES, dim), atol=1e-6
+        )
+
+
+def transformer_sizes(model: EmbeddingModel) -> Architecture:
     return complete(*standalone(model.program.encoder, model.program.vocabulary))[1]
 
 
@@ -242,18 +293,18 @@ def test_a_projection_becomes_a_dense_module(training: list[str], tmp_path: Path
     np.testing.assert_array_equal(dense["linear.weight"], kernel.T)
     assert dense["linear.bias"].shape == (16,)
     assert json.loads((tmp_path / "2_Dense" / "config.json").read_text())["activation_function"].endswith(".Identity")
-    assert huggingface.read_pooling(tmp_path) == "cls"
+    assert huggingface.describe(tmp_path).pooling == "cls"
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["pad_token"] == "[PAD]"
 
 
-@pytest.mark.parametrize("name", ["transformer", "transformer, first token", "transformer, bfloat16"])
+@pytest.mark.parametrize("name", ["transformer", "transformer, first token", "transformer, bfloat16", "static"])
 def test_sentence_transformers_gives_our_vectors(name: str, training: list[str], tmp_path: Path) -> None:
     library = pytest.importorskip("sentence_transformers")
     model = made(VARIANTS[name], training)
     sentence_transformers.write(model, tmp_path, "x")
     texts = [text for text in SENTENCES if text]
     whole = library.SentenceTransformer(str(tmp_path), device="cpu")
-    assert whole.max_seq_length == 24
+    assert whole.max_seq_length == (np.inf if name == "static" else 24)  # tokenizer.json cuts
     np.testing.assert_allclose(whole.encode(texts), in_float32(model).embed(texts), rtol=1e-5, atol=1e-5)
     for dim in (4, 16):
         cut = library.SentenceTransformer(str(tmp_path), truncate_dim=dim, device="cpu")
@@ -266,7 +317,8 @@ def test_transformers_reads_the_config_and_the_tokenizer(training: list[str], tm
     library = pytest.importorskip("transformers")
     model = made(TINY_OF_16, training)
     sentence_transformers.write(model, tmp_path, "x")
-    assert library.AutoConfig.from_pretrained(tmp_path).matryoshka_dims == [4, 8, 16]
+    read = library.AutoConfig.from_pretrained(tmp_path)
+    assert (read.is_matryoshka, read.matryoshka_dimensions) == (True, [4, 8, 16])
     tokenizer = library.AutoTokenizer.from_pretrained(tmp_path)
     found = tokenizer([*SENTENCES, "orbit1 " * 99], padding=True, truncation=True, return_tensors="np")
     wanted = model.reader([*SENTENCES, "orbit1 " * 99])
@@ -293,6 +345,7 @@ def usage(folder: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("to", ["onnx", "stablehlo", "sentence-transformers"])
 @pytest.mark.parametrize("name", ["words", "subwords"])
+@pytest.mark.slow
 def test_the_example_on_the_card_gives_our_vectors(
     to: str, name: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -362,20 +415,49 @@ def test_the_card_has_the_command_without_the_places_of_its_machine(words: Path,
     assert "/home/me" not in text
 
 
+@pytest.mark.parametrize(("weights", "hub"), [("wordllama", "dleemiller/word-llama-l2-supercat"), (None, None)])
+def test_the_card_names_the_published_model_that_a_table_is_of(
+    weights: str | None, hub: str | None, words: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = mrl_jax.load(words)
+    begun = config.from_yaml(words / "config.yaml")
+    monkeypatch.setattr(
+        config, "from_yaml", lambda _: dataclasses.replace(begun, encoder=StaticConfig(weights=weights))
+    )
+    text = card(words, model, None, 0, library="x", tags=(), note="", usage="")
+    assert yaml.safe_load(text.split("---\n")[1]).get("base_model") == hub
+    assert ("It started from" in text) == bool(hub)
+
+
 def test_a_fixed_size_model_says_where_it_ends(words: Path, tmp_path: Path) -> None:
     export.export(words, "stablehlo", tmp_path / "made", arm="ff8")
     text = (tmp_path / "made" / "README.md").read_text()
     assert "# tiny: FF 8\n" in text
     assert "No loss was taken beyond 8 dims" in text
     assert "[:, :8]" in text
-    assert json.loads((tmp_path / "made" / "config.json").read_text())["matryoshka_dims"] == [8]
+    assert json.loads((tmp_path / "made" / "config.json").read_text())["matryoshka_dimensions"] == [8]
     assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")] == ["dims", "8"]
 
 
+@pytest.mark.slow
 def test_a_bfloat16_model_is_exported_in_float32_and_says_so(subwords: Path, tmp_path: Path) -> None:
     export.export(subwords, "sentence-transformers", tmp_path / "made")
     assert "exported in float32" in (tmp_path / "made" / "README.md").read_text()
     assert {a.dtype for a in load_file(tmp_path / "made" / "model.safetensors").values()} == {np.dtype(np.float32)}
+
+
+def test_a_model_trained_with_bfloat16_encodes_in_float32_unless_asked_otherwise(subwords: Path) -> None:
+    model, rounded = mrl_jax.load(subwords), mrl_jax.load(subwords, dtype="bfloat16")
+    whole = dataclasses.replace(model.program.encoder, dtype="float32")
+    exact = EmbeddingModel(
+        dataclasses.replace(model.program, encoder=whole), model.weights, model.reader, model.dims, model.head
+    ).encode(SENTENCES)
+    np.testing.assert_array_equal(model.encode(SENTENCES), exact)
+    difference = np.abs(rounded.encode(SENTENCES) - exact).max()
+    assert 1e-6 < difference < 0.05
+    assert rounded.fingerprint == model.fingerprint
+    with pytest.raises(UserError, match=r"^dtype=float16 is unknown"):
+        mrl_jax.load(subwords, dtype="float16")
 
 
 def test_a_run_without_a_test_split_has_no_table(words: Path, tmp_path: Path) -> None:
@@ -408,7 +490,7 @@ def test_a_run_without_a_test_split_has_no_table(words: Path, tmp_path: Path) ->
         (
             ["RUN", "--to", "sentence-transformers", "OUT"],
             "--to=sentence-transformers cannot hold encoder=bag (it has no module for sublinear tf-idf weights, images "
-            "or features); allowed here: onnx or stablehlo",
+            "or features); allowed here: onnx, onnx-int8, stablehlo",
         ),
     ],
 )
@@ -449,7 +531,7 @@ def test_a_missing_package_is_named(package: str, words: Path, tmp_path: Path, m
     ("to", "encoder", "message"),
     [
         ("sentence-transformers", "convnet", r"cannot hold encoder=convnet \(.*\); allowed here: stablehlo$"),
-        ("sentence-transformers", "mlp", r"cannot hold encoder=mlp \(.*\); allowed here: onnx or stablehlo$"),
+        ("sentence-transformers", "mlp", r"cannot hold encoder=mlp \(.*\); allowed here: onnx, onnx-int8, stablehlo$"),
         ("onnx", "convnet", "--to=onnx cannot hold encoder=convnet .*; allowed here: stablehlo$"),
     ],
 )
@@ -458,8 +540,9 @@ def test_encoders_are_refused_where_a_format_cannot_hold_them(to: str, encoder: 
         export.check_format(to, encoder)
 
 
+@pytest.mark.parametrize("to", ["onnx", "onnx-int8"])
 def test_a_model_that_computes_something_else_is_not_written(
-    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    to: str, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime")
     right = encoders.ENCODERS["bag"]
@@ -470,6 +553,14 @@ def test_a_model_that_computes_something_else_is_not_written(
 
     monkeypatch.setitem(encoders.ENCODERS, "bag", dataclasses.replace(right, onnx=wrong))
     with pytest.raises(UserError, match=r"the exported model differs from the run by 1\.0e-03"):
+        export.export(words, to, tmp_path / "made")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_onnx_cannot_hold_is_refused(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnx, "MAX_BYTES", 999)
+    with pytest.raises(UserError, match=r"take [\d,]+ bytes, .* at most 999; use --to=sentence-transformers$"):
         export.export(words, "onnx", tmp_path / "made")
     assert not list(tmp_path.iterdir())
 
@@ -528,3 +619,87 @@ def test_a_machine_without_a_cpu_backend_is_told(words: Path, tmp_path: Path, mo
     monkeypatch.setattr(embedder.jax, "local_devices", none)
     with pytest.raises(UserError, match="JAX_PLATFORMS leaves out; add cpu"):
         embedder.full_precision(mrl_jax.load(words))
+
+
+# --- rotated models -----------------------------------------------------------------------------------------------
+
+
+ROTATED: dict[str, encoders.EncoderConfig] = VARIANTS | {"transformer without a projection": TINY_OF_16}
+
+
+def whole(model: EmbeddingModel, raw: Any) -> np.ndarray:
+    """Of the full width and any length, float64."""
+    (z,) = model._stream(raw, model.program.width, normalised=False)
+    return np.float64(z)
+
+
+@pytest.mark.parametrize("name", ROTATED)
+def test_rotating_keeps_inner_products_and_makes_prefixes_principal_directions(name: str, training: list[str]) -> None:
+    images = np.random.default_rng(2).integers(0, 255, (20, 8, 9, 3), np.uint8)
+    kind = "image" if "images" in name or "convnet" in name else "features"
+    model = in_float32(made(ROTATED[name], training, kind))
+    raw = images if kind == "image" else FEATURES if model.reader.tokenizer is None else [*SENTENCES, *training[:20]]
+    z = whole(model, raw)
+    turned = rotate(model, z.astype(np.float32))
+    got = whole(turned, raw)
+    scale = np.abs(z @ z.T).max()
+    np.testing.assert_allclose(got @ got.T / scale, z @ z.T / scale, atol=1e-5)
+    lengths = np.linalg.norm(z, axis=1, keepdims=True)
+    unit = np.divide(z, lengths, out=np.zeros_like(z), where=lengths > 0)
+    energies = np.square(np.divide(got, lengths, out=np.zeros_like(z), where=lengths > 0)).sum(0)
+    np.testing.assert_allclose(energies, np.linalg.svd(unit, compute_uv=False)[:16] ** 2, rtol=1e-4, atol=1e-4)
+    assert turned.fingerprint != model.fingerprint  # an index of the one is none of the other
+
+
+@pytest.mark.parametrize("kind", heads.KINDS)
+def test_the_classifier_is_rotated_with_the_embedding(kind: str, words: Path) -> None:
+    model = mrl_jax.load(words, "mrl" if kind == "separate" else "mrl_e")
+    turned = rotate(model, training_embeddings(words, model))
+    texts = [*SENTENCES, "common1 garden5"]
+    width = model.program.width
+    logits = [
+        whole(one, texts) @ np.float64(kernel) + bias
+        for one in (model, turned)
+        for kernel, bias in [one.classifiers()[width]]
+    ]
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+    assert model.predict(texts)[0] == turned.predict(texts)[0]
+    for m, (kernel, _) in turned.classifiers().items():
+        np.testing.assert_array_equal(kernel, turned.classifiers()[width][0][:m])
+
+
+def test_an_exported_model_keeps_the_rotation(words: Path, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    assert export.main([str(words), "--to", "onnx", str(tmp_path / "out"), "--rotate"]) == 0
+    model = mrl_jax.load(words)
+    turned = rotate(model, training_embeddings(words, model))
+    session = runtime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    coded = turned.reader.tokenizer.encode_batch(SENTENCES[:1])
+    arrays = {"input_ids": [coded[0].ids], "attention_mask": [coded[0].attention_mask]}
+    (got,) = session.run(None, {name: np.array(value, np.int64) for name, value in arrays.items()})
+    np.testing.assert_allclose(got, whole(turned, SENTENCES[:1]), rtol=1e-3, atol=1e-4)
+    assert "It was rotated after training" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("scores", "prompt"), [(None, "document"), (np.ones(2, np.float32), None)])
+def test_directions_come_from_texts_with_the_prompt_that_they_were_trained_with(
+    scores: np.ndarray | None, prompt: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = Pairs(["a", "b", "c"], np.array([[0, 1], [0, 2]], np.int32), scores)
+    model = SimpleNamespace(prompts=Prompts({"document": "d: "}), encode=lambda texts, prompt: (texts, prompt))
+    monkeypatch.setattr(rotation, "configuration", SimpleNamespace(from_yaml=lambda path: SimpleNamespace(data=None)))
+    monkeypatch.setattr(rotation.runs, "find", Path)
+    monkeypatch.setattr(rotation.data, "load", lambda config: PairDataset("pairs", "text", pairs, pairs, pairs))
+    texts, given = training_embeddings(tmp_path, model)  # type: ignore[arg-type]
+    assert (texts, given) == (["b", "c"] if scores is None else ["a", "b", "c"], prompt)
+
+
+def test_what_cannot_be_rotated_is_refused(training: list[str], words: Path) -> None:
+    largest = made(BagConfig(hidden=8, pooling="mean_max"), training)
+    with pytest.raises(UserError, match="--rotate is not allowed with this encoder=bag: its embedding is pooled"):
+        rotate(largest, np.eye(16, dtype=np.float32))
+    narrow = mrl_jax.load(words, f"ff{min(mrl_jax.load(words).dims)}")
+    with pytest.raises(UserError, match="--rotate needs a model that is trained at its full width"):
+        rotate(narrow, np.eye(narrow.program.width, dtype=np.float32))
+    with pytest.raises(ValueError, match=r"embeddings must be \[n, 16\], n at least 1; got shape \(0, 16\)"):
+        rotate(largest, np.zeros((0, 16)))

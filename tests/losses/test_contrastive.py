@@ -14,7 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
+from mrl_jax.data.relevance import FurtherPositives
 from mrl_jax.losses import (
+    Guide,
+    TextIds,
     cached_gradient,
     nested_cosent,
     nested_cosine_regression,
@@ -22,11 +25,13 @@ from mrl_jax.losses import (
     nested_distillation,
     nested_info_nce,
     nested_pair_distillation,
+    nested_similarity_regression,
 )
 
 WIDTH = 10
 DIMS = (1, 4, 7, 10)
 WEIGHTS = np.array([0.5, 1.0, 0.0, 2.0])
+TARGETS = np.random.default_rng(7).uniform(-1, 1, (6, 6)).astype(np.float32)  # the cosines of a teacher
 
 
 # --- the formulas, one pair at a time, in float64 -----------------------------------------------------------------
@@ -60,14 +65,35 @@ def regression(a: Any, b: Any, scores: Any, m: int) -> float:
     return float(np.mean([(cosine(x, y, m) - s) ** 2 for x, y, s in zip(a, b, scores, strict=True)]))
 
 
-def distillation(queries: Any, documents: Any, m: int, temperature: float) -> float:
+def distillation(
+    queries: Any,
+    documents: Any,
+    m: int,
+    temperature: float,
+    targets: Any = None,
+    neighbours: int | None = None,
+    full: Any = None,
+) -> float:
+    """KL divergence of the prefix of m from the teacher; `documents` None: the other queries. `full`: both sides as the
+    teacher sees them, where they are not the embeddings themselves. The full width is not taught by itself."""
+    if targets is None and m == queries.shape[1]:
+        return 0.0
     divergences = []
-    for q in queries:
-        teacher, student = ([cosine(q, d, width) / temperature for d in documents] for width in (queries.shape[1], m))
+    for i, q in enumerate(queries):
+        others = [j for j in range(len(queries)) if j != i] if documents is None else list(range(len(documents)))
+        compared = queries if documents is None else documents
+        whole_q, whole = (q, compared) if full is None else (full[0][i], full[0] if documents is None else full[1])
+        student = [cosine(q, compared[j], m) / temperature for j in others]
+        teacher = [cosine(whole_q, whole[j], len(whole_q)) / temperature for j in others]
+        if targets is not None:
+            teacher = list(np.float64(targets[i]) / temperature)
+        furthest = sorted(teacher)[-min(neighbours or len(teacher), len(teacher))]
+        nearest = [t for t in teacher if t >= furthest]
         divergences.append(
             sum(
-                np.exp(t - log_sum(teacher)) * (t - log_sum(teacher) - s + log_sum(student))
+                np.exp(t - log_sum(nearest)) * (t - log_sum(nearest) - s + log_sum(student))
                 for t, s in zip(teacher, student, strict=True)
+                if t >= furthest
             )
         )
     return float(np.mean(divergences))
@@ -145,9 +171,31 @@ LOSSES = {  # name → (ours, the formula at one width), both of two [6, D] arra
         lambda a, b, dims, w: nested_distillation(a, b, dims, w, 0.2),
         lambda a, b, m: distillation(a, b, m, 0.2),
     ),
+    "shortlist": (
+        lambda a, b, dims, w: nested_distillation(a, b, dims, w, 0.2, neighbours=2),
+        lambda a, b, m: distillation(a, b, m, 0.2, neighbours=2),
+    ),
+    "shortlist_of_others": (
+        lambda a, b, dims, w: nested_distillation(a, None, dims, w, 0.2, neighbours=3),
+        lambda a, b, m: distillation(a, None, m, 0.2, neighbours=3),
+    ),
+    "others": (
+        lambda a, b, dims, w: nested_distillation(a, None, dims, w, 0.2),
+        lambda a, b, m: distillation(a, None, m, 0.2),
+    ),
     "pair_distillation": (nested_pair_distillation, pair_distillation),
+    "taught_rankings": (
+        lambda a, b, dims, w: nested_distillation(a, b, dims, w, 0.2, TARGETS),
+        lambda a, b, m: distillation(a, b, m, 0.2, TARGETS),
+    ),
+    "taught_similarities": (
+        lambda a, b, dims, w: nested_similarity_regression(a, b, TARGETS, dims, w, 1.0),
+        lambda a, b, m: np.mean(
+            [(cosine(q, d, m) - float(TARGETS[i, j])) ** 2 for i, q in enumerate(a) for j, d in enumerate(b)]
+        ),
+    ),
 }
-TAUGHT_BY_ITSELF = ("distillation", "pair_distillation")
+TAUGHT_BY_ITSELF = ("distillation", "shortlist", "shortlist_of_others", "others", "pair_distillation")
 
 
 @partial(jax.jit, static_argnames=("name", "dims"))
@@ -242,23 +290,29 @@ def taught(name: str, a: np.ndarray, b: np.ndarray, m: int, full_a: np.ndarray, 
         return float(
             np.mean([(cosine(a[i], b[i], m) - cosine(full_a[i], full_b[i], WIDTH)) ** 2 for i in range(len(a))])
         )
-    losses = []
-    for i in range(len(a)):
-        teacher = [cosine(full_a[i], d, WIDTH) / 0.2 for d in full_b]
-        student = [cosine(a[i], d, m) / 0.2 for d in b]
-        shares = np.exp(np.array(teacher) - log_sum(teacher))
-        losses.append(shares @ (np.array(teacher) - log_sum(teacher) - np.array(student) + log_sum(student)))
-    return float(np.mean(losses))
+    documents, neighbours = {
+        "distillation": (b, None), "shortlist": (b, 2), "shortlist_of_others": (None, 3), "others": (None, None)
+    }[name]  # fmt: skip
+    return distillation(a, documents, m, 0.2, neighbours=neighbours, full=(full_a, full_b))
 
 
 def closed_form(
-    queries: Any, documents: Any, dims: Any, weights: Any, temperature: float, symmetric: bool, valid: Any = None
+    queries: Any,
+    documents: Any,
+    dims: Any,
+    weights: Any,
+    temperature: float,
+    symmetric: bool,
+    valid: Any = None,
+    excluded: Any = None,
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], float, tuple[np.ndarray, np.ndarray]]:
     """InfoNCE in float64, a loop over prefixes: losses [K], gradients of both sides and of the temperature, and the
-    scale Σ_k w_k / ‖z[:m_k]‖ of each row's gradient."""
+    scale Σ_k w_k / ‖z[:m_k]‖ of each row's gradient. Cells that are `excluded` [B, N] leave both softmaxes."""
     batch = len(queries)
     kept = np.arange(batch) if valid is None else np.flatnonzero(valid)
     sides = queries[kept].astype(np.float64), documents[np.r_[kept, batch : len(documents)]].astype(np.float64)
+    all_in = np.zeros((batch, len(documents))) if excluded is None else np.where(excluded, -np.inf, 0.0)
+    masked = all_in[np.ix_(kept, np.r_[kept, batch : len(documents)])]
     losses, d_temperature = [], 0.0
     gradients, scales = [np.zeros_like(z) for z in sides], [np.zeros((len(z), 1)) for z in sides]
     for weight, m in zip(weights, dims, strict=True):
@@ -267,10 +321,10 @@ def closed_form(
         units = [z[:, :m] * inverse for z, inverse in zip(sides, inverses, strict=True)]
         cosines = units[0] @ units[1].T
         share, eye = (0.5 if symmetric else 1.0) / len(kept), np.eye(*cosines.shape)
-        of_rows = log_softmax(cosines / temperature, axis=1)
+        of_rows = log_softmax(cosines / temperature + masked, axis=1)
         loss, slope = -share * np.sum(of_rows[eye > 0]), share * (np.exp(of_rows) - eye)
         if symmetric:
-            of_columns = log_softmax(cosines[:, : len(kept)] / temperature, axis=0)
+            of_columns = log_softmax((cosines / temperature + masked)[:, : len(kept)], axis=0)
             loss -= share * np.trace(of_columns)
             slope[:, : len(kept)] += share * (np.exp(of_columns) - np.eye(len(kept)))
         losses.append(loss)
@@ -304,21 +358,23 @@ def test_the_closed_form_of_the_gradient_is_right():
 
 
 @partial(jax.jit, static_argnames=("dims", "symmetric", "streamed", "temperature"))
-def value_and_gradients(q, d, weights, learned, valid, dims, symmetric, streamed, temperature):
+def value_and_gradients(q, d, weights, learned, valid, dims, symmetric, streamed, temperature, ids=None, guide=None):
     """Losses, and gradients with respect to queries, documents, weights and the temperature, where it is learned."""
 
     def ours(q, d, weights, learned):
         tau = learned if temperature is None else temperature
-        return nested_info_nce(q, d, dims, weights, tau, symmetric, streamed, valid)
+        return nested_info_nce(q, d, dims, weights, tau, symmetric, streamed, valid, ids, guide)
 
     return jax.value_and_grad(ours, argnums=(0, 1, 2, 3), has_aux=True)(q, d, weights, learned)
 
 
-def agrees(q, d, dims, weights, temperature, symmetric, streamed, learned, valid=None):
-    losses, wanted, slope, scales = closed_form(q, d, dims, weights, temperature, symmetric, valid)
+def agrees(
+    q, d, dims, weights, temperature, symmetric, streamed, learned, valid=None, ids=None, excluded=None, guide=None
+):
+    losses, wanted, slope, scales = closed_form(q, d, dims, weights, temperature, symmetric, valid, excluded)
     fixed = None if learned else temperature
     (total, each), got = value_and_gradients(
-        q, d, weights, jnp.float32(temperature), valid, tuple(dims), symmetric, streamed, fixed
+        q, d, weights, jnp.float32(temperature), valid, tuple(dims), symmetric, streamed, fixed, ids, guide
     )
     np.testing.assert_allclose(each, losses, rtol=2e-5, atol=1e-6 / temperature)
     np.testing.assert_allclose(total, weights @ losses, rtol=2e-5, atol=1e-5 / temperature)
@@ -340,6 +396,7 @@ def small_tiles():
         yield
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(
     seed=st.integers(0, 10**6),
@@ -360,6 +417,7 @@ def test_streamed_and_direct_agree_with_the_closed_form(seed, batch, negatives, 
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize(("temperature", "learned"), [(0.025, False), (0.01, False), (0.01, True)])
+@pytest.mark.slow
 def test_probabilities_that_vanish_in_float32_are_no_trouble(streamed, temperature, learned):
     """Opposite positives among equal negatives: exp(−2/τ) is 1e-35 at 0.025 and 0 in float32 at 0.01."""
     eye = np.eye(WIDTH, dtype=np.float32)
@@ -369,7 +427,7 @@ def test_probabilities_that_vanish_in_float32_are_no_trouble(streamed, temperatu
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("temperature", [0.05, 0.01])
+@pytest.mark.parametrize("temperature", [0.05, pytest.param(0.01, marks=pytest.mark.slow)])
 def test_padding_is_neither_query_nor_candidate(streamed, temperature):
     q, d = vectors(0, 40), vectors(1, 45)
     valid = np.arange(40) % 3 > 0
@@ -378,6 +436,150 @@ def test_padding_is_neither_query_nor_candidate(streamed, temperature):
     total, each = nested_info_nce(q, d, DIMS, WEIGHTS, temperature, streamed=streamed, valid=jnp.zeros(40, bool))
     assert total == 0
     assert not each.any()
+
+
+def excluded_cells(pairs: np.ndarray, batch: np.ndarray) -> np.ndarray:
+    """Cell by cell what is neither a negative nor the own positive, of a batch [B, c] drawn from pairs [n, c]."""
+    known = {(int(anchor), int(positive)) for anchor, positive in pairs[:, :2]}
+    documents = batch[:, 1:].T.ravel()
+    cells = np.zeros((len(batch), len(documents)), bool)
+    for i, query in enumerate(batch[:, 0]):
+        for j, document in enumerate(documents):
+            cells[i, j] = i != j and (document == query or (int(query), int(document)) in known)
+    return cells
+
+
+FORMS = [(False, 0.05), (True, 0.05), (True, 0.01)]  # streamed, temperature: every way to compute the normalisers
+
+
+@pytest.mark.parametrize(("streamed", "temperature"), FORMS)
+@pytest.mark.parametrize(("columns", "symmetric"), [(2, False), (3, True)])
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), texts=st.sampled_from([4, 12, 60]))
+def test_known_positives_equal_texts_and_the_querys_own_are_no_negatives(
+    seed, texts, streamed, temperature, columns, symmetric
+):
+    """Of data with any relation between few texts; rows repeat, and a batch does not hold every row of the data."""
+    rng = np.random.default_rng(seed)
+    pairs = rng.integers(0, texts, (30, columns)).astype(np.int32)
+    batch, valid = pairs[rng.integers(0, 30, 24)], np.arange(24) % 5 < 4 + seed % 2
+    label = FurtherPositives(pairs).labels([batch])[0]
+    label = np.pad(label, ((0, 0), (0, columns + 16 - label.shape[1])), constant_values=-1)  # one shape to compile
+    ids = TextIds(label[:, 0], label[:, 1:columns].T.ravel(), label[:, columns:])
+    z = rng.normal(size=(2, texts, WIDTH)).astype(np.float32)  # an encoder with dropout: two views of a text
+    q, d = z[0][batch[:, 0]], z[1][batch[:, 1:].T.ravel()]
+    excluded = excluded_cells(pairs, batch)
+    agrees(q, d, DIMS, WEIGHTS + 0.1, temperature, symmetric, streamed, False, valid, ids, excluded)
+
+
+def guided_cells(queries: np.ndarray, documents: np.ndarray, margin: float) -> np.ndarray:
+    """Cell by cell what a guide finds nearer than the positive less the margin, of vectors of unit length."""
+    cosines = [[cosine(q, d, len(q)) for d in documents] for q in queries.astype(np.float64)]
+    cells = np.zeros((len(queries), len(documents)), bool)
+    for i, row in enumerate(cosines):
+        for j, similarity in enumerate(row):
+            cells[i, j] = i != j and similarity > row[i] - margin - 1e-6
+    return cells
+
+
+@pytest.mark.parametrize(
+    ("streamed", "temperature", "symmetric", "numbered"),
+    [(True, 0.05, False, False), *((*form, True, True) for form in FORMS)],
+)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), margin=st.sampled_from([0.0, 0.3, -0.2]))
+def test_what_a_guide_finds_nearer_than_the_positive_is_no_negative(
+    seed, margin, streamed, temperature, symmetric, numbered
+):
+    """Alone and beside the known positives, in both directions; a copy of the positive is one too."""
+    rng = np.random.default_rng(seed)
+    texts = rng.integers(0, 40, (24, 3)).astype(np.int32)
+    seen = rng.normal(size=(40, 5)).astype(np.float32)
+    seen /= np.linalg.norm(seen, axis=1, keepdims=True)
+    of_queries, of_documents = seen[texts[:, 0]], seen[texts[:, 1:].T.ravel()]
+    valid = np.arange(24) % 5 < 4
+    excluded = guided_cells(of_queries, of_documents, margin)
+    ids = None
+    if numbered:
+        excluded |= excluded_cells(texts, texts)
+        ids = TextIds(texts[:, 0], texts[:, 1:].T.ravel(), FurtherPositives(texts).labels([texts])[0][:, 3:])
+        ids = ids._replace(known=np.pad(ids.known, ((0, 0), (0, 16 - ids.known.shape[1])), constant_values=-1))
+    q, d = vectors(seed, 24), vectors(seed + 1, 48)
+    guide = Guide(of_queries, of_documents, jnp.float32(margin))
+    agrees(q, d, DIMS, WEIGHTS + 0.1, temperature, symmetric, streamed, False, valid, ids, excluded, guide)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_guided_loss_is_that_of_gist(streamed):
+    """GISTEmbedLoss of sentence-transformers 6.2.0 with hard negatives, of prefixes of 4 and 10 dims, without its cells
+    of two queries or two documents, which this loss does not have."""
+    expected = {0.0: [14.509444, 8.445740], 0.1: [14.363922, 7.688187]}
+    rng = np.random.default_rng(11)
+    sides = [rng.normal(size=(12, 10)).astype(np.float32) for _ in range(6)]
+    q, d, hard, *seen = sides
+    seen = [z / np.linalg.norm(z, axis=1, keepdims=True) for z in seen]
+    for margin, losses in expected.items():
+        guide = Guide(seen[0], np.concatenate(seen[1:]), margin)
+        _, each = nested_info_nce(
+            q, np.concatenate([d, hard]), (4, 10), [1.0, 1.0], 0.05, False, streamed, guide=guide
+        )  # fmt: skip
+        np.testing.assert_allclose(each, losses, rtol=2e-6)
+
+
+def test_five_answers_of_a_hundred_questions_are_no_negatives_of_each_other():
+    """All ways to compute the loss of a batch of them against one loop: direct, by tiles, in parts and of several
+    members together (over devices: below); the same cells leave the softmax of a question and that of an answer."""
+    rng = np.random.default_rng(0)
+    batch = np.stack([np.arange(100), 100 + rng.permutation(100) % 5], axis=1).astype(np.int32)
+    label = FurtherPositives(batch).labels([batch])[0]
+    ids = TextIds(label[:, 0], label[:, 1], label[:, 2:])
+    excluded = excluded_cells(batch, batch)
+    assert (excluded == excluded.T).all()
+    assert excluded.sum() == 5 * 20 * 19
+    q, d = plain(1, 100, 100)
+    for streamed, temperature in FORMS:
+        agrees(q, d, DIMS, WEIGHTS + 0.1, temperature, True, streamed, False, None, ids, excluded)
+    losses, (wanted_q, wanted_d), _, _ = closed_form(q, d, DIMS, WEIGHTS, 0.05, True, None, excluded)
+
+    def loss(_, z):  # [parts, 2, rows of a part, D]: as `TrainStep` puts the parts together
+        return nested_info_nce(z[:, 0].reshape(100, -1), z[:, 1].reshape(100, -1), DIMS, WEIGHTS, 0.05, ids=ids)
+
+    parts = jnp.stack([q, d]).reshape(2, 4, 25, -1).swapaxes(0, 1)
+    at = {"zero": jnp.zeros((100, WIDTH)), "other": jnp.zeros((100, WIDTH))}
+    rows = jnp.arange(100).reshape(4, 25)
+
+    def embed_part(params, part):
+        z, places = part
+        return z + jnp.stack([params["zero"][places], params["other"][places]])
+
+    got, each = jax.jit(partial(cached_gradient, embed_part, loss))(at, (parts, rows))
+    np.testing.assert_allclose(each, losses, rtol=2e-5)
+    np.testing.assert_allclose(got["zero"], wanted_q, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(got["other"], wanted_d, rtol=1e-3, atol=1e-5)
+    together = jax.vmap(lambda scale: nested_info_nce(q * scale, d, DIMS, WEIGHTS, 0.05, streamed=True, ids=ids)[1])
+    np.testing.assert_allclose(jax.jit(together)(jnp.array([1.0, 2.0])), [losses, losses], rtol=2e-5)
+
+
+@pytest.mark.parametrize(("streamed", "temperature"), FORMS)
+@pytest.mark.slow
+def test_where_all_texts_differ_numbers_change_nothing(streamed, temperature):
+    q, d = plain(0, 40, 45)
+    ids = TextIds(np.arange(40), np.arange(100, 145), np.full((40, 4), -1))
+    found = [
+        value_and_gradients(q, d, WEIGHTS, jnp.float32(1), None, DIMS, True, streamed, temperature, given_ids)
+        for given_ids in (None, ids)
+    ]
+    for without, with_ids in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(without, with_ids, rtol=1e-4, atol=1e-5)
+
+
+def test_a_query_whose_every_candidate_is_known_has_no_loss():
+    q, d = plain(0, 5, 8)
+    ids = TextIds(jnp.zeros(5, int), jnp.ones(8, int))
+    for streamed in (False, True):
+        total, each = nested_info_nce(q, d, DIMS, WEIGHTS, streamed=streamed, ids=ids)
+        np.testing.assert_allclose(each, 0, atol=1e-5)
+        assert np.isfinite(total)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -420,24 +622,31 @@ def test_the_losses_of_the_granularities_carry_gradients_too():
 
 
 @pytest.mark.parametrize(("streamed", "temperature"), [(False, 0.05), (True, 0.05), (True, 0.01)])
-def test_members_of_a_population_are_those_alone(streamed, temperature):
+@pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.slow
+def test_members_of_a_population_are_those_alone(streamed, temperature, numbered):
     members = [plain(seed, 20, 24) for seed in range(2)]
     q, d = (jnp.stack(side) for side in zip(*members, strict=True))
+    texts = np.random.default_rng(1).integers(0, 30, (2, 64))
+    ids = TextIds(jnp.asarray(texts[:, :20]), jnp.asarray(texts[:, 20:44]), jnp.asarray(texts[:, 44:, None]))
+    ids = ids if numbered else None
     weights = jnp.float32(np.random.default_rng(0).uniform(size=(2, len(DIMS))))
 
     @jax.jit
-    def step(q, d, w):
+    def step(q, d, w, ids):
         return jax.value_and_grad(
-            lambda q, d: nested_info_nce(q, d, DIMS, w, temperature, streamed=streamed)[0], argnums=(0, 1)
+            lambda q, d: nested_info_nce(q, d, DIMS, w, temperature, streamed=streamed, ids=ids)[0], argnums=(0, 1)
         )(q, d)
 
-    together = jax.vmap(step)(q, d, weights)
+    together = jax.vmap(step)(q, d, weights, ids)
     for i in range(2):
-        for mine, all_ in zip(jax.tree.leaves(step(q[i], d[i], weights[i])), jax.tree.leaves(together), strict=True):
+        alone = step(q[i], d[i], weights[i], jax.tree.map(lambda x: x[i], ids))  # noqa: B023
+        for mine, all_ in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
             np.testing.assert_allclose(all_[i], mine, rtol=1e-4, atol=1e-6 / temperature)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.slow
 def test_narrow_embeddings_are_accumulated_in_float32(streamed):
     q, d = (jnp.bfloat16(x) for x in plain(0, 40, 40))
 
@@ -469,7 +678,7 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from mrl_jax.losses import info_nce
+from mrl_jax.losses import Guide, TextIds, info_nce
 
 info_nce.TILE_ROWS = 16
 rng = np.random.default_rng(0)
@@ -477,16 +686,21 @@ q, d = (jnp.float32(rng.normal(size=(64, 12))) for _ in range(2))
 sharding = NamedSharding(Mesh(jax.devices(), ("data",)), P("data"))
 for streamed in (False, True):
     for temperature in (0.05, 0.01):
-        def loss(q, d):
-            return info_nce.nested_info_nce(q, d, (3, 12), jnp.ones(2), temperature, streamed=streamed)
+        def loss(q, d, ids, guide):
+            masks = {"ids": ids, "guide": guide and Guide(*guide)}
+            return info_nce.nested_info_nce(q, d, (3, 12), jnp.ones(2), temperature, streamed=streamed, **masks)
         step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-        alone, sharded = step(q, d), step(jax.device_put(q, sharding), jax.device_put(d, sharding))
-        assert len(sharded[1][0].sharding.device_set) == 4
-        for x, y in zip(jax.tree.leaves(alone), jax.tree.leaves(sharded), strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+        some = TextIds(*(jnp.asarray(rng.integers(0, 40, shape)) for shape in (64, 64, (64, 2))))
+        answers = TextIds(jnp.arange(64), 100 + jnp.arange(64) % 5, jnp.full((64, 4), -1))
+        for ids, guide in ((None, None), (some, None), (answers, (q, d))):
+            alone, sharded = step(q, d, ids, guide), step(*jax.device_put((q, d, ids, guide), sharding))
+            assert len(sharded[1][0].sharding.device_set) == 4
+            for x, y in zip(jax.tree.leaves(alone), jax.tree.leaves(sharded), strict=True):
+                np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
 """
 
 
+@pytest.mark.slow
 def test_a_batch_sharded_over_devices_has_global_negatives():
     done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr
@@ -538,9 +752,10 @@ def test_what_does_not_fit_is_refused(name):
         ours(a, b, DIMS, WEIGHTS[:2])
     with pytest.raises(ValueError, match="must end at the embedding width 10"):
         ours(a, b, DIMS[:-1], WEIGHTS[:-1])
-    with pytest.raises(ValueError, match=r"one width; got shapes \(6, 10\) and \(6, 9\)"):
-        ours(a, b[:, :9], DIMS, WEIGHTS)
-    if "info_nce" not in name and name != "distillation":
+    if "others" not in name:  # which reads the first alone
+        with pytest.raises(ValueError, match=r"one width; got shapes \(6, 10\) and \(6, 9\)"):
+            ours(a, b[:, :9], DIMS, WEIGHTS)
+    if name in ("cosent", "regression", "pair_distillation"):
         with pytest.raises(ValueError, match="as many first as second embeddings; got 6 and 5"):
             ours(a, b[:5], DIMS, WEIGHTS)
 
@@ -551,9 +766,18 @@ def test_what_does_not_fit_one_loss_is_refused():
         nested_info_nce(a, b[:5], DIMS, WEIGHTS)
     with pytest.raises(ValueError, match=r"valid must be \[6\], one per query; got shape \(5,\)"):
         nested_info_nce(a, b, DIMS, WEIGHTS, valid=jnp.ones(5, bool))
+    for ids in (TextIds(np.arange(5), np.arange(6)), TextIds(np.arange(6), np.arange(6), np.arange(6))):
+        with pytest.raises(ValueError, match=r"ids must be of queries \[6\], documents \[6\] and known \[6, P\]; got"):
+            nested_info_nce(a, b, DIMS, WEIGHTS, ids=ids)
     for loss in (nested_info_nce, nested_distillation):
         with pytest.raises(ValueError, match="temperature=0 must be positive"):
             loss(a, b, DIMS, WEIGHTS, 0)
+    for taught in (
+        lambda targets: nested_distillation(a, b, DIMS, WEIGHTS, 0.05, targets),
+        lambda targets: nested_similarity_regression(a, b, targets, DIMS, WEIGHTS),
+    ):
+        with pytest.raises(ValueError, match=r"6 queries and 6 documents need as many targets; got \(6, 5\)"):
+            taught(TARGETS[:, :5])
     for loss in (nested_cosent, nested_cosine_regression):
         with pytest.raises(ValueError, match=r"6 pairs need as many scores; got shape \(5,\)"):
             loss(a, b, jnp.ones(5), DIMS, WEIGHTS)

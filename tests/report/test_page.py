@@ -4,17 +4,15 @@ import html as markup
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from browser import QUIET, until
+from browser import chromium_page, until
 from made_runs import make_run
 
 from mrl_jax.config import OptimizerConfig
@@ -235,7 +233,7 @@ def test_gathered_runs_of_two_configurations(tmp_path: Path) -> None:
     drawn = plots(page_of(study, {}))
     lines = [trace for trace in drawn["accuracy-0"]["data"] if trace.get("name")]
     assert [markup.unescape(line["name"]) for line in lines] == [series.label for series in study.series]
-    assert len(lines) == 11
+    assert len(lines) == 12
     for line, series in zip(lines, study.series, strict=True):
         values = study.values(series, "linear_top1")
         assert line["y"] == pytest.approx([100 * values[dim].mean() for dim in study.dims], abs=0.005)
@@ -266,25 +264,13 @@ def test_bytes_of_every_precision(text: str) -> None:
 @pytest.fixture(scope="module")
 def opened(text: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The page in headless Chromium, drawn, with what it said and asked for since."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs chromium")
     path: Path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(text, encoding="utf-8")
-    with playwright.sync_playwright() as browsers:
-        browser = browsers.chromium.launch(executable_path=chromium, args=list(QUIET))
-        view = browser.new_page(viewport={"width": 1200, "height": 900})
-        said: list[str] = []
-        asked: list[str] = []
-        view.on("console", lambda message: said.append(message.text))
-        view.on("pageerror", lambda error: said.append(str(error)))
-        view.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-        view.on("request", lambda request: asked.append(request.url))
-        view.goto(path.as_uri())
-        until(view, "[...document.querySelectorAll('.plot')].every(plot => plot._fullLayout)")
-        yield SimpleNamespace(view=view, said=said, asked=asked, uri=path.as_uri())
-        browser.close()
+    with chromium_page() as page:
+        page.uri = path.as_uri()
+        page.view.goto(page.uri)
+        until(page.view, "[...document.querySelectorAll('.plot')].every(plot => plot._fullLayout)")
+        yield page
 
 
 def hovered(view: Any, plot: str, x: float, y: float) -> str:

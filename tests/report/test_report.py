@@ -141,6 +141,7 @@ def test_the_command_writes_tables_plots_and_a_page(tmp_path, capsys):
     assert str(out) in said.err
 
 
+@pytest.mark.slow
 def test_the_same_runs_make_the_same_bytes_and_other_numbers_others(tmp_path):
     directory = make_run(tmp_path, arms=("mrl", "ff"))
     for out in ("one", "two"):
@@ -154,6 +155,7 @@ def test_the_same_runs_make_the_same_bytes_and_other_numbers_others(tmp_path):
     assert {name for name in first if first[name] == third.get(name)} == set()
 
 
+@pytest.mark.slow
 def test_several_paths_are_one_report_in_the_first(tmp_path, capsys):
     make_run(tmp_path / "a", arms=("mrl",))
     make_run(tmp_path / "b", arms=("ff",))

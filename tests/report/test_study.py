@@ -10,8 +10,9 @@ from made_runs import DIMS, make_run
 
 from mrl_jax import report
 from mrl_jax.config import LossConfig, OptimizerConfig, TrainerConfig
-from mrl_jax.errors import UserError
-from mrl_jax.report.study import Series, Study, _short, gather
+from mrl_jax.report.labels import short as shorten
+from mrl_jax.report.study import Series, Study, gather
+from mrl_jax.system.errors import UserError
 
 
 def csv_value(directory: Path, arm: str, seed: int, dim: int, metric: str, split: str = "test") -> float:
@@ -32,7 +33,7 @@ def arms(study: Study) -> list[str]:
 def test_values_are_those_of_evaluation_csv(tmp_path):
     directory = make_run(tmp_path, arms=("all",), seeds=3)
     study = gather([directory])
-    assert len(study.series) == 9
+    assert len(study.series) == 10
     for series in study.series:
         for metric, split in (("linear_top1", "test"), ("knn_top1", "validation"), ("int8_map@10", "test")):
             values = study.values(series, metric, split)
@@ -97,7 +98,7 @@ def test_runs_that_differ_in_other_keys_are_variants_named_after_their_folders(t
     ],
 )
 def test_names_of_variants_are_short_where_they_stay_apart(names, short):
-    assert _short(names) == (short or names)
+    assert shorten(names) == (short or names)
 
 
 def test_what_no_variant_has_is_said_once(tmp_path):

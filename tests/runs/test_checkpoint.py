@@ -15,8 +15,8 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from mrl_jax.errors import UserError
 from mrl_jax.runs import checkpoint
+from mrl_jax.system.errors import UserError
 
 
 def tree(seed: int = 0, width: int = 16) -> dict[str, Any]:
@@ -205,7 +205,7 @@ import resource, signal, time
 from pathlib import Path
 import numpy as np, jax.numpy as jnp
 from mrl_jax.runs import checkpoint
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 noise = jnp.asarray(np.random.default_rng(0).normal(size=(40, 40_000)), jnp.float32)
@@ -213,7 +213,9 @@ try:
     checkpoint.save(Path({str(saved)!r}), 30, {{f"noise{{i}}": row for i, row in enumerate(noise)}}, {{}})
 except UserError as error:
     print(error)
-time.sleep(0.5)
+for _ in range(100):  # until the files of the failed save are gone
+    if any(path.name.endswith(".partial") for path in Path({str(saved)!r}).iterdir()):
+        time.sleep(0.1)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert "no space left for" in done.stdout

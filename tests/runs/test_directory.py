@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrl_jax import config, files, runs
+from mrl_jax import config, runs
 from mrl_jax.config import Config, TrainerConfig
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders.mlp import MLPConfig
-from mrl_jax.errors import UserError
 from mrl_jax.runs import Log, MetricRow
+from mrl_jax.system import files
+from mrl_jax.system.errors import UserError
 
 
 @pytest.fixture

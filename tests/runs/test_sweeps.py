@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrl_jax import train
-from mrl_jax.errors import UserError
 from mrl_jax.runs import read_rows, sweeps
+from mrl_jax.system.errors import UserError
 
 # ---- names ----------------------------------------------------------------------------------------------------------
 
@@ -82,6 +82,7 @@ def test_a_job_on_slurm_may_run_out_of_time(tiny: list[str]) -> None:
     assert not any("max_num_timeout" in word for word in sweeps.prepare(tiny).overrides)
 
 
+@pytest.mark.slow
 def test_where_nothing_is_swept_the_run_is_named_after_the_sweep(tiny: list[str], tmp_path: Path) -> None:
     """So that a job that is queued again, the same call once more, finds what it has begun."""
     words = [*tiny, f"results_dir={tmp_path}", "evaluation.refit=null", f"hydra.sweep.dir={tmp_path / 'mine'}"]
@@ -112,6 +113,7 @@ def changed(results: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in results.glob("tiny/*=*/evaluation.csv")}
 
 
+@pytest.mark.slow
 def test_sweep_again_does_only_what_is_missing(tiny: list[str], tmp_path: Path) -> None:
     words = [
         *tiny,
@@ -157,9 +159,8 @@ def test_a_killed_sweep_goes_on_where_it_was(tiny: list[str], tmp_path: Path) ->
     assert len(changed(tmp_path)) == 3
 
 
-@pytest.mark.parametrize(
-    "launcher", ["basic", *(pytest.param(x, marks=pytest.mark.slow) for x in ("joblib", "submitit_local"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
 def test_a_failing_job_is_reported_and_stops_no_other(tiny: list[str], tmp_path: Path, launcher: str) -> None:
     """The second of three data files lacks a label: only its job fails."""
     good = Path(next(word for word in tiny if word.startswith("data.train=")).partition("=")[2])

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mrl_jax.errors import UserError
 from mrl_jax.search.index import BACKENDS, Description, Document, create_index, exists, open_index, rerank
+from mrl_jax.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PLACES = {"exact": "index", "faiss": "index", "milvus-lite": "index.db", "milvus": "http://127.0.0.1:1"}

@@ -13,8 +13,10 @@ import pytest
 
 import mrl_jax
 from mrl_jax import search, train
-from mrl_jax.search.commands import saved_plan
+from mrl_jax.search import commands
+from mrl_jax.search.commands import saved_plan, search_index
 from mrl_jax.search.index import exact
+from mrl_jax.search.queries import leave_out
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,25 @@ def test_other_kinds_of_index_answer_too(
     assert "this index has one stage, at 8 dims" in capsys.readouterr().err
 
 
+def test_a_ranking_by_a_prefix_is_that_of_brute_force_and_takes_no_plan(
+    run: Path, corpus: Path, built: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model, text = mrl_jax.load(run), "orbit3 common2 hockey7"
+    z = model.encode([json.loads(line)["text"] for line in corpus.read_text().splitlines()])
+    for dim in (4, 8, 16):
+        prefixes = z[:, :dim].astype(np.float64) / np.linalg.norm(z[:, :dim], axis=1, keepdims=True)
+        wanted = np.sort(prefixes @ model.encode([text], dim, prompt="query")[0])[::-1][:5]
+        assert search.main(["query", str(built), text, "--k", "5", "--dim", str(dim)]) == 0
+        scores = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+        np.testing.assert_allclose(scores, wanted, atol=6e-5)
+    for words, said in {
+        ("--dim", "5"): "--dim=5 is not allowed; one of 4, 8, 16",
+        ("--dim", "8", "--plan", "4:100"): "--plan=4:100 ranks by all 16 dims; leave --dim=8 out, or the plan",
+    }.items():
+        assert search.main(["query", str(built), text, *words]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_a_plan_is_kept_and_used_until_the_documents_change(
     built: Path, questions: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -112,6 +133,31 @@ def test_bench_says_recall_and_speed_by_method(built: Path, questions: Path, cap
     assert recalls[0] == 1
     assert recalls[-1] > 0.9
     assert all(float(row[2].replace(",", "")) > 0 for row in table[1:])
+
+
+def test_a_query_that_is_a_document_is_not_its_own_answer(
+    run: Path, built: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """BEIR's `ignore_identical_ids`: bench and plan count what is left without the document of the query's id."""
+    lines = [json.loads(line) for line in corpus.read_text().splitlines()]
+    asked = [*lines[::2], {"_id": "other", "text": lines[1]["text"]}, {"text": lines[1]["text"]}]
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text("".join(json.dumps(line) + "\n" for line in asked))
+    said = f"{queries}: 120 of 122 queries have the id of a document, which is left out of their results"
+    for words in (["bench"], ["plan", "--recall", "0.9"]):
+        assert search.main([words[0], str(built), "--queries", str(queries), "--k", "4", *words[1:]]) == 0
+        printed = capsys.readouterr()
+        assert said in printed.err
+        assert "1.0000" in printed.out
+    model, index = mrl_jax.load(run), exact.open_(built)
+    z, of_queries = (model.encode([line["text"] for line in part]) for part in (lines, asked))
+    own = np.array([*range(0, 240, 2), -1, -1])
+    found = leave_out(search_index(index, of_queries, 5, None), own)
+    cosines = of_queries.astype(np.float64) @ z.astype(np.float64).T
+    cosines[np.arange(120), own[:120]] = -np.inf
+    np.testing.assert_allclose(found.scores, -np.sort(-cosines, axis=1)[:, :4], atol=1e-6)
+    assert found.rows.shape == (122, 4)
+    assert not (found.rows == own[:, None]).any()
 
 
 def test_a_second_build_adds_only_what_is_new(run: Path, corpus: Path, built: Path, tmp_path: Path, capsys) -> None:
@@ -172,6 +218,7 @@ def test_a_killed_build_is_continued(run: Path, tmp_path: Path, capsys: pytest.C
         ("\n{\n", "line 2: not JSON"),
         ('{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "id a is in the index with another text"),
         ("", "is empty"),
+        ("\n \n", "has no documents"),
     ],
 )
 def test_a_mistake_in_a_corpus_is_named(lines: str, said: str, run: Path, tmp_path: Path, capsys) -> None:
@@ -193,7 +240,13 @@ def test_mistakes_in_the_command_are_named(run: Path, corpus: Path, built: Path,
     shutil.copytree(run, other)
     for words, said in (
         (["build", "nowhere", str(corpus), "--index", "x"], "nowhere"),
-        (["build", str(run), str(tmp_path / "none"), "--index", "x"], "is not a file"),
+        (["build", str(run), str(tmp_path / "none"), "--index", "x"], "none: there is no such file"),
+        (["build", str(run), str(tmp_path), "--index", "x"], "this is a folder; a file is needed"),
+        (["bench", str(built), "--queries", str(tmp_path)], "this is a folder; a file is needed"),
+        (["query", str(corpus), "x"], "is not an index: this is a file; a folder is needed"),
+        (["query", str(built), "a", " "], "the text to search for is empty"),
+        (["query", "", "a"], "'' is no place for an index; give a folder"),
+        (["build", str(run), str(corpus), "--index", "ftp://host"], "'ftp://host' is no place for an index"),
         (
             ["build", str(run), str(corpus), "--index", "x", "--prefix", "5"],
             "--prefix=5 is not allowed; one of 4, 8, 16",
@@ -209,7 +262,7 @@ def test_mistakes_in_the_command_are_named(run: Path, corpus: Path, built: Path,
         (["build", str(run), str(corpus), "--index", "x", "--arm", "mlr"], "arm=mlr is unknown"),
         (["build", str(run), str(corpus), "--index", str(built), "--prefix", "8"], "was built with --prefix 4"),
         (["build", str(run), str(corpus), "--index", str(built), "--arm", "mrl_e"], "was built by another model"),
-        (["query", str(tmp_path / "none"), "x"], "is not an index"),
+        (["query", str(tmp_path / "none"), "x"], "is not an index: there is no such folder"),
         (["query", str(built), "x", "--plan", "5:10"], "a stage at dim 5 is not possible; the dims are [4, 8, 16]"),
         (["query", str(built), "x", "--plan", "4-10"], "auto, exact, or stages such as 64:200"),
         (["query", str(built), "x", "--plan", "8:20"], "the first stage can scan at most 4 dims"),
@@ -228,6 +281,65 @@ def test_mistakes_in_the_command_are_named(run: Path, corpus: Path, built: Path,
         assert search.main(words) == 2
     assert search.main(["query", str(built), "orbit1", "--k", "999"]) == 0
     assert "there are only 240 documents" in capsys.readouterr().err
+
+
+def test_what_steers_a_terminal_is_not_printed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    corpus, place = tmp_path / "corpus.jsonl", str(tmp_path / "index")
+    corpus.write_text(json.dumps({"_id": "a\nb\x1b[2J", "text": "orbit1 \x1b]0;title\x07 \r orbit2\u202e"}) + "\n")
+    assert search.main(["build", str(run), str(corpus), "--index", place]) == 0
+    capsys.readouterr()
+    assert search.main(["query", place, "orbit1\x1b[1m", "\rorbit2"]) == 0
+    said = capsys.readouterr()
+    assert all(line.isprintable() for line in (said.out + said.err).split("\n"))
+    assert said.out.count(r"a\nb\x1b[2J  orbit1 \x1b]0;title\x07 orbit2\u202e") == 2
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_corpus_may_have_any_line_ends(end: str, run: Path, corpus: Path, tmp_path: Path, capsys) -> None:
+    other = tmp_path / "corpus.jsonl"
+    other.write_bytes(corpus.read_bytes().replace(b"\n", end.encode()))
+    assert search.main(["build", str(run), str(other), "--index", str(tmp_path / "index")]) == 0
+    assert "240 documents" in capsys.readouterr().out
+
+
+def test_too_few_documents_for_a_kind_are_said_when_it_is_built(
+    run: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    place = str(tmp_path / "index")
+    assert search.main(["build", str(run), str(corpus), "--index", place, "--kind", "faiss-pq"]) == 2
+    error = capsys.readouterr().err
+    assert "faiss-pq needs at least 256 documents with different prefixes; there are 2" in error
+    assert error.count("\n") == 1
+
+
+def test_copies_do_not_hide_the_best_document(run: Path, corpus: Path, tmp_path: Path, capsys) -> None:
+    many = tmp_path / "corpus.jsonl"
+    copies = (json.dumps({"_id": f"copy{i}", "text": "hockey1 hockey2"}) + "\n" for i in range(1500))
+    many.write_text("".join(copies) + corpus.read_text())
+    answers = []
+    for kind in ("faiss-ivf", "faiss-hnsw", "exact"):
+        place = str(tmp_path / kind)
+        words = ["build", str(run), str(many), "--index", place, "--kind", kind, "--prefix", "8"]
+        assert search.main(words) == 0
+        capsys.readouterr()
+        assert search.main(["query", place, "orbit3 common2 orbit7", "--k", "5"]) == 0
+        answers.append([line.split()[1:3] for line in capsys.readouterr().out.splitlines()])
+        assert search.main(["query", place, "orbit3", "--k", "1740"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 1740
+    assert answers[0] == answers[1] == answers[2]
+    assert len(answers[0]) == 5
+
+
+def test_a_search_that_falls_short_says_so_once(built: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def lose(index, z, k, stages, dim):
+        found = search_index(index, z, k, stages, dim)
+        return found._replace(rows=np.where(np.arange(k) < 2, found.rows, -1))
+
+    monkeypatch.setattr(commands, "search_index", lose)
+    assert search.main(["query", str(built), "orbit3", "hockey1", "--k", "5"]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("exact finds only 2 of 240 documents") == 1
+    assert said.out.count(" d") == 4
 
 
 def test_a_moved_run_is_given_anew_and_another_model_is_refused(

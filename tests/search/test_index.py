@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrl_jax.errors import UserError
 from mrl_jax.search.index import Description, Document, create_index, exact, faiss, rerank
+from mrl_jax.system.errors import UserError
 
 DIMS = (4, 8, 16)
 WIDTH = 16
@@ -72,6 +72,7 @@ def test_searches_agree_with_brute_force_and_survive_reopening(kind: str, tmp_pa
     shared = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(found, wanted, strict=True)])
     assert shared >= {"faiss-flat": 1.0, "exact": 0.99}.get(kind, 0.6)  # cells, graphs and codes are approximate
     np.testing.assert_array_equal(index.vectors(np.array([3, 900])), z[[3, 900]])
+    assert index.handles(["id 900", "none", "id 3"]) == {"id 3": 3, "id 900": 900}
     again = rerank(reopen(kind, tmp_path / "index"), queries, 5, 60)
     assert ids(index, again) == found
 
@@ -113,7 +114,9 @@ def test_few_or_no_documents_leave_places_empty(kind: str, tmp_path: Path) -> No
         assert (rerank(index, vectors(2), 3, 5).rows == -1).all()
         assert (index.search(vectors(2), 3, None).rows == -1).all()
     else:
-        with pytest.raises(UserError, match=r"faiss-flat needs at least 1 documents; there are 0"):
+        with pytest.raises(
+            UserError, match=r"faiss-flat needs at least 1 documents with different prefixes; there are 0"
+        ):
             rerank(index, vectors(2), 3, 5)
     index.add(named(2), vectors(2))
     assert [sorted(f) for f in ids(index, rerank(index, vectors(2, 1), 3, 5))] == [["id 0", "id 1"]] * 2
@@ -272,5 +275,5 @@ def test_kinds_that_faiss_has_not_are_named(tmp_path: Path) -> None:
         create_index(str(tmp_path / "x"), description("faiss-hsnw"))
     index = make("faiss-pq", tmp_path / "y")
     index.add(named(100), vectors(100))
-    with pytest.raises(UserError, match="faiss-pq needs at least 256 documents; there are 100"):
+    with pytest.raises(UserError, match="faiss-pq needs at least 256 documents with different prefixes; there are 100"):
         rerank(index, vectors(1), 3, 10)

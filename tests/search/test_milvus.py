@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from mrl_jax import search
-from mrl_jax.errors import UserError
 from mrl_jax.search.index import Description, Document, create_index, rerank
+from mrl_jax.system.errors import UserError
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 
-from mrl_jax.search.index import milvus
+from mrl_jax.search.index import milvus, milvus_client
 
 DESCRIPTION = Description(16, (4, 8, 16), 8, "model", "run", "milvus-flat")
 
@@ -50,6 +50,11 @@ def test_what_is_found_is_what_brute_force_finds_and_reopening_keeps_it(
     for _ in range(2):
         assert len(index) == 500
         assert index.description == DESCRIPTION
+        handles = index.handles([one.id for one in [*named(3, 7), Document("none", "")]])
+        assert index.documents(np.array([*handles.values()])) == named(3, 7)
+        blocks = [handles for handles, _ in index.blocks()]
+        assert len(blocks) > 1
+        assert sorted(one.id for one in index.documents(np.concatenate(blocks))) == sorted(one.id for one in named(500))
         hits = rerank(index, queries, 5, 40)
         for query, scores, rows in zip(queries, hits.scores, hits.rows, strict=True):
             shortlist = np.argsort(-(x @ query[:8]))[:40]
@@ -65,9 +70,10 @@ def test_a_collection_whose_builder_was_killed_before_it_made_the_indexes_is_com
     index: milvus.MilvusIndex, tmp_path: Path
 ) -> None:
     index.add(named(40), vectors(40))
-    index._client.release_collection(milvus.COLLECTION)
-    index._client.drop_index(milvus.COLLECTION, "prefix")  # Milvus Lite drops those of all fields
-    assert not index._client.list_indexes(milvus.COLLECTION)
+    for name, field in ((milvus.COLLECTION, "vector"), (milvus.COLLECTION + milvus.PREFIXES, "prefix")):
+        index._client.release_collection(name)
+        index._client.drop_index(name, field)
+        assert not index._client.list_indexes(name)
     index.close()
     again = milvus.open_(str(tmp_path / "index.db"))
     assert again.kind == "flat"
@@ -136,9 +142,9 @@ def test_mistakes_are_said_before_anything_is_sent(index: milvus.MilvusIndex, tm
 def test_places_that_are_no_index_are_said(index: milvus.MilvusIndex, tmp_path: Path) -> None:
     (tmp_path / "file.db").write_text("no database")
     milvus.create(str(tmp_path / "other.db"), DESCRIPTION, collection="letters").close()
-    foreign, _ = milvus._connect(str(tmp_path / "foreign.db"), "documents", "")
+    foreign, _ = milvus_client.connect(str(tmp_path / "foreign.db"), "documents", "")
     foreign.create_collection("documents", dimension=4)
-    milvus._close(str(tmp_path / "foreign.db"), foreign)
+    milvus_client.close(str(tmp_path / "foreign.db"), foreign)
     for place, said in (
         ("none.db", "is not an index: there is no such file"),
         ("file.db", "is not a Milvus Lite database"),
@@ -167,7 +173,7 @@ def test_a_server_that_is_down_is_said_at_once() -> None:
 
 
 def test_a_server_that_is_something_else_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(milvus, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(milvus_client, "CONNECT_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=lambda: [server.accept() for _ in range(9)], daemon=True).start()
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"

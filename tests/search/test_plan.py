@@ -65,6 +65,7 @@ def test_queries_needed_is_where_no_miss_begins_to_suffice(target: float, delta:
     assert plan.p_value(np.zeros(n), 1 - target) <= delta < plan.p_value(np.zeros(n - 1), 1 - target)
 
 
+@pytest.mark.slow
 def test_a_plan_keeps_its_promise_on_other_queries(documents: funnel.Documents) -> None:
     planned = plan.plan(documents, nested(600, 1), k=5, target=0.95, delta=0.1)
     assert planned.chosen is not None
@@ -111,6 +112,7 @@ def test_a_plan_can_be_made_for_ndcg(documents: funnel.Documents) -> None:
     assert made["ndcg"].cost.megabytes <= made["recall"].cost.megabytes
 
 
+@pytest.mark.slow
 def test_a_budget_and_an_impossible_target_leave_nothing(documents: funnel.Documents) -> None:
     queries = nested(600, 1)
     free = plan.plan(documents, queries, 5, 0.9)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrl_jax.training import batches
-from mrl_jax.training.batches import Examples
+from mrl_jax.training.batches import Examples, PairExamples
 
 sizes = st.integers(1, 60)
 seeds = st.integers(0, 2**31)
@@ -169,3 +169,60 @@ def test_a_consumer_that_stops_early_leaves_no_thread_behind():
     next(items)
     items.close()
     assert threading.active_count() == before
+
+
+def pairs_of(texts: np.ndarray) -> PairExamples:
+    table = Examples({"features": np.zeros((int(texts.max()) + 1, 1), np.float32)}, np.zeros(int(texts.max()) + 1))
+    return PairExamples(table, texts.astype(np.int32), None, no_duplicates=True)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    sizes=st.tuples(st.integers(1, 40), st.integers(1, 12), st.sampled_from([4, 15, 80]), st.integers(2, 3)),
+    epochs=st.integers(1, 4),
+)
+@settings(deadline=None)
+def test_a_batch_has_a_text_twice_only_where_every_pair_that_is_left_would(
+    seed: int, sizes: tuple[int, int, int, int], epochs: int
+) -> None:
+    """Batches over the ends of epochs too, of which each has every pair once; any batch follows from its number."""
+    count, batch_size, texts, columns = sizes
+    columns = np.random.default_rng(seed).integers(0, texts, (count, columns))
+    pairs, steps = pairs_of(columns), epochs * count // batch_size
+    batches_ = list(batches.stream(pairs, seed, batch_size, 0, steps))
+    rows = np.concatenate([*batches_, np.zeros(0, int)])
+    for epoch in range(len(rows) // count):
+        assert sorted(rows[epoch * count : (epoch + 1) * count]) == list(range(count))
+    for start in range(steps):
+        np.testing.assert_array_equal(
+            list(batches.stream(pairs, seed, batch_size, start, min(start + 2, steps))), batches_[start : start + 2]
+        )
+    if count < batch_size:
+        return
+    for step in range(steps):
+        begin, stop = step * batch_size, (step + 1) * batch_size
+        if begin // count != (stop - 1) // count or (begin // count + 1) * count > len(rows):
+            continue  # over the end of an epoch, where what comes first is chosen first; or the epoch is cut off
+        left = list(rows[stop : (begin // count + 1) * count])
+        left = left[: len(left) // batch_size * batch_size]  # without what begins the next such batch
+        held: set[int] = set()
+        for row in rows[begin:stop]:
+            if not held.isdisjoint(columns[row].tolist()):
+                assert all(not held.isdisjoint(columns[other].tolist()) for other in left)
+                break
+            held.update(columns[row].tolist())
+
+
+def test_five_answers_fill_batches_of_five_without_a_repeat() -> None:
+    texts = np.stack([5 + np.arange(100), np.arange(100) % 5], axis=1)
+    for batch in batches.stream(pairs_of(texts), 0, 5, 0, 60):
+        assert len(set(texts[batch].ravel())) == 10
+    answers = [len(set(texts[batch, 1])) for batch in batches.stream(pairs_of(texts), 0, 8, 0, 25)]
+    assert answers.count(5) >= 20  # eight pairs of five answers: some stand twice, and no pair is left out
+
+
+def test_different_texts_are_in_the_order_of_the_permutation() -> None:
+    texts = np.arange(60).reshape(30, 2)
+    for epoch, batch_size in ((0, 10), (1, 7), (2, 40)):
+        expected = batches.order(plain(30), 3, epoch, batch_size)
+        np.testing.assert_array_equal(batches.order(pairs_of(texts), 3, epoch, batch_size), expected)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mrl_jax import train
 from mrl_jax.data import DataConfig, Dataset, StreamedTexts, disk_cache, load
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 from mrl_jax.tasks import classification, description
 from mrl_jax.text.tokenizers import TfidfWords
 from mrl_jax.training import batches, disk_examples
@@ -34,7 +34,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name == "transformer" else ()) for name in SMALL],
+)
 def command(request: pytest.FixtureRequest, tiny: list[str], cache: Path, tmp_path_factory) -> list[str]:
     results = tmp_path_factory.mktemp("results")
     less = ["evaluation.refit=null", "evaluation.quantised=false", "evaluation.interpolated=false"]
@@ -161,6 +164,7 @@ def _prepare(folder: str, start: object, out: object) -> None:
     out.put((str(disk.path), disk.fingerprint))
 
 
+@pytest.mark.slow
 def test_two_processes_that_prepare_at_once_share_the_result(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     start, out = context.Barrier(2), context.Queue()
@@ -320,7 +324,7 @@ def test_too_many_embeddings_are_refused_before_any_work(tiny, tmp_path, monkeyp
     arguments = [*tiny, "data.streaming=true", f"data.cache_dir={tmp_path / 'cache'}", f"results_dir={tmp_path}"]
     assert train.main([*arguments, "arms=[mrl,ff,pca]"]) == 2
     said = capsys.readouterr().err
-    assert "set evaluation.neighbours=false evaluation.refit=null and arms without pca" in said
+    assert "evaluation.refit=null evaluation.few_shot=null and arms without pca" in said
     assert not (tmp_path / "tiny").exists()
     assert not list((tmp_path / "cache" / "streamed").glob("tokenizer*"))
     assert train.main([*arguments, "evaluation.neighbours=false", "evaluation.refit=null"]) == 0

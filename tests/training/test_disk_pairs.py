@@ -14,7 +14,7 @@ from pair_files import BROKEN, HARD, SCORED, TEST, UNSCORED
 from mrl_jax import train
 from mrl_jax.data import DataConfig, PairDataset, Pairs, StreamedTexts, disk_cache, load
 from mrl_jax.data.pair_ops import build_pairs
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 from mrl_jax.tasks import pairs as pair_tasks
 
 BAG = ["encoder=bag", "encoder.min_documents=1", "width=32", "nesting_dims=[8,32]", "trainer.steps=30"]
@@ -115,10 +115,10 @@ def command(kind: str, folder: Path) -> list[str]:
     match kind:
         case "bag":
             words = [*BAG, "loss.name=info_nce"]
-        case "hard negatives, packed, accumulated":
+        case "hard negatives, packed, accumulated, with prompts":
             pairs = [one | {"negative": two["positive"]} for one, two in zip(pairs, pairs[::-1], strict=True)]
             words = [*TRANSFORMER, "trainer.steps=12", "trainer.accumulate=2", "loss.name=info_nce"]
-            words += ["arms=[mrl,ff,pca,untuned]"]
+            words += ["arms=[mrl,ff,pca,untuned]", "data.prompts={query: 'ado ', document: 'upo '}"]
         case _:
             pairs = [
                 {"sentence1": one["anchor"], "sentence2": one["positive"], "score": int(rng.integers(5))}
@@ -131,7 +131,16 @@ def command(kind: str, folder: Path) -> list[str]:
     return ["data=pairs", *files, *words, *run, "trainer.batch_size=32", "trainer.evaluations=3"]
 
 
-@pytest.mark.parametrize("kind", ["bag", "hard negatives, packed, accumulated", "scores"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bag",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("hard negatives, packed, accumulated, with prompts", "scores")
+        ),
+    ],
+)
 def test_a_streamed_run_is_that_in_memory_bit_for_bit(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

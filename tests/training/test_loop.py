@@ -21,11 +21,12 @@ from mrl_jax import arms, train
 from mrl_jax.arms import LossWeights, Member
 from mrl_jax.config import LossConfig, OptimizerConfig, TrainerConfig
 from mrl_jax.encoders.bag import BagConfig
+from mrl_jax.encoders.convnet import ConvNetConfig
 from mrl_jax.encoders.mlp import MLPConfig
-from mrl_jax.errors import UserError
 from mrl_jax.evaluate import classification, neighbours, quantised, refit
 from mrl_jax.losses import heads
 from mrl_jax.runs import Log
+from mrl_jax.system.errors import UserError
 from mrl_jax.tasks.classification import ClassObjective
 from mrl_jax.training.batches import Examples, stream
 from mrl_jax.training.models import FitResult
@@ -118,6 +119,7 @@ def test_loop_and_vmap_give_the_same_models(tmp_path: Path) -> None:
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_population_in_chunks_gives_the_same_models(tmp_path: Path) -> None:
     members = [Member(arm, seed) for arm in arms.expand(["all"], DIMS) for seed in (0, 1)]
     assert [len(group) for group in group_members(members, 5)] == [5, 5, 2]
@@ -208,6 +210,7 @@ def test_uncertainty_weighting_learns_log_variances_towards_their_optimum() -> N
     np.testing.assert_array_equal(learned["tied"], 0)
 
 
+@pytest.mark.slow
 def test_loop_and_vmap_agree_where_texts_are_padded(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = (np.arange(60) % CLASSES).astype(np.int32)
@@ -256,13 +259,14 @@ def test_ff_in_a_population_is_the_model_of_that_width_trained_alone(tmp_path: P
     close([among.params["heads"]["separate"]["kernel"][1]], kept.params["heads"]["separate"]["kernel"], 2e-6)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "bag"])
+@pytest.mark.parametrize("kind", [pytest.param("mlp", marks=pytest.mark.slow), "bag"])
+@pytest.mark.parametrize("adaptivity", [pytest.param(1.0, marks=pytest.mark.slow), 0.5])
 def test_a_fixed_size_arm_in_a_program_of_its_own_width_is_the_one_hot_row(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, adaptivity: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In turn they are trained narrow, together with a one-hot row: same embeddings on the prefix, same head, same log.
 
-    With dropout of coordinates, decay and clipping, each of which could tell the two apart.
+    With dropout of coordinates, decay, clipping and means over arrays, each of which could tell the two apart.
     """
     if kind == "mlp":
         setup, train = program(encoder=MLPConfig(hidden=())), features(90)
@@ -273,6 +277,7 @@ def test_a_fixed_size_arm_in_a_program_of_its_own_width_is_the_one_hot_row(
         train = Examples({"ids": ids, "weights": weights}, (np.arange(60) % CLASSES).astype(np.int32))
         encoder, shapes = BagConfig(word_dropout=0.3, dropout=0.3), {"ids": (12,), "weights": (12,)}
         setup = program(encoder=encoder, inputs=shapes, vocabulary=50)
+    setup = replace(setup, optimizer_config=replace(setup.optimizer_config, adaptivity=adaptivity))
     monkeypatch.setattr("mrl_jax.training.trainer.WORTH_COMPILING_STEPS", 2 * setup.steps)
     members = [Member(arm, seed) for arm in arms.expand(["ff"], DIMS) for seed in (0, 1)]
     assert [setup.narrow(m) is not None for m in DIMS] == [True, True, False]
@@ -356,6 +361,21 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch() -> None:
     close(measures, others)
 
 
+@pytest.mark.slow
+def test_running_statistics_follow_parts_of_a_batch_whatever_the_loss() -> None:
+    """Batch norm, with a loss that takes the parts of a batch one by one, and with one that couples its examples."""
+    images = np.random.default_rng(0).normal(size=(8, 4, 4, 1)).astype(np.float32)
+    batch = {"image": images, "label": (np.arange(8) % CLASSES).astype(np.int32)}
+    row = LossWeights(jnp.ones((1, 3)), jnp.bool_(False))
+    shapes, statistics = {"image": (4, 4, 1)}, []
+    for shortlist in (0.0, 1.0):
+        encoder, options = ConvNetConfig(channels=1), LossConfig(shortlist=shortlist)
+        one = program(encoder=encoder, inputs=shapes, kinds=("separate",), options=options, accumulate=2)
+        state, _ = jax.jit(one.step)(one.init(0), batch, row, jax.random.key(0))
+        statistics.append(state.model.statistics)
+    close(*statistics)
+
+
 def test_schedule_warms_up_and_ends_at_zero() -> None:
     schedule = program(100, optimizer_config=OptimizerConfig(learning_rate=1.0, warmup=0.1)).schedule
     rates = np.array([schedule(step) for step in range(101)])
@@ -401,7 +421,8 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("population", ["loop", pytest.param("vmap", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("population", ["loop", "vmap"])
 def test_data_parallel_training_gives_the_single_device_numbers(
     population: str, tiny: list[str], tmp_path: Path
 ) -> None:

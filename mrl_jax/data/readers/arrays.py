@@ -1,6 +1,7 @@
 """Arrays from a user's `.npz` and `.npy` files. Pickled objects are refused: loading them could run code."""
 
 import lzma
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -9,13 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from mrl_jax.data.readers.records import check_expansion
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 # What NumPy raises for a file that is not what its name says, or was damaged.
 DAMAGED = (
     *(ValueError, TypeError, OverflowError, OSError, EOFError, SyntaxError, RecursionError, NotImplementedError),
     *(MemoryError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
 )
+
+
+PROBED_ROWS = 4096  # vectors that are looked at to guess whether they are packed bits
+MIN_BIT_VARIANCE = 0.05  # of a bit that says something; at most 0.25
+MAX_CORRELATION = 0.3  # of two bits that are coordinates of their own
 
 
 def load_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
@@ -56,14 +62,22 @@ def unreadable_error(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is not a readable {path.suffix} file written by NumPy")
 
 
-def check_features(path: Path, features: np.ndarray, name: str = "features") -> np.ndarray:
-    """The vectors as finite float32 [n, d]."""
+def check_features(
+    path: Path, features: np.ndarray, name: str = "features", packed_bits: bool | None = None
+) -> np.ndarray:
+    """The vectors as finite float32 [n, d]; of packed bits, which `packed_bits` says they are, [n, 8 d] of 0 and 1."""
     if features.dtype.kind not in "fiu":
         raise UserError(f"{path}: {name} have the type {features.dtype}, expected numbers")
     if features.ndim != 2:
         raise UserError(f"{path}: {name} have the shape {features.shape}, expected two axes [n, d]")
     if 0 in features.shape:
         raise UserError(f"{path}: {name} have the shape {features.shape}, so there is nothing to read")
+    if packed_bits:
+        if features.dtype not in (np.uint8, np.int8):
+            raise UserError(
+                f"{path}: {name} have the type {features.dtype}; data.packed_bits=true takes bytes, uint8 or int8"
+            )
+        return np.unpackbits(as_bytes(features), axis=1).astype(np.float32)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is reported next
         features = features.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
@@ -74,18 +88,49 @@ def check_features(path: Path, features: np.ndarray, name: str = "features") -> 
     return features
 
 
-def check_labels(path: Path, labels: np.ndarray, expected: int) -> list[str]:
+def as_bytes(features: np.ndarray) -> np.ndarray:
+    """Packed bits as uint8: sentence-transformers' `ubinary` as they are, and `binary`, int8, which is 128 less."""
+    return features if features.dtype == np.uint8 else (features.astype(np.int16) + 128).astype(np.uint8)
+
+
+def look_packed(features: np.ndarray) -> bool:
+    """Whether vectors may be packed bits; nothing can tell it for certain.
+
+    In numbers of 8 bits that are spread about a centre, the two highest bits exclude each other; in packed bits they
+    are two coordinates.
+    """
+    if features.dtype not in (np.uint8, np.int8) or features.ndim != 2 or 0 in features.shape:
+        return False
+    bits = np.unpackbits(as_bytes(features[:PROBED_ROWS]), axis=1).reshape(-1, features.shape[1], 8).astype(np.float64)
+    variance = bits.var(axis=0)  # [d, 8]
+    high, next_high = bits[..., 0], bits[..., 1]
+    covariance = (high * next_high).mean(axis=0) - high.mean(axis=0) * next_high.mean(axis=0)
+    both = (variance[:, :2] > MIN_BIT_VARIANCE).all(axis=1)
+    if 2 * np.count_nonzero(both) < len(both):
+        return False
+    return bool(np.median(np.abs(covariance[both]) / np.sqrt(variance[both, 0] * variance[both, 1])) < MAX_CORRELATION)
+
+
+def hint_packed(path: Path, features: np.ndarray, packed_bits: bool | None) -> None:
+    """Print how to read packed bits where vectors look like some and it was not said what they are."""
+    if packed_bits is None and look_packed(features):
+        hint = "data.packed_bits=true reads eight coordinates per byte, data.packed_bits=false keeps numbers"
+        print(f"{path}: the vectors look like packed bits and are taken for numbers; {hint}", file=sys.stderr)
+
+
+def check_labels(path: Path, labels: np.ndarray, expected: int, name: str = "labels") -> list[str]:
     """The labels as `expected` strings."""
     if labels.dtype.kind not in "iuU":
-        raise UserError(f"{path}: labels have the type {labels.dtype}, expected whole numbers or strings")
+        raise UserError(f"{path}: {name} have the type {labels.dtype}, expected whole numbers or strings")
     if labels.shape != (expected,):
-        raise UserError(f"{path}: labels have the shape {labels.shape}, expected ({expected},), one per vector")
+        raise UserError(f"{path}: {name} have the shape {labels.shape}, expected ({expected},), one per vector")
     if labels.dtype.kind == "U" and labels.size:
         # NumPy makes strings of any 32 bits, even of such as crash Python when it reads them.
         codes = np.ascontiguousarray(labels).view(np.dtype(np.uint32).newbyteorder(labels.dtype.byteorder))
         bad = np.flatnonzero(((codes > 0x10FFFF) | (codes >> 11 == 0x1B)).reshape(expected, -1).any(axis=1))
         if len(bad):
-            raise UserError(f"{path}: the label in row {bad[0]} (from 0) holds a character that is not in Unicode")
+            one = name.removesuffix("s")
+            raise UserError(f"{path}: the {one} in row {bad[0]} (from 0) holds a character that is not in Unicode")
     return [str(label) for label in labels.tolist()]
 
 

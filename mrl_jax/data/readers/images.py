@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 MAX_PIXELS = 1 << 27  # of an image, as stored or scaled up to cover the target: more is damage, or fills the memory
 READ_IMAGES = 4096  # encoded images held in memory at a time

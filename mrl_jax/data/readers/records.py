@@ -3,6 +3,7 @@
 Each row comes with its place ("line 7" or, in Parquet, "row 7"; from 1), so that an error can name it.
 """
 
+import codecs
 import contextlib
 import csv
 import itertools
@@ -14,9 +15,10 @@ from typing import Any
 
 from mrl_jax.data.base import STREAMING_MIN_BYTES, DataConfig
 from mrl_jax.data.readers import delimited
-from mrl_jax.errors import UserError
-from mrl_jax.files import path_of
+from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import need_file, path_of
 
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # at the beginning of a file
 MAX_FIELD_CHARACTERS = 1 << 30  # of one CSV field; the module's own limit of 128 kB is less than a long document
 PARQUET_BATCH_ROWS = 4096  # rows of a Parquet file read at a time
 MAX_UNPACKED_BYTES = 1 << 30  # that a file may unpack to, whatever its own size …
@@ -43,8 +45,7 @@ def require_name(source: str, key: str, name: str | None) -> str:
 def require_file(key: str, name: str, suffixes: Collection[str]) -> Path:
     """The path of a file that exists and ends in one of these suffixes."""
     path = path_of(key, name)
-    if not path.is_file():
-        raise UserError(f"{key}={name}: there is no such file")
+    need_file(f"{key}={name}", path)
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{key}={name}: unknown file type {path.suffix or '(none)'}; allowed: {', '.join(suffixes)}")
     return path
@@ -71,17 +72,20 @@ def size(path: Path) -> int:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their line ends; a byte-order mark is dropped."""
+    """Numbered lines with their ends; a byte-order mark is dropped. Where no line ends in LF, all end in CR."""
     try:
         file = path.open("rb")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     with file:
-        for number, line in enumerate(file, start=1):
+        first = file.readline()
+        begin = [first] if first.endswith(b"\n") else first.splitlines(keepends=True)  # else it is the whole file
+        for number, line in enumerate(itertools.chain(begin, file), start=1):
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise UserError(f"{path}, line {number}: not valid UTF-8 (byte {error.start + 1})") from error
+                hint = "; it looks like UTF-16: save it as UTF-8" if first[:2] in UTF_16_MARKS else ""
+                raise UserError(f"{path}, line {number}: not valid UTF-8 (byte {error.start + 1}){hint}") from error
 
 
 def json_records(path: Path, _: ChooseColumns | None = None) -> Iterator[tuple[str, Record]]:
@@ -161,7 +165,7 @@ def check_field_count(path: Path, place: str, values: list[str], header: list[st
 
 
 def parquet_records(path: Path, choose: ChooseColumns) -> Iterator[tuple[str, Record]]:
-    """The rows of a Parquet file.
+    """The rows of a Parquet file, in any encoding and compression that PyArrow reads.
 
     A value that the file's dictionary holds once is one object here too: a small file may repeat a long text a million
     times.
@@ -171,29 +175,77 @@ def parquet_records(path: Path, choose: ChooseColumns) -> Iterator[tuple[str, Re
 
     size, number, unpacked = path.stat().st_size, 0, 0
     try:
-        names = pq.read_schema(path).names
-        wanted = choose(path, names)
-        check_distinct_columns(path, wanted, names)
-        with pq.ParquetFile(path, read_dictionary=wanted, buffer_size=1 << 20, pre_buffer=False) as file:
-            for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=wanted, use_threads=False):
-                unpacked += batch.nbytes + 16 * len(batch)
-                check_expansion(path, size, unpacked)
-                batch.validate(full=True)  # a damaged page may point beyond its dictionary
-                columns = [column_values(column) for column in batch.columns]
-                for values in zip(*columns, strict=True):
-                    number += 1
-                    yield f"row {number}", dict(zip(batch.schema.names, values, strict=True))
+        schema = pq.read_schema(path)
+        wanted = choose(path, schema.names)
+        check_distinct_columns(path, wanted, schema.names)
+        for name in wanted:
+            check_column_type(path, name, schema.field(name).type)
+        for batch in parquet_batches(path, wanted):
+            unpacked += batch.nbytes + 16 * len(batch)
+            check_expansion(path, size, unpacked)
+            batch.validate(full=True)  # a damaged page may point beyond its dictionary
+            columns = [column_values(column) for column in batch.columns]
+            for values in zip(*columns, strict=True):
+                number += 1
+                yield f"row {number}", dict(zip(batch.schema.names, values, strict=True))
     except (pa.ArrowException, *PARQUET_ERRORS) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is not a readable Parquet file ({reason})") from error
 
 
+def parquet_batches(path: Path, wanted: list[str]) -> Iterator[Any]:
+    """The content of a Parquet file, some rows at a time, its texts as dictionaries where their encoding allows it.
+
+    Which it does not where texts are encoded by what they share with those before (DELTA_…), and that is only known by
+    trying: to ask a damaged file for its encodings aborts the process. Such texts may unpack to many times their size,
+    so few are read at a time.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    options = {"buffer_size": 1 << 20, "pre_buffer": False}
+    with pq.ParquetFile(path, **options) as plain:
+        leaves = [plain.schema.column(i).path for i in range(len(plain.schema.names))]
+        texts = [leaf for leaf in leaves if any(leaf == name or leaf.startswith(f"{name}.") for name in wanted)]
+        with pq.ParquetFile(path, read_dictionary=texts, **options) as file:
+            for group in range(file.num_row_groups):  # one by one: each has dictionaries of its own
+                done = 0
+                try:
+                    for batch in file.iter_batches(PARQUET_BATCH_ROWS, [group], wanted, use_threads=False):
+                        yield batch
+                        done += len(batch)
+                    continue
+                except (pa.ArrowException, *PARQUET_ERRORS):  # damage is met again below
+                    pass
+                for batch in plain.iter_batches(PARQUET_BATCH_ROWS // 64, [group], wanted, use_threads=False):
+                    if done < len(batch):
+                        yield batch.slice(done)
+                    done = max(0, done - len(batch))
+
+
+def check_column_type(path: Path, name: str, column_type: Any) -> None:
+    """Raise `UserError` for a column of a Parquet file that holds no text, no numbers and no lists of them."""
+    from pyarrow import types
+
+    inner = column_type
+    while hasattr(inner, "value_type"):  # of lists and dictionaries
+        inner = inner.value_type
+    scalar = (types.is_string, types.is_large_string, types.is_string_view, types.is_integer, types.is_floating)
+    if not any(test(inner) for test in (*scalar, types.is_decimal, types.is_boolean, types.is_null)):
+        raise UserError(f"{path}: the column {name} has the type {column_type}; expected text or numbers")
+
+
 def column_values(column: Any) -> list[Any]:
     """The values of an Arrow array; equal values of a dictionary are the same object."""
+    if hasattr(column, "flatten") and hasattr(column.type, "value_type"):  # lists
+        values = iter(column_values(column.flatten()))
+        lengths = column.value_lengths().to_pylist()
+        return [None if length is None else list(itertools.islice(values, length)) for length in lengths]
     if not hasattr(column, "dictionary"):
         return list(column.to_pylist())
-    values = column.dictionary.to_pylist()
-    return [None if index is None else values[index] for index in column.indices.to_pylist()]
+    used = column.indices.unique().drop_null()  # the dictionary may hold every text of the file, and be asked often
+    by_index = dict(zip(used.to_pylist(), column.dictionary.take(used).to_pylist(), strict=True))
+    return [by_index.get(index) for index in column.indices.to_pylist()]
 
 
 FORMATS: dict[str, Callable[[Path, ChooseColumns], Iterator[tuple[str, Record]]]] = {

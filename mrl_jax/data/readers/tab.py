@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 HEADER = ["Category\tText", "d\tstring", "class\t"]
 

@@ -23,8 +23,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from mrl_jax.data.base import Dataset, Split
 from mrl_jax.data.readers.arrays import DAMAGED
-from mrl_jax.errors import UserError
-from mrl_jax.files import cache_folder, sha256_of
+from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import cache_folder, sha256_of
 
 Example = tf_example_pb2.Example
 SUMS = "sha256.json"  # {file: SHA-256} in a prepared folder

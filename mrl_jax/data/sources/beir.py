@@ -11,6 +11,9 @@ the judgments above 0 of dev.tsv.
 Published collections are not free of slips, so a line is only refused where its meaning is unclear. As in BEIR's own
 loader an empty document is a document, and of lines with the same ids the last counts. Judgments of unknown queries or
 documents are left out. Each kind of slip is counted on stderr (`Slips`).
+
+A document with the id of a query is that query's own (`Ranking.own`): in ArguAna and Quora the queries are documents.
+By BEIR's rule, `ignore_identical_ids`, it is no candidate for the query, even if it is judged.
 """
 
 import sys
@@ -23,9 +26,10 @@ from mrl_jax.data.base import DataConfig, PairDataset, Pairs, Ranking
 from mrl_jax.data.pair_ops import build_pairs, separate_anchors
 from mrl_jax.data.readers.delimited import tab_fields
 from mrl_jax.data.readers.records import Record, abbreviate, json_records, lines, need_unicode
+from mrl_jax.data.relevance import own_documents
 from mrl_jax.data.sources.pairs import no_pairs, read_file
-from mrl_jax.errors import UserError
-from mrl_jax.files import path_of
+from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import need_file, need_folder, path_of
 
 COLUMNS = ("query-id", "corpus-id", "score")
 GAIN_LIMIT = 1 << 31  # gains are int32
@@ -62,11 +66,7 @@ def read(config: DataConfig) -> PairDataset:
     """
     if config.path is None:
         raise UserError("data=beir needs data.path, a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv")
-    folder = path_of("data.path", config.path)
-    if not folder.is_dir():
-        raise UserError(f"data.path={config.path}: there is no such folder")
-    documents = texts(folder / "corpus.jsonl", titled=True)
-    queries = texts(folder / "queries.jsonl", titled=False)
+    folder, queries, documents = read_texts("data.path", config.path)
 
     def qrels(name: str) -> Path:
         return folder / "qrels" / f"{name}.tsv"
@@ -76,9 +76,8 @@ def read(config: DataConfig) -> PairDataset:
 
     if config.train is not None:
         train = read_file("beir", "data.train", config.train)
-    elif not qrels("train").is_file():
-        raise UserError(f"{qrels('train')}: there is no such file; give a file of pairs in data.train instead")
     else:
+        need_file(qrels("train"), qrels("train"), "; give a file of pairs in data.train instead")
         train = relevant_pairs(qrels("train"), part("train"), queries, documents)
     if not len(train):
         raise UserError(f"{qrels('train')} has no judgment above 0, so there is nothing to train on")
@@ -89,9 +88,24 @@ def read(config: DataConfig) -> PairDataset:
     return separate_anchors(PairDataset(folder.resolve().name, "text", train, validation, test))
 
 
+def read_test(key: str, name: str) -> Ranking:
+    """The test of the folder `name`, which needs no other judgments; `key` stands for the folder in messages."""
+    folder, queries, documents = read_texts(key, name)
+    qrels = folder / "qrels" / "test.tsv"
+    return search(qrels, judgments(qrels, queries, documents), queries, documents)
+
+
+def read_texts(key: str, name: str) -> tuple[Path, Texts, Texts]:
+    """The folder `name`, its queries and its documents."""
+    folder = path_of(key, name)
+    need_folder(f"{key}={name}", folder)
+    documents = texts(folder / "corpus.jsonl", titled=True)
+    return folder, texts(folder / "queries.jsonl", titled=False), documents
+
+
 def texts(path: Path, titled: bool) -> Texts:
     """The texts of corpus.jsonl (`titled`) or queries.jsonl by id, in file order."""
-    check_file(path)
+    need_file(path, path)
     texts_by_id: Texts = {}
     slips, lines_read = Slips(path), 0
     for place, record in json_records(path):
@@ -128,7 +142,7 @@ def text_of(path: Path, place: str, record: Record, titled: bool) -> str:
 
 def judgments(path: Path, queries: Texts, documents: Texts) -> Judgments:
     """The lines of a qrels file whose ids are known, in file order; a score below 0 counts as 0."""
-    check_file(path)
+    need_file(path, path)
     gains: Judgments = {}
     slips, lines_read = Slips(path), 0
     for number, line in lines(path):
@@ -167,18 +181,12 @@ def is_header(fields: list[str]) -> bool:
 def gain_of(path: Path, place: str, score: str) -> int:
     """The gain of a judgment: its score, or 0 where that is below."""
     try:
-        gain = int(score)
+        gain = float(score)  # data frames write 1 as 1.0
     except ValueError:
-        gain = GAIN_LIMIT
-    if abs(gain) >= GAIN_LIMIT:
+        gain = float("nan")
+    if not gain.is_integer() or abs(gain) >= GAIN_LIMIT:
         raise UserError(f"{path}, {place}: the score must be a whole number below 2^31, got {abbreviate(score)}")
-    return max(gain, 0)
-
-
-def check_file(path: Path) -> None:
-    """Raise `UserError` unless there is such a file."""
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
+    return max(int(gain), 0)
 
 
 def relevant_pairs(path: Path, judged: Judgments, queries: Texts, documents: Texts) -> Pairs:
@@ -207,4 +215,5 @@ def search(path: Path, judged: Judgments, queries: Texts, documents: Texts) -> R
         judgments=np.array(rows, np.int32),
         query_ids=list(query_row),
         document_ids=list(documents),
+        own=own_documents(query_row, documents),
     )

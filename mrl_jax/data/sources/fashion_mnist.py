@@ -29,7 +29,7 @@ from mrl_jax.data.readers.artefacts import (
     partial_folder,
     wrong_hash_error,
 )
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 FILES = {  # SHA-256

@@ -2,7 +2,8 @@
 
 Either `.npz` files with the arrays `features` [n, d] and `labels` [n], or `.npy` files with the vectors and further
 `.npy` files with the labels (`data.train_labels`, `data.test_labels`). Vectors become float32; labels may be whole
-numbers or strings.
+numbers or strings. With `data.packed_bits` each byte is eight binary coordinates, as sentence-transformers stores
+`ubinary` and `binary` embeddings.
 """
 
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_jax.data.base import DataConfig, Dataset, Split, class_names
-from mrl_jax.data.readers.arrays import check_features, check_labels, load_npy, load_npz
+from mrl_jax.data.readers.arrays import check_features, check_labels, hint_packed, load_npy, load_npz
 from mrl_jax.data.readers.records import require_file
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 
 class Part(NamedTuple):
@@ -29,10 +30,10 @@ def read(config: DataConfig) -> Dataset:
 
     Raises `UserError` naming the file and what is wrong with its arrays.
     """
-    train = load_part("train", config.train, config.train_labels)
-    test = load_part("test", config.test, config.test_labels)
+    train = load_part(config, "train", config.train, config.train_labels)
+    test = load_part(config, "test", config.test, config.test_labels)
     if config.validation:
-        validation = load_part("validation", config.validation, config.validation_labels)
+        validation = load_part(config, "validation", config.validation, config.validation_labels)
     else:
         validation = Part(train.path, train.features[:0], [])
     classes = class_names(train.labels)
@@ -51,7 +52,7 @@ def read(config: DataConfig) -> Dataset:
     return Dataset(train.path.stem, "features", classes, split(train), split(validation), split(test))
 
 
-def load_part(part: str, name: str | None, labels_name: str | None) -> Part:
+def load_part(config: DataConfig, part: str, name: str | None, labels_name: str | None) -> Part:
     """Read and check the vectors and labels of one part."""
     key, labels_key = f"data.{part}", f"data.{part}_labels"
     if name is None:
@@ -67,5 +68,7 @@ def load_part(part: str, name: str | None, labels_name: str | None) -> Part:
             raise UserError(f"{key}={name} needs {labels_key}, a .npy file with its labels")
         features = load_npy(path)
         labels = load_npy(require_file(labels_key, labels_name, (".npy",)))
-    features = check_features(path, features)
+    if part == "train":
+        hint_packed(path, features, config.packed_bits)
+    features = check_features(path, features, packed_bits=config.packed_bits)
     return Part(path, features, check_labels(Path(labels_name or name), labels, len(features)))

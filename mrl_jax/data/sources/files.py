@@ -25,8 +25,8 @@ from mrl_jax.data.readers.records import (
     require_name,
     text_field,
 )
-from mrl_jax.errors import UserError
-from mrl_jax.files import path_of
+from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import path_of
 
 
 class TextRow(NamedTuple):

@@ -3,9 +3,12 @@
     {"anchor": "who wrote Emma?", "positive": "Jane Austen wrote Emma.", "negative": "Emma Thompson is an actor."}
     {"sentence1": "A plane is taking off.", "sentence2": "An air plane is taking off.", "score": 5.0}
 
-Hard negatives are optional, in any number; columns of other names are not read. `data.test` may be of another kind than
-`data.train`: pairs without scores there are a search among all its positives and negatives. A large training file stays
-on disk (`data.streaming`); only row numbers and scores of its pairs are held in memory.
+    {"anchor": "who wrote Emma?", "positive": "Jane Austen wrote Emma.", "negatives": ["Emma is a film.", "Yes."]}
+
+Hard negatives are optional, in any number, the same in every row: columns whose names begin with `negative`, each a
+text or (in JSONL and Parquet) a list of them. Columns of other names are not read. `data.test` may be of another kind
+than `data.train`: pairs without scores there are a search among all its positives and negatives. A large training file
+stays on disk (`data.streaming`); only row numbers and scores of its pairs are held in memory.
 """
 
 import math
@@ -28,8 +31,8 @@ from mrl_jax.data.readers.records import (
     require_name,
     text_field,
 )
-from mrl_jax.errors import UserError
-from mrl_jax.files import path_of
+from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import path_of
 
 ROLES = (  # of a column, each with its allowed names; a file has at most one of them
     ("anchor", "query", "question"),
@@ -38,8 +41,8 @@ ROLES = (  # of a column, each with its allowed names; a file has at most one of
     ("sentence2", "text2"),
 )
 ALLOWED = (
-    "anchor (or query, question) and positive (or document, answer, passage), with negative, negative_2, … if there "
-    "are any; or sentence1, sentence2 (or text1, text2) and score"
+    "anchor (or query, question) and positive (or document, answer, passage), with negative, negative_2, … or a list "
+    "negatives if there are any; or sentence1, sentence2 (or text1, text2) and score"
 )
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -116,6 +119,7 @@ def rows(source: str, key: str, name: str | None) -> Iterator[tuple[list[str], f
     name = require_name(source, key, name)
     path = path_of(key, name)
     layouts: dict[tuple[str, ...], Layout] = {}  # per combination of keys; only JSONL can have several
+    count = 0  # texts per row
     for place, record in records(key, name, choose_columns):
         names = tuple(record)
         if names not in layouts:
@@ -125,7 +129,12 @@ def rows(source: str, key: str, name: str | None) -> Iterator[tuple[list[str], f
         if kind != expected:
             here, before = ", ".join(kind.columns), ", ".join(expected.columns)
             raise UserError(f"{path}, {place}: the row has {here}; those before have {before}")
-        texts = [check_text(path, place, record, column) for column in kind.texts]
+        texts = [text for column in kind.texts for text in check_texts(path, place, record, column)]
+        if len(texts) != (count := count or len(texts)):
+            raise UserError(
+                f"{path}, {place}: the row has {len(texts) - 2} negatives, those before have {count - 2}; give every "
+                "row the same number of them"
+            )
         yield texts, check_score(path, place, record) if kind.scored else None
 
 
@@ -147,6 +156,15 @@ def layout(where: str, names: list[str] | tuple[str, ...]) -> Layout:
     if first and second and "score" in names and not (anchor or positive or negatives):
         return Layout((*first, *second), True)
     raise UserError(f"{where} has the columns {', '.join(names)}; allowed are {ALLOWED}")
+
+
+def check_texts(path: Path, place: str, record: Record, column: str) -> list[str]:
+    """The text in a column, or the texts in a list of negatives; else a `UserError` that says what is there."""
+    value = record.get(column)
+    if not (isinstance(value, list) and column.startswith("negative")):
+        return [check_text(path, place, record, column)]
+    items = {f"{column}[{number}]": item for number, item in enumerate(value)}  # from 0, as in JSON
+    return [check_text(path, place, items, item) for item in items]
 
 
 def check_text(path: Path, place: str, record: Record, column: str) -> str:

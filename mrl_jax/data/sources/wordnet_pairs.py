@@ -17,10 +17,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mrl_jax.data.base import DataConfig, PairDataset, Pairs, Ranking
-from mrl_jax.data.pair_ops import binary_judgments, build_pairs, deduplicate, row_ids
+from mrl_jax.data.pair_ops import build_pairs, deduplicate, row_ids
 from mrl_jax.data.readers.artefacts import fetch
+from mrl_jax.data.relevance import binary_judgments, own_texts
 from mrl_jax.data.sources.wordnet import FOLDER, WN, lines
-from mrl_jax.files import cache_folder
+from mrl_jax.system.files import cache_folder
 
 HELD_OUT = 0.05  # share of the definitions for validation, and the same for the test
 HYPERNYMS = ("@", "@i")  # pointer symbols: a kind of, an instance of
@@ -105,4 +106,5 @@ def search(synsets: list[Synset], documents: list[str]) -> Ranking:
     table, _ = deduplicate(documents)
     row_of = {document: row for row, document in enumerate(table)}
     judgments = binary_judgments(query_rows, np.array([row_of[synset.document] for synset in synsets]))
-    return Ranking(queries, table, judgments, row_ids(queries), row_ids(table))
+    own = own_texts(queries, table, judgments)
+    return Ranking(queries, table, judgments, row_ids(queries), row_ids(table), own)

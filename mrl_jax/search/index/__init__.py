@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mrl_jax.errors import UserError, one_of
 from mrl_jax.search.index.base import Description, Document, Index, rerank
+from mrl_jax.system.errors import UserError, one_of
 
 __all__ = [
     "BACKENDS", "Backend", "Description", "Document", "Index",
@@ -32,8 +32,8 @@ def is_database(place: str) -> bool:
 
 
 def is_in_folder(place: str) -> bool:
-    """A folder: whatever is not something else."""
-    return not is_server(place) and not is_database(place)
+    """A folder: whatever is not something else, but not an address of another kind."""
+    return bool(place) and "://" not in place and not is_database(place)
 
 
 class Backend(NamedTuple):
@@ -74,7 +74,10 @@ BACKENDS: dict[str, Backend] = {
 
 def by_kind(place: str) -> dict[str, Backend]:
     """The kinds of index that there can be at `place`, each with its back end; the default first."""
-    return {kind: backend for backend in BACKENDS.values() if backend.is_place(place) for kind in backend.kinds}
+    kinds = {kind: backend for backend in BACKENDS.values() if backend.is_place(place) for kind in backend.kinds}
+    if not kinds:
+        raise UserError(f"{place!r} is no place for an index; give a folder, a file ….db, or http://host:19530")
+    return kinds
 
 
 def default_kind(place: str) -> str:

@@ -5,6 +5,7 @@ A document is an id, a text and one embedding of unit length. The back end searc
 index is changed.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -13,6 +14,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from mrl_jax.search.queries import SearchResults
+from mrl_jax.system.errors import UserError
+
+PQ_BYTE_DIMS = 4
 
 T = TypeVar("T")
 
@@ -62,6 +66,7 @@ class Index(Protocol):
     """What every back end does. Mistakes of the user raise `UserError`."""
 
     description: Description
+    max_candidates: int  # per query
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -75,11 +80,21 @@ class Index(Protocol):
     def find(self, ids: Sequence[str]) -> dict[str, Document]:
         """The documents with these ids, by id; ids without a document are left out."""
 
+    def handles(self, ids: Sequence[str]) -> dict[str, int]:
+        """The handles of the documents with these ids, by id; ids without a document are left out."""
+
     def candidates(self, queries: np.ndarray, size: int) -> Any:
         """Handles [Q, size] of the documents with about the largest cosines on the prefix; −1 where there are fewer.
 
-        Queries are whole embeddings, float32 [Q, D].
+        Queries are whole embeddings, float32 [Q, D]. An approximate search returns one document per embedding, and
+        `copies` the others; where it finds fewer than there are, it searches wider, up to everything.
         """
+
+    def copies(self, handles: np.ndarray, most: int) -> list[np.ndarray]:
+        """Of each of handles [n] from `candidates`, those of the documents that it stands for: at most `most`."""
+
+    def prepare(self) -> None:
+        """Make ready to be searched, after a build. Raises UserError where these documents cannot be."""
 
     def vectors(self, handles: np.ndarray) -> np.ndarray:
         """The embeddings float32 [n, D] of handles [n]."""
@@ -94,14 +109,16 @@ class Index(Protocol):
         """Release files and connections; everything acknowledged is kept."""
 
 
-def rerank(index: Index, queries: np.ndarray, k: int, size: int) -> SearchResults:
-    """The k best by whole embedding of the `size` candidates that the back end returns for the prefix.
+def rerank(index: Index, queries: np.ndarray, k: int, size: int, dim: int | None = None) -> SearchResults:
+    """The k best of the `size` candidates that the back end returns for the prefix, by whole embedding or, with `dim`,
+    by the cosine of their first `dim` coordinates.
 
     Args:
         index: of any back end.
         queries: float32 [Q, D].
         k: number of results per query.
         size: candidates per query, at least k.
+        dim: number of coordinates to compare; by default all.
 
     Returns:
         `SearchResults` [Q, k]; the rows are handles.
@@ -110,14 +127,47 @@ def rerank(index: Index, queries: np.ndarray, k: int, size: int) -> SearchResult
     unique, at = np.unique(handles, return_inverse=True)
     vectors = np.zeros((len(unique), queries.shape[1]), np.float32)
     vectors[unique >= 0] = index.vectors(unique[unique >= 0])
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    rows = np.full((len(queries), k), -1, np.int64)
-    for q, (candidates, places) in enumerate(zip(handles, at.reshape(handles.shape), strict=True)):
-        dots = np.where(candidates >= 0, vectors[places] @ queries[q], -np.inf)
+    if dim is not None and dim < queries.shape[1]:
+        queries, vectors = unit(queries[:, :dim]), unit(vectors[:, :dim])
+    best_of_queries = []
+    for query, candidates, places in zip(queries, handles, at.reshape(handles.shape), strict=True):
+        dots = np.where(candidates >= 0, vectors[places] @ query, -np.inf)
         order = np.lexsort((candidates, -dots))[:k]
-        scores[q, : len(order)] = dots[order]
-        rows[q, : len(order)] = np.where(dots[order] > -np.inf, candidates[order], -1)
+        order = order[dots[order] > -np.inf]
+        best_of_queries.append((dots[order], candidates[order]))
+    return _with_copies(index, best_of_queries, k)
+
+
+def _with_copies(index: Index, best_of_queries: list[tuple[np.ndarray, np.ndarray]], k: int) -> SearchResults:
+    """The k best [Q, k] of the documents that the best candidates stand for, ties to the lower handle."""
+    chosen = np.unique(np.concatenate([np.zeros(0, np.int64), *(handles for _, handles in best_of_queries)]))
+    copies = dict(zip(chosen.tolist(), index.copies(chosen, k), strict=True))
+    scores = np.full((len(best_of_queries), k), -np.inf, np.float32)
+    rows = np.full((len(best_of_queries), k), -1, np.int64)
+    for q, (dots, handles) in enumerate(best_of_queries):
+        if not len(handles):
+            continue
+        documents = [copies[handle] for handle in handles.tolist()]
+        all_scores = np.repeat(dots, [len(some) for some in documents])
+        all_rows = np.concatenate(documents)
+        order = np.lexsort((all_rows, -all_scores))[:k]
+        scores[q, : len(order)], rows[q, : len(order)] = all_scores[order], all_rows[order]
     return SearchResults(scores, rows)
+
+
+@contextlib.contextmanager
+def library_errors(place: object, settings: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn these errors of a library into a `UserError` that names the place, the settings and the reason."""
+    try:
+        yield
+    except errors as error:
+        raise UserError(f"{place}: {settings}: {first_line(error)}") from None
+
+
+def first_line(error: object) -> str:
+    """What a library gives as its reason, in one line and without the place in its source."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return text.rpartition("Error: ")[2] or "no reason given"
 
 
 def check_add(description: Description, documents: Sequence[Document], vectors: np.ndarray) -> None:
@@ -142,3 +192,8 @@ def unit(x: np.ndarray) -> np.ndarray:
     """Rows float32 of unit length; a zero row stays zero."""
     length = np.linalg.norm(x, axis=1, keepdims=True)
     return np.ascontiguousarray(x / np.where(length > 0, length, 1), np.float32)
+
+
+def quantised_bytes(dim: int) -> int:
+    """Bytes of a vector in product quantisation: one for at least `PQ_BYTE_DIMS` dims, and as many for each byte."""
+    return next(count for count in range(max(1, dim // PQ_BYTE_DIMS), 0, -1) if dim % count == 0)

@@ -12,9 +12,9 @@ import numpy as np
 
 from mrl_jax.search import exact, shortlist
 from mrl_jax.search.index import store
-from mrl_jax.search.index.base import Description
+from mrl_jax.search.index.base import Description, unit
 from mrl_jax.search.index.store import exists
-from mrl_jax.search.layout import Documents, StoredVectors, lay_out
+from mrl_jax.search.layout import Documents, StoredPrefixes, StoredVectors, lay_out
 from mrl_jax.search.queries import SearchResults
 
 __all__ = ["ExactIndex", "create", "exists", "open_"]
@@ -33,23 +33,39 @@ class ExactIndex(store.Store):
         """Laid out as many principal directions, for exact search."""
         return self._lay_out(rotate=True)
 
-    def _lay_out(self, rotate: bool) -> Documents:
-        alive = self.verify()
+    @cached_property
+    def by_dim(self) -> dict[int, Documents]:
+        """Laid out for exact search by a prefix alone, by its dim; filled as dims are asked for."""
+        return {}
+
+    def _lay_out(self, rotate: bool, dim: int | None = None) -> Documents:
+        alive, (width, dims, prefix, *_) = self.verify(), self.description
         # Another process may have added rows since: those of `alive` are the ones that were verified.
-        vectors = StoredVectors(self.folder / "vectors.f32", len(alive), self.description.width)
-        return lay_out(vectors, self.description.dims, scanned=self.description.prefix, alive=alive, rotate=rotate)
+        file = self.folder / "vectors.f32", len(alive), width
+        vectors = StoredVectors(*file) if dim is None else StoredPrefixes(*file, dim)
+        dim = dim or width
+        dims = tuple(m for m in dims if m <= dim)
+        return lay_out(vectors, dims, scanned=min(prefix, dim), alive=alive, rotate=rotate)
 
     def _invalidate(self) -> None:
-        for name in ("prefixes", "principal_directions"):
+        for name in ("prefixes", "principal_directions", "by_dim"):
             self.__dict__.pop(name, None)
 
     def candidates(self, queries: np.ndarray, size: int) -> np.ndarray:
         return shortlist.shortlist(self.prefixes, queries, self.description.prefix, size)
 
-    def search(self, queries: np.ndarray, k: int, stages: list[tuple[int, int]] | None) -> SearchResults:
-        """The k best by the stages of a funnel or, with None, of all documents."""
+    def search(
+        self, queries: np.ndarray, k: int, stages: list[tuple[int, int]] | None, dim: int | None = None
+    ) -> SearchResults:
+        """The k best by the stages of a funnel or, with None, of all documents: by the cosine of the first `dim`
+        coordinates, one of the nesting dims, or by the whole embedding."""
         if stages is not None:
             return shortlist.search(self.prefixes, queries, k, stages)
+        if dim is not None and dim < self.description.width:
+            if dim not in self.by_dim:
+                self.by_dim[dim] = self._lay_out(rotate=dim > self.description.prefix, dim=dim)
+            documents = self.by_dim[dim]
+            return exact.search(documents, unit(queries[:, :dim]), k, documents.scan_dims[-1])[0]
         return exact.search(self.principal_directions, queries, k, self.description.prefix)[0]
 
 

@@ -5,9 +5,10 @@
     faiss-ivf    cells around k-means centres, the nearest few searched
     faiss-pq     product quantisation, one byte per four dims (Jégou, Douze & Schmid 2011)
 
-The FAISS index is derived from the folder and saved beside it, in {kind}-{version}.index: one line with a SHA-256, then
-what FAISS serialises. Where the hash does not match, because the documents changed, the file is damaged or an earlier
-version of this program wrote it, the index is rebuilt from the stored vectors.
+The FAISS index has each distinct prefix once (see `distinct`). It is derived from the folder and saved beside it, in
+{kind}-{version}.index: one line with a SHA-256, which documents share a prefix, then what FAISS serialises. Where the
+hash does not match, because the documents changed, the file is damaged or an earlier version of this program wrote it,
+the index is rebuilt from the stored vectors.
 
 The hash notices damage, not malice: FAISS trusts the bytes that it parses. Open the folder of a stranger only if you
 trust them to run code, or delete its *.index first, which leaves text and vectors.
@@ -15,6 +16,7 @@ trust them to run code, or delete its *.index first, which leaves text and vecto
 
 import contextlib
 import hashlib
+import io
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -22,71 +24,86 @@ from typing import Any
 
 import numpy as np
 
-from mrl_jax import console, files
-from mrl_jax.errors import UserError
 from mrl_jax.search.index import BACKENDS, store
-from mrl_jax.search.index.base import Description, unit
+from mrl_jax.search.index.base import Description, library_errors, quantised_bytes, unit
+from mrl_jax.search.index.distinct import Distinct, find_distinct
 from mrl_jax.search.index.store import exists
+from mrl_jax.system import console, files
+from mrl_jax.system.errors import UserError
 
 __all__ = ["FaissIndex", "create", "exists", "open_"]
 
+FORMAT = 2  # of the file
 HNSW_LINKS = 32  # per node of the graph
 HNSW_NODES = 128  # nodes that a search of the graph keeps in view; twice as many while it is built
 IVF_CELLS = 4  # there are this times √N cells …
 IVF_PROBED_SHARE = 0.04  # … of which this share is searched, but at least IVF_MIN_PROBED
 IVF_MIN_PROBED = 8
-IVF_CELL_ROWS = 39  # at least so many documents per cell: FAISS warns of fewer
-PQ_BYTE_DIMS = 4  # dims that share one byte
-MIN_DOCUMENTS = {"faiss-flat": 1, "faiss-hnsw": 1, "faiss-ivf": 40, "faiss-pq": 256}
+IVF_CELL_ROWS = 39  # at least so many entries per cell, if there is more than one
+MIN_ENTRIES = {"faiss-flat": 1, "faiss-hnsw": 1, "faiss-ivf": 1, "faiss-pq": 256}
 BLOCK_ROWS = 65536  # prefixes that are read at a time, and most of those that FAISS trains on
 BLAS_QUERIES = 20  # batches of so many queries or more are matmuls, six times as fast as FAISS' default
 
 
 class FaissIndex(store.Store):
-    """See `Index`."""
+    """See `Index`. An entry of the FAISS index is a distinct prefix."""
 
     @cached_property
-    def _searchable(self) -> tuple[Any, np.ndarray]:
-        """The FAISS index and the row of each of its entries."""
+    def _searchable(self) -> tuple[Any, Distinct]:
+        """The FAISS index, and the documents that its entries stand for."""
         faiss = library()
-        rows = np.flatnonzero(self.verify())
+        alive = self.verify()
         path = self.folder / f"{self.description.kind}-{self.version}.index"
         if path.exists():
             with contextlib.suppress(ValueError, RuntimeError, OSError):
                 digest, content = path.read_bytes().split(b"\n", 1)
                 if digest == self._digest(content):
-                    return self._configure(faiss.deserialize_index(np.frombuffer(content, np.uint8))), rows
+                    file = io.BytesIO(content)
+                    distinct = Distinct.from_file(file)
+                    return faiss.deserialize_index(np.frombuffer(content, np.uint8, offset=file.tell())), distinct
             print(f"{path} is damaged or of an earlier version; it is rebuilt", file=sys.stderr)
-        index = self._build(faiss, rows)
-        content = faiss.serialize_index(index).tobytes()
+        distinct = find_distinct(self.blocks(alive), self.description.prefix)
+        with self._errors():
+            index = self._build(faiss, distinct.rows)
+        content = distinct.to_bytes() + faiss.serialize_index(index).tobytes()
         try:
             for outdated in self.folder.glob(f"{self.description.kind}-*.index"):
                 outdated.unlink(missing_ok=True)
             files.write(path, self._digest(content) + b"\n" + content)
         except (UserError, OSError) as error:  # a disk that is full or read-only: searched all the same
             print(f"{path} was not saved: {error}", file=sys.stderr)
-        return self._configure(index), rows
+        return index, distinct
 
     def _digest(self, content: bytes) -> bytes:
-        """SHA-256, in hexadecimal, of a FAISS index and of the documents that it is for."""
+        """SHA-256, in hexadecimal, of the content of the file and of the documents that it is for."""
         batches = self._select("SELECT start, stop, crc FROM batches ORDER BY start")
-        documents = repr((self.description, self.version, batches)).encode()
+        documents = repr((FORMAT, self.description, self.version, batches)).encode()
         return hashlib.sha256(hashlib.sha256(documents).digest() + content).hexdigest().encode()
 
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        settings = f"FAISS cannot search {self.description.prefix} dims as {self.description.kind}"
+        return library_errors(self.folder, settings, RuntimeError, AssertionError, MemoryError)
+
     def _build(self, faiss: Any, rows: np.ndarray) -> Any:
+        """A FAISS index of the prefixes of `rows`."""
         kind, dim, count = self.description.kind, self.description.prefix, len(rows)
-        if count < MIN_DOCUMENTS[kind]:
-            raise UserError(f"{self.folder}: {kind} needs at least {MIN_DOCUMENTS[kind]} documents; there are {count}")
+        if count < MIN_ENTRIES[kind]:
+            raise UserError(
+                f"{self.folder}: {kind} needs at least {MIN_ENTRIES[kind]} documents with different prefixes; "
+                f"there are {count:,}: add documents, or build an index of another --kind"
+            )
         cells = max(1, min(count // IVF_CELL_ROWS, round(IVF_CELLS * count**0.5)))
         recipes = {
             "faiss-flat": "Flat",
             "faiss-hnsw": f"HNSW{HNSW_LINKS},Flat",
             "faiss-ivf": f"IVF{cells},Flat",
-            "faiss-pq": f"PQ{max(1, dim // PQ_BYTE_DIMS)}",
+            "faiss-pq": f"PQ{quantised_bytes(dim)}np",  # np: without minutes of training for a Hamming distance
         }
         index = faiss.index_factory(dim, recipes[kind], faiss.METRIC_INNER_PRODUCT)
         if kind == "faiss-hnsw":
             index.hnsw.efConstruction = 2 * HNSW_NODES
+        if kind in ("faiss-pq", "faiss-ivf"):  # no warning, which would come once for each byte of a vector
+            (index.pq if kind == "faiss-pq" else index).cp.min_points_per_centroid = 1
         if not index.is_trained:
             index.train(self._prefixes(rows[:: max(1, count // BLOCK_ROWS)]))
         with console.progress(count, f"index {kind}", "doc") as bar:
@@ -96,29 +113,47 @@ class FaissIndex(store.Store):
                 bar.update(len(block))
         return index
 
-    def _configure(self, index: Any) -> Any:
-        """Set what only matters to searching, which FAISS does not serialise."""
-        if self.description.kind == "faiss-hnsw":
-            index.hnsw.efSearch = HNSW_NODES
-        if self.description.kind == "faiss-ivf":
-            index.nprobe = max(IVF_MIN_PROBED, round(IVF_PROBED_SHARE * index.nlist))
-        return index
-
     def _prefixes(self, rows: np.ndarray) -> np.ndarray:
         return unit(self.stored_vectors()[rows][:, : self.description.prefix])
 
     def _invalidate(self) -> None:
         self.__dict__.pop("_searchable", None)
 
+    def prepare(self) -> None:
+        _ = self._searchable
+
     def candidates(self, queries: np.ndarray, size: int) -> np.ndarray:
         if queries.ndim != 2 or queries.shape[1] != self.description.width:
             raise ValueError(f"queries have shape {queries.shape}; the index takes [Q, {self.description.width}]")
-        index, rows = self._searchable
-        if self.description.kind == "faiss-hnsw":
-            index.hnsw.efSearch = max(HNSW_NODES, size)
-        entries = index.search(unit(queries[:, : self.description.prefix]), min(size, len(rows)))[1]
-        handles = np.where(entries >= 0, rows[entries], -1)
-        return np.pad(handles, ((0, 0), (0, size - handles.shape[1])), constant_values=-1)
+        index, distinct = self._searchable
+        prefixes = unit(queries[:, : self.description.prefix])
+        with self._errors():
+            entries = _search(library(), index, prefixes, min(size, index.ntotal))
+        return distinct.expand(entries, size)
+
+    def copies(self, handles: np.ndarray, most: int) -> list[np.ndarray]:
+        return self._searchable[1].copies(handles, most)
+
+
+def _search(faiss: Any, index: Any, prefixes: np.ndarray, size: int) -> np.ndarray:
+    """The entries [Q, size] of about the largest inner products; all are there, as there are `size` at least.
+
+    Where a search finds fewer, more cells are probed, up to all; of a graph that is not connected, all nodes compared.
+    """
+    if isinstance(index, faiss.IndexIVF):
+        probed = max(IVF_MIN_PROBED, round(IVF_PROBED_SHARE * index.nlist))
+        found: np.ndarray = index.search(prefixes, size, params=faiss.SearchParametersIVF(nprobe=probed))[1]
+        while probed < index.nlist and (short := (found < 0).any(axis=1)).any():
+            probed *= 2
+            found[short] = index.search(prefixes[short], size, params=faiss.SearchParametersIVF(nprobe=probed))[1]
+    elif isinstance(index, faiss.IndexHNSW):
+        nodes = faiss.SearchParametersHNSW(efSearch=max(HNSW_NODES, size))
+        found = index.search(prefixes, size, params=nodes)[1]
+        if (short := (found < 0).any(axis=1)).any():
+            found[short] = faiss.downcast_index(index.storage).search(prefixes[short], size)[1]
+    else:
+        found = index.search(prefixes, size)[1]
+    return found
 
 
 def library() -> Any:

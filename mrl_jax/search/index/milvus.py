@@ -1,96 +1,149 @@
 """Documents in Milvus: embedded (Milvus Lite, a path that ends in .db) or on a server or cluster (http://host:19530).
 
-A collection has the fields id, text, vector (the whole embedding) and prefix (its first coordinates, at unit length).
-Milvus searches the prefix; its candidates are ranked by whole embeddings here. The same code serves both, so that a
-corpus that outgrows one machine moves to a cluster by another address. We claim nothing about the speed of Milvus Lite,
-which is for trying things out: it runs in the process that opened it, and no other may open it meanwhile.
+Two collections. `documents` has the fields id, text, vector (the whole embedding), prefix_key and vector_key (hashes of
+the prefix and of the whole: documents that share one are equal there). `documents_prefixes` has each distinct prefix
+once, by its key and at unit length (see `distinct`). Milvus searches the prefixes; the documents that have them are
+ranked by whole embeddings here. A prefix is written before its documents and deleted after them, so that a process that
+is killed between leaves a prefix that no document has, which searches pass over. Indexes of earlier versions have the
+prefix of every document in `documents`, copies and all; they are searched there.
+
+The same code serves both, so that a corpus that outgrows one machine moves to a cluster by another address. We claim
+nothing about the speed of Milvus Lite, which is for trying things out: it runs in the process that opened it, and no
+other may open it meanwhile.
 """
 
 import contextlib
-import fcntl
-import importlib
-import logging
-import logging.config
-import os
-import re
-import socket
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
-from mrl_jax.errors import UserError
-from mrl_jax.search.index import BACKENDS, is_server
-from mrl_jax.search.index.base import Description, Document, batched, check_add, unit
+from mrl_jax.search.index import distinct, is_server
+from mrl_jax.search.index.base import Description, Document, batched, check_add, quantised_bytes, unit
+from mrl_jax.search.index.milvus_client import client_errors, close, connect, one_of_filter, quote, text_bytes
+from mrl_jax.system.errors import UserError
 
 COLLECTION = "documents"
+PREFIXES = "_prefixes"  # appended to the name of a collection for that of its prefixes
 DESCRIPTION_PROPERTY = "mrl_jax"  # holds the `Description`; Milvus Lite forgets descriptions of collections
 IVF_CELLS, IVF_PROBED_CELLS = 128, 32  # of ivf_…: cells in all, and cells that are searched first
 HNSW_LINKS, HNSW_NODES = 32, 128  # per node; nodes that a search keeps in view, and twice as many while it is built
-PQ_BYTE_DIMS = 4  # of ivf_pq: about so many dims share one byte
 # Limits of a Milvus server.
 MAX_DIMS = 32768
 MAX_CANDIDATES = 16384
+MAX_HNSW_NODES = 32768
 MAX_ID_BYTES, MAX_TEXT_BYTES = 512, 65535
 MAX_MESSAGE_BYTES = 16 << 20  # sent or asked for at a time; servers accept 64 MiB and send 100 MB
 MAX_FILTER_IDS = 1000
-CONNECT_SECONDS = 5.0  # to wait for a server that does not answer
 RETRIES = 5  # of a call that did not reach the server, within a second and a half; the client's own 75 take minutes
-
-_open_files: Counter[str] = Counter()  # how many times this process has each Milvus Lite file open
 
 
 class MilvusIndex:
     """See `Index`. A handle is the place of an id in the list of those that this object has returned."""
 
-    def __init__(self, uri: str, collection: str, client: Any, description: Description, kind: str) -> None:
+    max_candidates = MAX_CANDIDATES
+
+    def __init__(
+        self, uri: str, collection: str, client: Any, description: Description, kind: str, searched: str
+    ) -> None:
         self.uri, self.collection, self.description, self.kind = uri, collection, description, kind
+        self.searched = searched  # the collection with the prefixes; `collection` itself in an earlier version's index
         self._client: Any = client
         self._ids: list[str] = []
         self._handles: dict[str, int] = {}
+        self._copies: dict[int, list[int]] = {}  # a handle that `candidates` returned → all documents like it
 
-    def _call(self, name: str, *args: Any, **options: Any) -> Any:
+    @property
+    def _is_grouped(self) -> bool:
+        """Whether equal prefixes are stored once."""
+        return self.searched != self.collection
+
+    def _call(self, name: str, *args: Any, collection: str | None = None, **options: Any) -> Any:
         if self._client is None:
             raise ValueError(f"the index at {self.uri} was closed")
-        with client_errors(self.uri):
-            return getattr(self._client, name)(self.collection, *args, retry_times=RETRIES, **options)
+        with self._errors():
+            return getattr(self._client, name)(collection or self.collection, *args, retry_times=RETRIES, **options)
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return client_errors(self.uri, f"milvus-{self.kind} of {self.description.prefix} dims: ")
 
     def __len__(self) -> int:
-        return int(self._call("query", filter="", output_fields=["count(*)"])[0]["count(*)"])
+        return self._count(self.collection)
+
+    def _count(self, collection: str) -> int:
+        return int(self._call("query", collection=collection, filter="", output_fields=["count(*)"])[0]["count(*)"])
 
     def add(self, documents: Sequence[Document], vectors: np.ndarray) -> None:
         check_add(self.description, documents, vectors)
-        text_sizes = [_bytes(one, "id", MAX_ID_BYTES) + _bytes(one, "text", MAX_TEXT_BYTES) for one in documents]
+        sizes = [text_bytes(one, "id", MAX_ID_BYTES) + text_bytes(one, "text", MAX_TEXT_BYTES) for one in documents]
         vectors = np.asarray(vectors, np.float32)
         prefixes = unit(vectors[:, : self.description.prefix])
-        rows: list[dict[str, Any]] = []
-        message_size = 0
-        for one, size, vector, prefix in zip(documents, text_sizes, vectors, prefixes, strict=True):
-            size += vector.nbytes + prefix.nbytes
-            if rows and message_size + size > MAX_MESSAGE_BYTES:
-                self._call("upsert", rows)
-                rows, message_size = [], 0
-            rows.append({"id": one.id, "text": one.text, "vector": vector, "prefix": prefix})
+        rows: list[dict[str, Any]] = [
+            {"id": one.id, "text": one.text, "vector": vector} for one, vector in zip(documents, vectors, strict=True)
+        ]
+        sizes = [size + vector.nbytes for size, vector in zip(sizes, vectors, strict=True)]
+        if not self._is_grouped:
+            sizes = [size + prefix.nbytes for size, prefix in zip(sizes, prefixes, strict=True)]
+            self._upsert(self.collection, sizes, [{**row, "prefix": x} for row, x in zip(rows, prefixes, strict=True)])
+            return
+        before = self._prefix_keys([one.id for one in documents])
+        prefix_keys, vector_keys = _hex(distinct.keys(prefixes)), _hex(distinct.keys(vectors))
+        by_key = dict(zip(prefix_keys, prefixes, strict=True))
+        self._upsert(
+            self.searched, [prefix.nbytes for prefix in by_key.values()],
+            [{"key": key, "prefix": prefix} for key, prefix in by_key.items()],
+        )  # fmt: skip
+        for row, prefix_key, vector_key in zip(rows, prefix_keys, vector_keys, strict=True):
+            row |= {"prefix_key": prefix_key, "vector_key": vector_key}
+        self._upsert(self.collection, sizes, rows)
+        self._delete_unused(set(before.values()) - by_key.keys())
+
+    def _upsert(self, collection: str, sizes: list[int], rows: list[dict[str, Any]]) -> None:
+        """Insert rows of about so many bytes, or replace them, in messages of a size that a server takes."""
+        start, message_size = 0, 0
+        for stop, size in enumerate(sizes):
+            if stop > start and message_size + size > MAX_MESSAGE_BYTES:
+                self._call("upsert", rows[start:stop], collection=collection)
+                start, message_size = stop, 0
             message_size += size
         if rows:
-            self._call("upsert", rows)
+            self._call("upsert", rows[start:], collection=collection)
+        self._copies.clear()
 
     def delete(self, ids: Sequence[str]) -> int:
-        known = list(self.find(ids))
-        for some in batched(known, MAX_FILTER_IDS):
-            self._call("delete", filter=_id_filter(some))
+        known = self._prefix_keys(ids)
+        for some in batched(list(known), MAX_FILTER_IDS):
+            self._call("delete", filter=one_of_filter("id", some))
+        self._copies.clear()
+        if self._is_grouped:
+            self._delete_unused(set(known.values()))
         return len(known)
+
+    def _prefix_keys(self, ids: Sequence[str]) -> dict[str, str]:
+        """id → key of its prefix, or the id itself where prefixes have none, of the documents with these ids."""
+        field = "prefix_key" if self._is_grouped else "id"
+        return {row["id"]: row[field] for row in self._get(ids, field, MAX_ID_BYTES)}
+
+    def _delete_unused(self, prefix_keys: set[str]) -> None:
+        """Delete those of these prefixes that no document has."""
+        for some in batched(sorted(prefix_keys), MAX_FILTER_IDS):
+            unused = set(some)
+            for rows in self._scan(one_of_filter("prefix_key", some), ["prefix_key"], MAX_CANDIDATES):
+                unused -= {row["prefix_key"] for row in rows}
+            if unused:
+                self._call("delete", filter=one_of_filter("key", sorted(unused)), collection=self.searched)
 
     def find(self, ids: Sequence[str]) -> dict[str, Document]:
         return {row["id"]: Document(row["id"], row["text"]) for row in self._get(ids, "text", MAX_TEXT_BYTES)}
 
+    def handles(self, ids: Sequence[str]) -> dict[str, int]:
+        return {id_: self._handle(id_) for id_ in self.find(ids)}
+
     def _get(self, ids: Sequence[str], field: str, size: int) -> Iterator[dict[str, Any]]:
         """id and one field, of at most `size` bytes, of the documents with these ids."""
         for some in batched(list(dict.fromkeys(ids)), max(1, min(MAX_FILTER_IDS, 4 * MAX_MESSAGE_BYTES // size))):
-            yield from self._call("query", filter=_id_filter(some), output_fields=["id", field])
+            yield from self._call("query", filter=one_of_filter("id", some), output_fields=["id", field])
 
     def candidates(self, queries: np.ndarray, size: int) -> np.ndarray:
         if queries.ndim != 2 or queries.shape[1] != self.description.width:
@@ -105,27 +158,56 @@ class MilvusIndex:
         prefixes = unit(queries[:, : self.description.prefix])
         step = max(1, min(MAX_CANDIDATES // size, MAX_MESSAGE_BYTES // (4 * self.description.prefix)))
         for start in range(0, len(queries), step):
-            for q, ids in enumerate(self._search(prefixes[start : start + step], size), start):
-                handles[q, : len(ids)] = [self._handle(id_) for id_ in ids]
+            keys_of_queries = self._search(prefixes[start : start + step], size)
+            documents = self._embeddings({key for keys in keys_of_queries for key in keys})
+            for q, keys in enumerate(keys_of_queries, start):
+                found = [handle for key in keys for handle in documents.get(key, ())][:size]
+                handles[q, : len(found)] = found
         return handles
 
     def _search(self, prefixes: np.ndarray, size: int) -> list[list[str]]:
-        """The ids of each query's candidates. Without these parameters Milvus returns fewer than there are."""
-        attempts: list[dict[str, int]] = [{}]
+        """The keys of each query's best prefixes. Where Milvus returns fewer than there are, it searches wider."""
+        key = "key" if self._is_grouped else "id"
+        setting, value, entries = "", 0, 0
         if self.kind in ("hnsw", "autoindex"):
-            attempts = [{"ef": max(HNSW_NODES, size)}]
+            setting, value = "ef", max(HNSW_NODES, size)
         elif self.kind.startswith("ivf"):
-            attempts = [{"nprobe": IVF_PROBED_CELLS}, {"nprobe": IVF_CELLS}]
-        ids: list[list[str]] = []
-        for params in attempts:
+            setting, value = "nprobe", IVF_PROBED_CELLS
+        while True:
             hits = self._call(
-                "search", data=list(prefixes), anns_field="prefix", limit=size, output_fields=["id"],
-                search_params={"params": params},
+                "search", data=list(prefixes), anns_field="prefix", limit=size, output_fields=[key],
+                search_params={"params": {setting: value} if setting else {}}, collection=self.searched,
             )  # fmt: skip
-            ids = [[hit["id"] for hit in hits_of_query] for hits_of_query in hits]
-            if all(len(ids_of_query) == size for ids_of_query in ids):
-                break
-        return ids
+            keys = [[hit[key] for hit in hits_of_query] for hits_of_query in hits]
+            fewest = min(map(len, keys))
+            entries = entries or (self._count(self.searched) if fewest < size else size)
+            widest = {"ef": min(MAX_HNSW_NODES, 2 * entries), "nprobe": IVF_CELLS}.get(setting, 0)
+            if fewest >= min(size, entries) or value >= widest:
+                return keys
+            value = min(2 * value, widest)
+
+    def _embeddings(self, keys: set[str]) -> dict[str, list[int]]:
+        """Key of a prefix → a document for each distinct embedding that begins with it, in the order of ids."""
+        if not self._is_grouped:
+            return {id_: [self._handle(id_)] for id_ in sorted(keys)}
+        by_prefix: dict[str, dict[str, list[str]]] = {}
+        for some in batched(sorted(keys), MAX_FILTER_IDS):
+            condition = one_of_filter("prefix_key", some)
+            for rows in self._scan(condition, ["prefix_key", "vector_key"], MAX_CANDIDATES):
+                for row in rows:
+                    by_prefix.setdefault(row["prefix_key"], {}).setdefault(row["vector_key"], []).append(row["id"])
+        documents: dict[str, list[int]] = {}
+        for key, by_vector in by_prefix.items():
+            copies = [[self._handle(id_) for id_ in ids] for ids in sorted(map(sorted, by_vector.values()))]
+            documents[key] = [handles[0] for handles in copies]
+            self._copies |= {handles[0]: handles for handles in copies}
+        return documents
+
+    def copies(self, handles: np.ndarray, most: int) -> list[np.ndarray]:
+        return [np.array(self._copies.get(handle, [handle])[:most]) for handle in handles.tolist()]
+
+    def prepare(self) -> None:
+        pass  # Milvus indexes what is added
 
     def _handle(self, id_: str) -> int:
         if id_ not in self._handles:
@@ -140,18 +222,22 @@ class MilvusIndex:
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         width = self.description.width
-        count = max(1, min(MAX_CANDIDATES, MAX_MESSAGE_BYTES // (4 * width)))
-        rows = self._call("query_iterator", batch_size=count, filter="", output_fields=["id", "vector"])
-        try:
-            while block := self._next_rows(rows):
-                handles = np.array([self._handle(row["id"]) for row in block], np.int64)
-                yield handles, np.array([row["vector"] for row in block], np.float32).reshape(len(block), width)
-        finally:
-            rows.close()
+        for rows in self._scan("", ["vector"], max(1, min(MAX_CANDIDATES, MAX_MESSAGE_BYTES // (4 * width)))):
+            handles = np.array([self._handle(row["id"]) for row in rows], np.int64)
+            yield handles, np.array([row["vector"] for row in rows], np.float32).reshape(len(rows), width)
 
-    def _next_rows(self, rows: Any) -> list[dict[str, Any]]:
-        with client_errors(self.uri):
-            return list(rows.next())
+    def _scan(self, condition: str, fields: list[str], count: int) -> Iterator[list[dict[str, Any]]]:
+        """id and more fields of the documents that a filter selects, by id and `count` at a time.
+
+        As the client's iterator, which does not escape the id after which it continues.
+        """
+        after = ""
+        while rows := self._call(
+            "query", filter=" and ".join(filter(None, (after, condition))), output_fields=["id", *fields], limit=count,
+            iterator="True", reduce_stop_for_best="True",
+        ):  # fmt: skip
+            yield list(rows)
+            after = f"id > {quote(rows[-1]['id'])}"
 
     def documents(self, handles: np.ndarray) -> list[Document]:
         ids = self._ids_of(handles)
@@ -170,7 +256,7 @@ class MilvusIndex:
     def close(self) -> None:
         client, self._client = self._client, None
         if client is not None:
-            _close(self.uri, client)
+            close(self.uri, client)
 
 
 def create(uri: str, description: Description, collection: str = COLLECTION, token: str = "") -> MilvusIndex:
@@ -179,7 +265,7 @@ def create(uri: str, description: Description, collection: str = COLLECTION, tok
     Args:
         uri: where; a server may need a token.
         description: what the index is for; its kind is one of those in `BACKENDS` for this place.
-        collection: name of the collection that Milvus makes.
+        collection: name of the collection that Milvus makes, beside one of the prefixes.
         token: of a server, such as user:password.
 
     Raises:
@@ -188,51 +274,71 @@ def create(uri: str, description: Description, collection: str = COLLECTION, tok
     kind = _milvus_kind(description)
     if description.width > MAX_DIMS:
         raise UserError(f"Milvus takes vectors of at most {MAX_DIMS:,} dims; these have {description.width:,}")
-    client, types = _connect(uri, collection, token)
+    client, types = connect(uri, collection, token)
+    key = {"datatype": types.VARCHAR, "max_length": 2 * distinct.KEY_BYTES}
+    fields: dict[str, dict[str, dict[str, Any]]] = {
+        collection + PREFIXES: {
+            "key": {**key, "is_primary": True},
+            "prefix": {"datatype": types.FLOAT_VECTOR, "dim": description.prefix},
+        },
+        collection: {  # made last: where it is, the index is whole
+            "id": {"datatype": types.VARCHAR, "is_primary": True, "max_length": MAX_ID_BYTES},
+            "text": {"datatype": types.VARCHAR, "max_length": MAX_TEXT_BYTES},
+            "vector": {"datatype": types.FLOAT_VECTOR, "dim": description.width},
+            "prefix_key": key,
+            "vector_key": key,
+        },
+    }
     try:
-        with client_errors(uri):
+        with client_errors(uri, f"{description.kind} of {description.prefix} dims: "):
             if client.has_collection(collection, retry_times=RETRIES):
                 raise UserError(f"{uri} has a collection {collection} already; it is not overwritten")
-            text = description.to_json()
-            schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=text)
-            schema.add_field("id", types.VARCHAR, is_primary=True, max_length=MAX_ID_BYTES)
-            schema.add_field("text", types.VARCHAR, max_length=MAX_TEXT_BYTES)
-            schema.add_field("vector", types.FLOAT_VECTOR, dim=description.width)
-            schema.add_field("prefix", types.FLOAT_VECTOR, dim=description.prefix)
-            client.create_collection(
-                collection,
-                schema=schema,
-                consistency_level="Strong",
-                properties={DESCRIPTION_PROPERTY: text},
-                retry_times=RETRIES,
-            )
             try:
-                client.create_index(collection, _index_params(client, description.prefix, kind), retry_times=RETRIES)
-                client.load_collection(collection, retry_times=RETRIES)
+                for name in fields:
+                    _create_collection(client, name, fields[name], description)
             except BaseException:
-                with contextlib.suppress(Exception):
-                    client.drop_collection(collection, retry_times=RETRIES)
+                for name in fields:
+                    with contextlib.suppress(Exception):
+                        client.drop_collection(name, retry_times=RETRIES)
                 raise
     except BaseException:
-        _close(uri, client)
+        close(uri, client)
         raise
-    return MilvusIndex(uri, collection, client, description, kind)
+    return MilvusIndex(uri, collection, client, description, kind, collection + PREFIXES)
 
 
-def _index_params(client: Any, prefix: int, kind: str) -> Any:
-    """For indexes of both fields. Not every server has defaults for these parameters."""
-    params = {}
-    if kind == "hnsw":
-        params = {"M": HNSW_LINKS, "efConstruction": 2 * HNSW_NODES}
-    elif kind.startswith("ivf"):
-        params = {"nlist": IVF_CELLS}
-    if kind == "ivf_pq":
-        params["m"] = next(m for m in range(max(1, prefix // PQ_BYTE_DIMS), 0, -1) if prefix % m == 0)
-    index_params = client.prepare_index_params()
-    index_params.add_index("prefix", index_name="prefix", index_type=kind.upper(), metric_type="IP", params=params)
-    # Servers load no vectors without an index.
-    index_params.add_index("vector", index_name="vector", index_type="FLAT", metric_type="IP")
-    return index_params
+def _create_collection(client: Any, name: str, fields: dict[str, dict[str, Any]], description: Description) -> None:
+    """Create an empty collection, in the place of what a killed `create` left behind."""
+    text = description.to_json()
+    if client.has_collection(name, retry_times=RETRIES):
+        client.drop_collection(name, retry_times=RETRIES)
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=text)
+    for field, options in fields.items():
+        schema.add_field(field, **options)
+    client.create_collection(
+        name, schema=schema, consistency_level="Strong", properties={DESCRIPTION_PROPERTY: text}, retry_times=RETRIES
+    )
+    _load(client, name, fields, description)
+
+
+def _load(client: Any, name: str, fields: Iterable[str], description: Description) -> None:
+    """Load a collection, after making the indexes that it lacks if a `create` was killed."""
+    prefix, kind = description.prefix, _milvus_kind(description)
+    # Servers load no vectors without an index. Not every server has defaults for these parameters.
+    types = {field: index for field, index in (("prefix", kind.upper()), ("vector", "FLAT")) if field in fields}
+    if not all(client.describe_index(name, field, retry_times=RETRIES) for field in types):
+        index_params = client.prepare_index_params()
+        for field, index_type in types.items():
+            params: dict[str, int] = {}
+            if index_type == "HNSW":
+                params = {"M": HNSW_LINKS, "efConstruction": 2 * HNSW_NODES}
+            elif index_type.startswith("IVF"):
+                params = {"nlist": IVF_CELLS}
+            if index_type == "IVF_PQ":
+                params["m"] = quantised_bytes(prefix)
+            index_params.add_index(field, index_name=field, index_type=index_type, metric_type="IP", params=params)
+        client.create_index(name, index_params, retry_times=RETRIES)
+    client.load_collection(name, retry_times=RETRIES)
 
 
 def open_(uri: str, write: bool = False, collection: str = COLLECTION, token: str = "") -> MilvusIndex:
@@ -242,7 +348,7 @@ def open_(uri: str, write: bool = False, collection: str = COLLECTION, token: st
     """
     if not is_server(uri) and not Path(uri).exists():
         raise UserError(f"{uri} is not an index: there is no such file")
-    client, _ = _connect(uri, collection, token)
+    client, _ = connect(uri, collection, token)
     try:
         with client_errors(uri):
             if not client.has_collection(collection, retry_times=RETRIES):
@@ -253,17 +359,18 @@ def open_(uri: str, write: bool = False, collection: str = COLLECTION, token: st
                 description = Description.from_json(text)
             except ValueError:
                 raise UserError(f"{uri} has a collection {collection} that mrl_jax did not make") from None
-            indexes = [client.describe_index(collection, name, retry_times=RETRIES) for name in ("prefix", "vector")]
-            if not all(indexes):  # `create` was killed before it had made them
-                params = _index_params(client, description.prefix, _milvus_kind(description))
-                client.create_index(collection, params, retry_times=RETRIES)
-                indexes = [client.describe_index(collection, "prefix", retry_times=RETRIES)]
-            kind = indexes[0]["index_type"].lower()
-            client.load_collection(collection, retry_times=RETRIES)
+            fields = {field["name"] for field in about["fields"]}
+            searched = collection if "prefix" in fields else collection + PREFIXES
+            if searched != collection:
+                if not client.has_collection(searched, retry_times=RETRIES):
+                    raise UserError(f"{uri} has no collection {searched}, which {collection} needs; rebuild the index")
+                _load(client, searched, {"prefix"}, description)
+            _load(client, collection, fields, description)
+            kind = client.describe_index(searched, "prefix", retry_times=RETRIES)["index_type"].lower()
     except BaseException:
-        _close(uri, client)
+        close(uri, client)
         raise
-    return MilvusIndex(uri, collection, client, description, kind)
+    return MilvusIndex(uri, collection, client, description, kind, searched)
 
 
 def exists(uri: str) -> bool:
@@ -279,118 +386,6 @@ def _milvus_kind(description: Description) -> str:
     return description.kind.removeprefix("milvus-").lower()
 
 
-# ---- connections -----------------------------------------------------------------------------------------------------
-
-
-def _connect(uri: str, collection: str, token: str) -> tuple[Any, Any]:
-    """A client, to be closed by `_close`, and the data types of a schema."""
-    # On import, the client configures the logging of the whole program, which closes the handlers of everybody else.
-    configure, logging.config.dictConfig = logging.config.dictConfig, lambda config: None
-    try:
-        from pymilvus import DataType, MilvusClient
-
-        if not is_server(uri):
-            import milvus_lite  # noqa: F401
-    except ImportError:
-        raise BACKENDS["milvus"].missing_extra() from None
-    finally:
-        logging.config.dictConfig = configure
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", collection):
-        raise UserError(f"collection={collection} is not allowed; use letters, digits and _, no digit first")
-    for name in ("pymilvus", "milvus_lite", "grpc"):  # errors become sentences below
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    if is_server(uri):
-        place = urlsplit(uri)
-        try:
-            port = place.port or (443 if place.scheme == "https" else 19530)
-            socket.create_connection((place.hostname or "", port), CONNECT_SECONDS).close()
-        except (OSError, ValueError) as error:
-            raise UserError(f"{uri} does not answer: {error}") from None
-        with client_errors(uri):
-            return MilvusClient(uri, token=token, timeout=CONNECT_SECONDS), DataType
-    _check_path(uri)
-    try:
-        client = MilvusClient(uri)
-    except Exception as error:
-        raise UserError(f"{uri} cannot be opened: it is damaged, or not writable ({_first_line(error)})") from None
-    _open_files[os.path.abspath(uri)] += 1
-    return client, DataType
-
-
-def _check_path(uri: str) -> None:
-    """Raises UserError where Milvus Lite would fail without a reason, or write into what is something else."""
-    path = Path(uri)
-    if path.suffix != ".db":
-        raise UserError(f"{uri} is not a place for Milvus; give a path that ends in .db, or http://host:19530")
-    if not path.parent.is_dir():
-        raise UserError(f"{uri}: the folder {path.parent} does not exist")
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / "collections").is_dir())):
-        raise UserError(f"{uri} is not a Milvus Lite database, which is a folder with one named collections")
-    if not _open_files[os.path.abspath(uri)]:
-        with contextlib.suppress(FileNotFoundError), (path / "LOCK").open("rb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"{uri} is in use by another process") from None
-
-
-def _close(uri: str, client: Any) -> None:
-    """Also stops the server thread of Milvus Lite, which would hold the file until this process ends."""
-    with contextlib.suppress(Exception):  # a server that is gone is closed already
-        client.close()
-    if is_server(uri):
-        return
-    path = os.path.abspath(uri)
-    _open_files[path] -= 1
-    if not _open_files[path]:
-        from milvus_lite.server_manager import server_manager_instance
-
-        server_manager_instance.release_server(path)
-
-
-@contextlib.contextmanager
-def client_errors(uri: str) -> Iterator[None]:
-    """Turn whatever the client raises into a `UserError` of one sentence."""
-    from pymilvus.exceptions import MilvusException
-
-    grpc: Any = importlib.import_module("grpc")
-    try:
-        yield
-    except MilvusException as error:
-        if error.code == grpc.StatusCode.UNAVAILABLE:
-            raise UserError(f"{uri} stopped answering") from None
-        raise UserError(f"{uri}: {_first_line(error.message or error)}") from None
-    except grpc.RpcError as error:
-        raise UserError(f"{uri}: {_first_line(error.details() or error.code().name)}") from None
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0]
-
-
-# ---- texts -----------------------------------------------------------------------------------------------------------
-
-
-def _bytes(document: Document, name: str, limit: int) -> int:
-    """Size of a document's id or text in UTF-8. Raises UserError for one that Milvus does not take."""
-    value: str = getattr(document, name)
-    size = len(_encode(value))
-    if size > limit:
-        raise UserError(f"document {document.id[:40]}: its {name} has {size:,} bytes; Milvus takes {limit:,}")
-    return size
-
-
-def _encode(value: str) -> bytes:
-    try:
-        return value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{value[:40]!a} cannot be stored in Milvus: {error.reason}") from None
-
-
-def _id_filter(ids: list[str]) -> str:
-    """The filter for documents with these ids. (The client's own, by `ids=`, does not escape quotes.)
-
-    Milvus Lite and servers both know these escapes, and take any other character as it is.
-    """
-    escaped = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
-    return "id in [" + ", ".join(f'"{_encode(one).decode().translate(escaped)}"' for one in ids) + "]"
+def _hex(some_keys: np.ndarray) -> list[str]:
+    """Keys as texts."""
+    return [key.tobytes().hex() for key in some_keys]

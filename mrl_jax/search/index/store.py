@@ -13,15 +13,17 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mrl_jax.errors import UserError
 from mrl_jax.search.index.base import Description, Document, batched, check_add
 from mrl_jax.search.layout import StoredVectors
+from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import need_folder
 
 FORMAT = 2
 MAX_STATEMENT_IDS = 500  # ids in one SQL statement
@@ -42,6 +44,8 @@ CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
 class Store:
     """An open folder. One process may write at a time; any number may read what was committed when they opened it."""
+
+    max_candidates = sys.maxsize
 
     def __init__(
         self, folder: Path, connection: sqlite3.Connection, lock: contextlib.ExitStack, writable: bool = False
@@ -100,6 +104,12 @@ class Store:
             if there.any():
                 yield start + np.flatnonzero(there), vectors[start : start + len(there)][there]
 
+    def copies(self, handles: np.ndarray, most: int) -> list[np.ndarray]:
+        return [np.array([handle]) for handle in handles]  # each stands for itself, unless a back end groups them
+
+    def prepare(self) -> None:
+        pass
+
     def documents(self, handles: np.ndarray) -> list[Document]:
         rows = [int(row) for row in handles]
         by_row: dict[int, Document] = {}
@@ -111,11 +121,14 @@ class Store:
         return [by_row[row] for row in rows]
 
     def find(self, ids: Sequence[str]) -> dict[str, Document]:
-        by_id: dict[str, Document] = {}
+        return {one.id: one for _, one in self._find_rows(ids)}
+
+    def handles(self, ids: Sequence[str]) -> dict[str, int]:
+        return {one.id: row for row, one in self._find_rows(ids)}
+
+    def _find_rows(self, ids: Sequence[str]) -> Iterator[tuple[int, Document]]:
         for some in batched(ids, MAX_STATEMENT_IDS):
-            marks = ",".join("?" * len(some))
-            by_id |= {one.id: one for _, one in self._scan_documents(f"WHERE id IN ({marks})", some)}
-        return by_id
+            yield from self._scan_documents(f"WHERE id IN ({','.join('?' * len(some))})", some)
 
     def _scan_documents(self, where: str = "", values: Sequence[object] = ()) -> Iterator[tuple[int, Document]]:
         """(row, document) of each document that a condition selects; raises UserError for a damaged one."""
@@ -300,6 +313,7 @@ def connect(folder: Path, write: bool) -> tuple[sqlite3.Connection, contextlib.E
     Raises UserError: no index there, a damaged one, or one that another process writes to.
     """
     path = folder / "documents.sqlite"
+    need_folder(f"{folder} is not an index", folder)
     if not path.is_file() or not (folder / "vectors.f32").is_file():
         raise UserError(f"{folder} is not an index: documents.sqlite or vectors.f32 is missing")
     lock = _lock(folder) if write else contextlib.ExitStack()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mrl_jax.data.readers import artefacts, images
 from mrl_jax.data.sources import fashion_mnist
-from mrl_jax.errors import UserError
+from mrl_jax.system.errors import UserError
 
 from .samples import Reader
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from mrl_jax import data
-from mrl_jax.errors import UserError
 from mrl_jax.search.corpus import parse_document, read_lines, read_queries
+from mrl_jax.system.errors import UserError
 
 from .samples import LABELS, WORDS, Reader, pairs, rows, write_table
 
@@ -120,7 +120,10 @@ def corpus() -> Reader:
 
     def read(folder: Path) -> object:
         found = [parse_document(folder, number, row) for number, _, row in read_lines(folder / "corpus.jsonl")]
-        for text in [*(one.id + one.text for one in found), *read_queries(folder / "queries.jsonl")]:
+        for text in [
+            *(one.id + one.text for one in found),
+            *(one.text for one in read_queries(folder / "queries.jsonl")),
+        ]:
             text.encode()  # as the tokenizer, SQLite and the terminal need it
         return found
 

@@ -10,10 +10,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import mrl_jax
 from mrl_jax import config as configuration
-from mrl_jax import data, encoders, files, runs
-from mrl_jax.encoders import huggingface
+from mrl_jax import data, encoders, runs
+from mrl_jax.encoders import families, huggingface
 from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.runs import checkpoint
+from mrl_jax.system import files
 from mrl_jax.tasks import train_step
 from mrl_jax.tasks.description import describe, read_splits
 
@@ -22,15 +23,15 @@ from .samples import WORDS, Reader, rows, write_table
 
 def weights() -> Reader:
 
-    sizes = huggingface.Architecture(vocabulary=9, layers=1, hidden=4, heads=2, intermediate=6, positions=8)
+    sizes = families.Architecture(vocabulary=9, layers=1, hidden=4, heads=2, intermediate=6, positions=8)
 
     def make(folder: Path) -> list[str]:
         rng = np.random.default_rng(0)
-        state, config = {}, {theirs: getattr(sizes, ours) for ours, theirs in huggingface.CONFIG_KEYS.items()}
+        state = {}
         for path, name, shape in huggingface.tensors(sizes):
             state[name] = huggingface.convert(path, rng.normal(size=shape).astype(np.float32))
         save_file(state, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps({"model_type": "bert", **config}))
+        (folder / "config.json").write_text(json.dumps(families.to_config(sizes)))
         tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["[UNK]", *WORDS])}, unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         tokenizer.save(str(folder / "tokenizer.json"))
@@ -41,9 +42,12 @@ def weights() -> Reader:
             json.dumps([{"idx": i, "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)])
         )
         (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 6, "do_lower_case": True}))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 7, "cls_token": "[UNK]"}))
+        prompts = {"prompts": {"query": "q: "}, "default_prompt_name": "query"}
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
         return [
             *("config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json", "modules.json"),
-            "sentence_bert_config.json",
+            *("sentence_bert_config.json", "tokenizer_config.json", "config_sentence_transformers.json"),
         ]
 
     def read(folder: Path) -> object:

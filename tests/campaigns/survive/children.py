@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mrl_jax import console
+from mrl_jax.system import console
 
 # What changes files, by the events that Python announces before it acts.
 CHANGES = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink")

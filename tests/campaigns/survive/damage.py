@@ -17,10 +17,10 @@ from jobs import Bench, Figures, PrintedFigures, clear, compare, sums, undisturb
 import mrl_jax
 from mrl_jax import data, report, search
 from mrl_jax.data.readers import artefacts
-from mrl_jax.errors import UserError
 from mrl_jax.runs import checkpoint
 from mrl_jax.search.commands import load_model, saved_plan, search_index
 from mrl_jax.search.index import open_index
+from mrl_jax.system.errors import UserError
 
 BAD = ("silently different", "crashed", "noticed, not named")
 

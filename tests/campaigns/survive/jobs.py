@@ -118,7 +118,7 @@ class Bench:
             "data=files", f"data.train={train_file}", f"data.test={test_file}", "name=tiny", "width=16",
             "nesting_dims=[4,8,16]", "trainer.steps=30", "trainer.batch_size=32", f"trainer.log_every={LOG_EVERY}",
             "trainer.evaluations=3", "optimizer.learning_rate=0.02", "trainer.checkpoint_seconds=0",
-            "evaluation.refit=null", "evaluation.interpolated=false",
+            "evaluation.refit=null", "evaluation.interpolated=false", "evaluation.baseline=none",
         ]  # fmt: skip
 
     def training(self, root: Path, *words: str, name: str = "train") -> Job:

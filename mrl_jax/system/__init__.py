@@ -1,0 +1,1 @@
+"""What the program shares with the machine: files, the terminal, processes, and the errors that users read."""
