@@ -28,6 +28,7 @@ SETTINGS = [
     *("name=streaming", "width=128", "nesting_dims=[8,32,128]", "trainer.batch_size=256"),
     *("trainer.steps=1000", "trainer.evaluations=2", "trainer.checkpoint_seconds=20", "optimizer.learning_rate=3e-3"),
     *("evaluation.neighbours=false", "evaluation.refit=null", "evaluation.interpolated=false"),
+    "evaluation.baseline=none",
 ]
 OF = {  # what is trained on: settings, the measure that is shown of it, and what a row is called
     "train": (["data=files", "arms=[mrl_e]"], "linear_top1", "rows"),
