@@ -28,12 +28,15 @@ def progress(total: int | None, what: str, unit: str, leave: bool = True, shown:
     hidden = {} if off or is_terminal() else {"delay": math.inf, "file": io.StringIO()}  # it only counts
     with tqdm(total=total, desc=what, unit=unit, disable=off, leave=leave, dynamic_ncols=True, **hidden) as bar:
         over = threading.Event()
+        lines = threading.Thread(target=_print_lines, args=(bar, over), daemon=True)
         if hidden:  # by a thread, so that a step that takes long is no silence
-            threading.Thread(target=_print_lines, args=(bar, over), daemon=True).start()
+            lines.start()
         try:
             yield bar
         finally:
             over.set()
+            if hidden:  # a line that is being printed comes before whatever is printed next
+                lines.join()
 
 
 def stage(what: str) -> contextlib.AbstractContextManager[tqdm]:
