@@ -9,7 +9,7 @@ from mrl_jax.config.command_line import CONF, explain, from_command_line, quote,
 from mrl_jax.config.help import page as help_page
 from mrl_jax.config.help import unknown_flag
 from mrl_jax.config.parse import parse
-from mrl_jax.config.recipes import RECIPES, Recipe, assign, by_size, resolve, row_of, values
+from mrl_jax.config.recipes import RECIPES, Recipe, assign, by_size, kind_of, resolve, row_of, values
 from mrl_jax.config.schema import DEFAULTS, Config, LossConfig, OptimizerConfig, TrainerConfig
 from mrl_jax.config.sources import parts
 from mrl_jax.config.stored import (
@@ -44,6 +44,7 @@ __all__ = [
     "from_command_line",
     "from_yaml",
     "help_page",
+    "kind_of",
     "missing_keys",
     "parse",
     "parts",

@@ -39,10 +39,36 @@ _BAG = {
     "encoder.ngrams": 1,
 }
 
-_MINILM = {"optimizer.learning_rate": 1e-4, "optimizer.weight_decay": 1e-2, "optimizer.warmup": 0.1}
+_STATIC = {
+    "optimizer.learning_rate": 1e-2,
+    "optimizer.warmup": 0.0,
+    "optimizer.adaptivity": 0.5,
+    "optimizer.weight_decay": 0.1,
+    "encoder.token_dropout": 0.0,
+    "encoder.dropout": 0.0,
+    "encoder.weights": None,
+}
 
-# By encoder (`pretrained`: one that starts from given weights) and what the loss learns from, from the most regularised
-# on; auto tries those of a row that suit the length of the texts.
+_FEATURES = {
+    "optimizer.learning_rate": 3e-3,
+    "optimizer.warmup": 0.05,
+    "optimizer.adaptivity": 1.0,
+    "optimizer.weight_decay": 0.1,
+    "encoder.hidden": (512,),
+    "encoder.dropout": 0.0,
+}
+
+_FINE = {
+    "optimizer.learning_rate": 1e-4,
+    "optimizer.weight_decay": 1e-2,
+    "optimizer.warmup": 0.1,
+    "encoder.frozen": False,
+    "encoder.projection": False,
+}
+_FROZEN = _FINE | {"optimizer.learning_rate": 3e-3, "encoder.frozen": True, "encoder.projection": True}
+
+# By kind of encoder, see `kind_of`, and what the loss learns from, from the most regularised on; auto tries those of a
+# row that suit the length of the texts.
 RECIPES: dict[tuple[str, str], dict[str, Recipe]] = {
     ("bag", "classes"): {
         # Short texts: no word can be left out.
@@ -59,8 +85,25 @@ RECIPES: dict[tuple[str, str], dict[str, Recipe]] = {
         ),
         "frequent_words": Recipe(_BAG | {"encoder.min_documents": 2}, words_to_try=(30, math.inf)),
     },
-    ("pretrained", "classes"): {"fine": Recipe(_MINILM)},
+    ("static", "classes"): {
+        "wordllama": Recipe(_STATIC | {"encoder.weights": "wordllama"}),
+        "random": Recipe(_STATIC),
+    },
+    ("features", "classes"): {
+        "linear": Recipe(_FEATURES | {"encoder.hidden": (), "optimizer.weight_decay": 0.3}),
+        "dropout": Recipe(_FEATURES | {"encoder.dropout": 0.5}),
+        "hidden": Recipe(_FEATURES | {"encoder.dropout": 0.1}),
+    },
+    ("pretrained", "classes"): {"frozen": Recipe(_FROZEN), "fine": Recipe(_FINE)},
+    ("bag", "pairs"): {"words": Recipe(_BAG | {"encoder.word_dropout": 0.2})},
+    ("static", "pairs"): {
+        "wordllama": Recipe(_STATIC | {"encoder.weights": "wordllama"}),
+        "random": Recipe(_STATIC),
+    },
+    ("pretrained", "pairs"): {"frozen": Recipe(_FROZEN), "fine": Recipe(_FINE)},
 }
+for _kind in ("bag", "static", "pretrained"):
+    RECIPES[_kind, "scored pairs"] = RECIPES[_kind, "pairs"]
 SIZE_KEYS = ("trainer.epochs", "trainer.batch_size")  # that follow the number of examples, see `by_size`
 # What is evaluated: metrics that take long, and are there to compare arms, are left out of a run of one arm.
 EVALUATION_KEYS = {"evaluation.refit": None, "evaluation.quantised": False}
@@ -69,13 +112,20 @@ KEYS = tuple(
         [*SIZE_KEYS, *EVALUATION_KEYS, *(key for row in RECIPES.values() for one in row.values() for key in one.keys)]
     )
 )
-TRIED = ("files",)  # sources of a user's own labelled texts, for which recipe=auto is the default
+TRIED = ("files", "features", "pairs")  # sources of a user's own data, for which recipe=auto is the default
 
 
-def by_size(kind: str, examples: int) -> dict[str, Any]:
-    """Batch size and epochs: about 1,000 steps of growing batches; the largest sets are still seen twice."""
+def by_size(kind: str, examples: int, learns_from: str = "classes") -> dict[str, Any]:
+    """Batch size and epochs: about 1,000 steps of growing batches; the largest sets are still seen twice.
+
+    Pairs without scores are told apart from the others of a batch, so theirs are larger.
+    """
     if kind == "pretrained":
-        return {"trainer.batch_size": 32, "trainer.epochs": 4.0 if examples < 20_000 else 2.0}
+        batch = 128 if learns_from == "pairs" else 32
+        return {
+            "trainer.batch_size": min(batch, max(examples // 8, 16)),
+            "trainer.epochs": 4.0 if examples < 20_000 else 2.0,
+        }
     batch = 2 ** round(math.log2(max(examples, 1) / 100))
     epochs = round(10 * (10_000 / max(examples, 1)) ** 0.4)
     return {"trainer.batch_size": min(max(batch, 16), 256), "trainer.epochs": float(min(max(epochs, 2), 40))}
@@ -95,8 +145,12 @@ def take_open_keys(raw: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]
     return raw, tuple(open_keys)
 
 
-def kind_of(encoder: Any) -> str:
-    """The kind of encoder that recipes are for."""
+def kind_of(config: Any) -> str:
+    """What recipes are for: an encoder; `pretrained`, a transformer that starts from given weights; or `features`,
+    whatever reads them."""
+    if config.data.source == "features":
+        return "features"
+    encoder = config.encoder
     return "pretrained" if encoder.name == "transformer" and encoder.weights else str(encoder.name)
 
 
@@ -104,7 +158,7 @@ def row_of(config: Any) -> dict[str, Recipe]:
     """The recipes for the encoder and the loss of a configuration; empty where there are none, as for a mixture."""
     if config.data.source == "mixture":
         return {}
-    return RECIPES.get((kind_of(config.encoder), LOSSES[config.loss.name].learns_from), {})
+    return RECIPES.get((kind_of(config), LOSSES[config.loss.name].learns_from), {})
 
 
 def name_recipe(config: Any, recipe: str | None, open_keys: Iterable[str]) -> Any:
@@ -126,7 +180,7 @@ def name_recipe(config: Any, recipe: str | None, open_keys: Iterable[str]) -> An
 
 def resolve(config: Any, name: str, examples: int, unit: int = 1) -> Any:
     """`config` with the values of a recipe for the keys that are open; batches are a multiple of `unit`."""
-    sized = by_size(kind_of(config.encoder), examples)
+    sized = by_size(kind_of(config), examples, LOSSES[config.loss.name].learns_from)
     sized["trainer.batch_size"] = math.ceil(sized["trainer.batch_size"] / unit) * unit
     chosen = row_of(config)[name].keys | sized | (EVALUATION_KEYS if len(config.arms) == 1 else {})
     return assign(config, {key: value for key, value in chosen.items() if key in config.open_keys})

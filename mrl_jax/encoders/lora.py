@@ -10,12 +10,12 @@ import numpy as np
 
 def trained(config: Any, parameters: Any) -> Any:
     """Which parameters of a transformer learn, as a tree of bool; None: all."""
-    if not config.lora_rank:
+    if not (config.lora_rank or config.frozen):
         return None
+    learn = {"projection"} if config.frozen else {"lora_a", "lora_b", "projection"}
 
     def learns(path: tuple[Any, ...], _: Any) -> bool:
-        names = {entry.key for entry in path}
-        return bool(names & {"lora_a", "lora_b", "projection"})
+        return bool({entry.key for entry in path} & learn)
 
     return jax.tree_util.tree_map_with_path(learns, parameters)
 

@@ -75,6 +75,7 @@ class TransformerConfig(EncoderConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"  # operands of matmuls
     attention: Literal["plain", "fused"] = "plain"  # fused: one kernel of JAX's, on GPUs; needs attention_dropout=0
     lora_rank: int = at_least(0, 0)  # above 0, only products of that rank, added to each matrix, and a projection learn
+    frozen: bool = False  # the weights stay as they are, and only the projection learns
     remat: bool = False  # compute layers once more for their gradient: slower, less memory
 
 
@@ -155,13 +156,19 @@ def prompts(config: TransformerConfig, given: Mapping[str, str] | None) -> Promp
 
 
 def check_width(config: TransformerConfig, width: int) -> None:
-    """Raise `UserError` where the weights end in a linear map to another width, or products of low rank are to be
-    learnt on matrices that nothing has trained."""
+    """Raise `UserError` where the weights end in a linear map to another width, parts are to learn on matrices that
+    nothing has trained, or nothing is to learn."""
     if config.weights is None:
         if config.lora_rank:
             raise UserError(f"encoder.lora_rank={config.lora_rank} needs encoder.weights; without, 0")
+        if config.frozen:
+            raise UserError("encoder.frozen=true needs encoder.weights; without, false")
         return
     projected = huggingface.describe(huggingface.resolve(config.weights)).projected
+    if config.frozen and config.lora_rank:
+        raise UserError(f"encoder.frozen=true is not allowed with encoder.lora_rank={config.lora_rank}; it needs 0")
+    if config.frozen and not config.projection and projected is None:
+        raise UserError("encoder.frozen=true needs encoder.projection=true: nothing else of the encoder would learn")
     if projected not in (None, width):
         raise UserError(f"width={width} is not allowed; encoder.weights={config.weights} have {projected}")
 

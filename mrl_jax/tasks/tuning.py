@@ -2,12 +2,13 @@
 
 A trial trains the first arm, from seed 0, for `TRIAL_SHARE` of the epochs, at `TRIAL_WIDTH` dims. It is scored on the
 validation split at its best moment: by the mean accuracy over the wider half of its nesting dims, and over all of them.
-Recipes whose wide accuracy is less than half its standard error, √(p (1 − p) / n), below the best are as good, and of
-these those whose accuracy over all dims is. The most regularised of what is left is taken, which is the first: what a
-few hundred texts cannot tell apart, others can (the one-standard-error rule: Breiman et al. 1984, section 3.4.3, with
-half of one). Two to four trials of half the epochs, at a quarter of
-the usual width, take a third to a half of the time of a run; of small data more, for each compiles a program. They
-depend on the command and the data alone, so a run that is started again chooses the same. The test split is not read.
+What is right about a pair, its task says (`Objective.score`). Recipes whose wide accuracy is less than half its
+standard error, √(p (1 − p) / n), below the best are as good, and of these those whose accuracy over all dims is. The
+most regularised of what is left is taken, which is the first: what a few hundred texts cannot tell apart, others can
+(the one-standard-error rule: Breiman et al. 1984, section 3.4.3, with half of one). Two to four trials of half the
+epochs, at a quarter of the usual width, take a third to a half of the time of a run; of small data more, for each
+compiles a program. Those of pretrained transformers keep the width and take an eighth of the epochs each. They depend
+on the command and the data alone, so a run that is started again chooses the same. The test split is not read.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mrl_jax import arms, tasks
+from mrl_jax import arms, encoders, tasks
 from mrl_jax import config as configuration
 from mrl_jax.arms import Member
 from mrl_jax.config import Config
@@ -32,7 +33,9 @@ from mrl_jax.text.tokenizers import UNSPACED
 from mrl_jax.training import disk_examples
 from mrl_jax.training.trainer import Trainer
 
-TRIAL_WIDTH, TRIAL_SHARE = 64, 0.5  # of the embedding, and of the epochs that suit the size of the data
+TRIAL_WIDTH = 64  # of the embedding
+TRIAL_SHARE, TRIAL_SHARE_PRETRAINED = 0.5, 0.125  # of the epochs that suit the size of the data
+MIN_TRIAL_STEPS = 100  # fewer only where the run has fewer
 EVALUATIONS = 4  # times that a trial is scored
 MEASURED_TEXTS = 1000  # whose words are counted
 WORD = re.compile(rf"{UNSPACED}|\w+")
@@ -45,17 +48,18 @@ def choose(config: Config, dataset: Any) -> tuple[Config, Record]:
     if not config.open_keys:
         return config, {}
     row, examples = configuration.row_of(config), len(dataset.train)
-    streamed = isinstance(dataset.train.raw, StreamedTexts)
+    texts = dataset.train.raw if dataset.kind == "text" else None
+    streamed = isinstance(texts, StreamedTexts)
     unit = config.trainer.accumulate * jax.device_count()
     scores_of: dict[str, tuple[float, float]] = {}  # by recipe the accuracy at the wider half of the dims, and at all
     if config.recipe in row:
         name = config.recipe
     elif config.recipe == "auto" and len(row) > 1 and processes.count() == 1 and not streamed:
-        names = candidates(row, dataset.train.raw) if dataset.kind == "text" else list(row)
+        names = list(row) if texts is None else candidates(row, texts)
         scores_of = _try_all({name: configuration.resolve(config, name, examples, unit) for name in names}, dataset)
         name = best(scores_of, len(dataset.validation))
     else:
-        name = fitting(row, dataset.train.raw) if dataset.kind == "text" else next(iter(row))
+        name = next(iter(row)) if texts is None else fitting(row, texts)
     chosen = configuration.resolve(config, name, examples, unit)
     values = configuration.values(chosen, config.open_keys)
     wide = {name: scores[0] for name, scores in scores_of.items()}
@@ -70,6 +74,7 @@ def _try_all(trials: dict[str, Config], dataset: Any) -> dict[str, tuple[float, 
     scores_of: dict[str, tuple[float, float]] = {}
     for name, config in trials.items():
         try:
+            encoders.check_width(config.encoder, config.width)
             scores_of[name] = _trial(config, dataset, name)
         except UserError as error:  # it knows no word of most texts, or diverges
             if name == next(reversed(trials)) and not scores_of:
@@ -108,13 +113,16 @@ def mean_words(texts: Any) -> float:
 
 def _trial(config: Config, dataset: Dataset | PairDataset, name: str) -> tuple[float, float]:
     """The validation scores of a short and narrow run: the mean over the wider half of its dims, and over all."""
-    width = min(config.width, TRIAL_WIDTH)
+    pretrained = configuration.kind_of(config) == "pretrained"
+    width = config.width if pretrained else min(config.width, TRIAL_WIDTH)
     dims = (*(m for m in config.nesting_dims if m < width), width)
     loss = dataclasses.replace(config.loss, weights=None)
     config = dataclasses.replace(config, width=width, nesting_dims=dims, loss=loss)
     reader = disk_examples.fit(config, dataset)
     splits = read_splits(config, dataset.without_test(), reader, tell=lambda text: None)
-    steps = max(1, round(TRIAL_SHARE * config.trainer.total_steps(len(splits["train"]))))
+    total = config.trainer.total_steps(len(splits["train"]))
+    share = TRIAL_SHARE_PRETRAINED if pretrained else TRIAL_SHARE
+    steps = max(1, round(share * total), min(total, MIN_TRIAL_STEPS))
     step = tasks.train_step(config, describe(config, dataset, reader, splits), steps)
     short = dataclasses.replace(config.trainer, population="loop", log_every=steps, evaluations=EVALUATIONS)
     trainer = Trainer(step, short)

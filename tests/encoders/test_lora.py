@@ -147,3 +147,30 @@ def test_an_encoder_without_such_matrices_and_a_negative_rank_are_refused(encode
     with pytest.raises(UserError, match=words) as error:
         config.from_command_line(["data=newsgroups", f"encoder={encoder}", "encoder.lora_rank=-1"])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_of_frozen_weights_the_projection_and_the_heads_learn_and_nothing_else(tmp_path: Path) -> None:
+    MADE["bert"].write(tmp_path / "model")
+    program, reader = program_of(tmp_path / "model", frozen=True, projection=True)
+    first = program.init(0)
+    batch = {**reader(["the fox", "a dog"]), "label": np.array([0, 1], np.int32)}
+    row = LossWeights(np.ones((1, 2), np.float32), np.array(False))
+    state, _ = jax.jit(program.step)(first, batch, row, jax.random.key(0))
+    before, after = flat(first.model), flat(state.model)
+    moved = {name for name in before if (before[name] != after[name]).any()}
+    assert moved == {name for name in before if "projection" in name or not name.startswith("['encoder']")}
+    assert any("projection" in name for name in moved)
+
+
+def test_frozen_weights_without_a_projection_are_refused(tmp_path: Path) -> None:
+    MADE["bert"].write(tmp_path / "model")
+    weights = str(tmp_path / "model")
+    encoders.check_width(TransformerConfig(weights=weights, frozen=True, projection=True), 16)
+    for settings, sentence in (
+        ({"weights": weights}, "encoder.frozen=true needs encoder.projection=true: nothing else of the encoder would"),
+        ({"weights": weights, "projection": True, "lora_rank": 2}, "is not allowed with encoder.lora_rank=2; it needs"),
+        ({}, "^encoder.frozen=true needs encoder.weights; without, false$"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            encoders.check_width(TransformerConfig(frozen=True, **settings), 16)

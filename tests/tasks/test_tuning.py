@@ -16,6 +16,19 @@ from mrl_jax.tasks import tuning
 
 MINE = ["data=files", "data.train=a.jsonl", "data.test=b.jsonl", "name=mine"]
 ROW = RECIPES["bag", "classes"]
+ENCODERS = {"pretrained": ["encoder=transformer", "encoder.weights=minilm", "width=384"], "features": []}
+LOSSES = {"classes": "cross_entropy", "pairs": "info_nce", "scored pairs": "cosent"}
+
+
+def command_of(kind: str, learns_from: str) -> list[str]:
+    """A command that a row of recipes is for."""
+    data = "features" if kind == "features" else "files" if learns_from == "classes" else "pairs"
+    words = [f"data={data}", "data.train=a", "data.test=b", "name=mine", f"loss.name={LOSSES[learns_from]}"]
+    return [*words, *ENCODERS.get(kind, [f"encoder={kind}"])]
+
+
+def written(value: object) -> str:
+    return "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
 
 
 def test_trials_are_the_default_for_own_files_where_no_key_concerned_is_set() -> None:
@@ -23,6 +36,14 @@ def test_trials_are_the_default_for_own_files_where_no_key_concerned_is_set() ->
     assert config.from_command_line([*MINE, "trainer.epochs=3"]).recipe == "fixed"
     assert config.from_command_line(["data=newsgroups"]).recipe == "fixed"
     assert config.from_command_line([*MINE, "encoder=transformer"]).open_keys == ()
+
+
+@pytest.mark.parametrize("row", RECIPES)
+def test_trials_are_the_default_for_every_kind_of_own_data(row: tuple[str, str]) -> None:
+    made = config.from_command_line(command_of(*row))
+    assert made.recipe == "auto"
+    assert config.row_of(made) is RECIPES[row]
+    assert {"trainer.epochs", "trainer.batch_size", "optimizer.learning_rate"} <= {*made.open_keys}
 
 
 @pytest.mark.parametrize("name", ROW)
@@ -52,9 +73,12 @@ def test_an_experiment_leaves_nothing_to_a_recipe(path: Path) -> None:
 
 @pytest.mark.parametrize(("row", "name"), [(row, name) for row, recipes in RECIPES.items() for name in recipes])
 def test_a_recipe_has_values_that_the_command_line_takes(row: tuple[str, str], name: str) -> None:
-    encoder = "encoder=bag" if row[0] == "bag" else "encoder=transformer encoder.weights=minilm width=384"
-    words = [f"{key}={value}" for key, value in RECIPES[row][name].keys.items()]
-    assert config.from_command_line([*MINE, *encoder.split(), *words, "recipe=none"]).open_keys == ()
+    made = config.resolve(config.from_command_line([*command_of(*row), "recipe=fixed"]), name, 1000)
+    words = [f"{key}={written(value)}" for key, value in RECIPES[row][name].keys.items()]
+    sizes = [f"{key}={value}" for key, value in config.by_size(row[0], 1000, row[1]).items()]
+    again = config.from_command_line([*command_of(*row), *words, *sizes, "recipe=none"])
+    assert config.values(again, RECIPES[row][name].keys) == RECIPES[row][name].keys
+    assert (again.encoder, again.optimizer, again.trainer) == (made.encoder, made.optimizer, made.trainer)
 
 
 @functools.cache
