@@ -39,6 +39,13 @@ _BAG = {
     "encoder.ngrams": 1,
 }
 
+_BAG_OF_PAIRS = _BAG | {
+    "optimizer.learning_rate": 1e-2,
+    "optimizer.adaptivity": 1.0,
+    "optimizer.weight_decay": 0.0,
+    "encoder.word_dropout": 0.2,
+}
+
 _STATIC = {
     "optimizer.learning_rate": 1e-2,
     "optimizer.warmup": 0.0,
@@ -95,7 +102,10 @@ RECIPES: dict[tuple[str, str], dict[str, Recipe]] = {
         "hidden": Recipe(_FEATURES | {"encoder.dropout": 0.1}),
     },
     ("pretrained", "classes"): {"frozen": Recipe(_FROZEN), "fine": Recipe(_FINE)},
-    ("bag", "pairs"): {"words": Recipe(_BAG | {"encoder.word_dropout": 0.2})},
+    ("bag", "pairs"): {
+        "dropout": Recipe(_BAG_OF_PAIRS | {"encoder.word_dropout": 0.5}),
+        "words": Recipe(_BAG_OF_PAIRS),
+    },
     ("static", "pairs"): {
         "wordllama": Recipe(_STATIC | {"encoder.weights": "wordllama"}),
         "random": Recipe(_STATIC),
