@@ -17,9 +17,9 @@ QUIET = (
 
 def until(view: Any, condition: str) -> None:
     """Wait until the expression is true (playwright's own waiting may need `eval`, which the page forbids)."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not view.evaluate(condition):
-        assert time.monotonic() < end, f"not within half a minute: {condition}"
+        assert time.monotonic() < end, f"not within two minutes: {condition}"
         view.wait_for_timeout(20)
 
 

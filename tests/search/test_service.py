@@ -33,7 +33,7 @@ from mrl_jax.search.service.answers import Answers, FewLengths
 from mrl_jax.search.service.app import Metrics, Service
 from mrl_jax.search.service.worker import Busy, Worker
 
-LIMITS = options.Limits(max_body=200_000, max_texts=64, max_characters=5000, timeout=30)
+LIMITS = options.Limits(max_body=200_000, max_texts=64, max_characters=5000, timeout=300)
 HOSTILE = "<img src=x onerror=alert(1)></script>\u202e\x00"
 
 
@@ -501,7 +501,7 @@ class Recorder:
         self.may_begin = threading.Event()
 
     def __call__(self, kind: str, key: Any, items: list) -> list:
-        assert self.may_begin.wait(10)
+        assert self.may_begin.wait(120)
         self.batches.append((kind, key, items))
         if "bad" in items:
             raise UserError("bad is not allowed")
@@ -541,7 +541,7 @@ def test_what_waits_is_answered_together_by_options_in_the_order_of_arrival() ->
         )
     ]
     recorder.may_begin.set()
-    assert [job.result(10) for job in jobs] == [[f"{b} {n}"] for n, b in enumerate(
+    assert [job.result(120) for job in jobs] == [[f"{b} {n}"] for n, b in enumerate(
         ["search", "search", "search", "upsert", "search", "delete", "search"]
     )]  # fmt: skip
     thread.stop()
@@ -558,9 +558,9 @@ def test_a_mistake_of_one_is_no_mistake_of_the_others_and_who_left_costs_nothing
     assert left.cancel()
     good, bad = thread.submit("search", 1, ["good"]), thread.submit("search", 1, ["bad"])
     recorder.may_begin.set()
-    assert good.result(10) == ["search good"]
+    assert good.result(120) == ["search good"]
     with pytest.raises(UserError, match="bad is not allowed"):
-        bad.result(10)
+        bad.result(120)
     thread.stop()
     assert not any("left" in items for _, _, items in recorder.batches)
 
@@ -572,9 +572,9 @@ def test_the_queue_is_bounded_and_a_batch_is_too() -> None:
     with pytest.raises(Busy):
         thread.submit("search", 1, [5])
     recorder.may_begin.set()
-    assert [job.result(10) for job in jobs] == [[f"search {n}"] * 2 for n in range(5)]
+    assert [job.result(120) for job in jobs] == [[f"search {n}"] * 2 for n in range(5)]
     large = thread.submit("search", 1, list(range(50)))  # more than may wait, but nothing waits
-    assert len(large.result(10)) == 50
+    assert len(large.result(120)) == 50
     thread.stop()
     assert [len(items) for _, _, items in recorder.batches] == [1, 8, 2, 50]
     with pytest.raises(Busy):
@@ -584,7 +584,7 @@ def test_the_queue_is_bounded_and_a_batch_is_too() -> None:
 def test_a_service_that_is_full_or_slow_says_when_to_come_again(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = serve(built, limits=LIMITS._replace(timeout=0.2))
     begin = threading.Event()
-    monkeypatch.setattr(commands, "search_index", lambda *_: begin.wait(10))
+    monkeypatch.setattr(commands, "search_index", lambda *_: begin.wait(120))
     assert "not answered within 0.2 seconds" in sentence(made.client.post("/search", json={"texts": ["x"]}), 504)
     monkeypatch.setattr(made.worker, "_max_waiting", 0)
     made.worker.submit("embed", (None, None), ["x"])

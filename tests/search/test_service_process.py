@@ -46,10 +46,10 @@ def start(built: Path, *words: str) -> tuple[subprocess.Popen, int]:
 
 @pytest.fixture(scope="module")
 def port(built: Path) -> Iterator[int]:
-    process, port = start(built, "--max-body", "100000", "--timeout", "2")
+    process, port = start(built, "--max-body", "100000", "--timeout", "10")
     yield port
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 0
     assert said.endswith("stopping when what was begun is answered\nstopped\n")
     assert "Traceback" not in said
@@ -59,13 +59,13 @@ def ask(port: int, text: str = "orbit1") -> dict[str, Any]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/search", json.dumps({"texts": [text]}).encode(), {"content-type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         return json.load(answer)
 
 
 def send(port: int, content: bytes) -> bytes:
     """What comes back for these bytes, until the service closes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         answer = b""
         with contextlib.suppress(ConnectionResetError):  # what was sent beyond the limit is not read
             connection.sendall(content)
@@ -81,7 +81,7 @@ HEAD = b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/j
     ("content", "said"),
     [
         (HEAD + b"Content-Length: 1000000000\r\n\r\n{", b"the body has 1,000,000,000 bytes; at most 100,000"),
-        (HEAD + b"Content-Length: 10\r\n\r\n{", b"not answered within 2 seconds"),  # the rest never comes
+        (HEAD + b"Content-Length: 10\r\n\r\n{", b"not answered within 10 seconds"),  # the rest never comes
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + (b"ffff\r\n" + b" " * 0xFFFF + b"\r\n") * 2, b""),
         (b"nonsense\r\n\r\n", b"400"),
     ],
@@ -100,19 +100,20 @@ def test_clients_that_hang_up_are_no_trouble(port: int) -> None:
 
 
 def test_what_was_begun_is_answered_before_the_end(built: Path) -> None:
-    process, port = start(built, "--max-wait-ms", "1500")  # each search waits for others that long
+    process, port = start(built, "--max-wait-ms", "5000")  # each search waits for others that long
     found: list[dict] = []
     threads = [threading.Thread(target=lambda n=n: found.append(ask(port, f"orbit{n}"))) for n in range(4)]
     for thread in threads:
         thread.start()
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:  # all of them are in
         while json.load(answer)["waiting"] < 4:
+            assert not found, "answered before all were in"
             answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
     process.send_signal(signal.SIGINT)
     for thread in threads:
         thread.join()
     assert [len(one["results"][0]["hits"]) for one in found] == [10] * 4
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "interrupted" in said
     assert "Traceback" not in said
