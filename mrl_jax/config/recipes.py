@@ -1,7 +1,7 @@
 """Recipes: values for the keys that a command leaves open, whose value is then `auto`.
 
     recipe=auto    the recipes of the encoder are tried on validation, see `tasks.tuning`
-    recipe=fixed   the first one that suits the length of the texts
+    recipe=fixed   the first one that suits the length of the texts, of those that need no trial
     recipe=none    the plain defaults beside each key; experiments pin what differs from them
     recipe=NAME    that one
 
@@ -23,7 +23,7 @@ class Recipe(NamedTuple):
     """An entry of `RECIPES`."""
 
     keys: dict[str, Any]  # key of the command line → value
-    words: float = math.inf  # recipe=fixed takes the first whose texts have at most so many words on average
+    words: float = math.inf  # recipe=fixed takes the first whose texts have at most so many words on average; 0: none
     words_to_try: tuple[float, float] = (0, math.inf)  # recipe=auto tries it from so many on average, below so many
 
 
@@ -93,24 +93,24 @@ RECIPES: dict[tuple[str, str], dict[str, Recipe]] = {
         "frequent_words": Recipe(_BAG | {"encoder.min_documents": 2}, words_to_try=(30, math.inf)),
     },
     ("static", "classes"): {
-        "wordllama": Recipe(_STATIC | {"encoder.weights": "wordllama"}),
+        "wordllama": Recipe(_STATIC | {"encoder.weights": "wordllama"}, words=0),
         "random": Recipe(_STATIC),
     },
     ("features", "classes"): {
-        "linear": Recipe(_FEATURES | {"encoder.hidden": (), "optimizer.weight_decay": 0.3}),
+        "linear": Recipe(_FEATURES | {"encoder.hidden": (), "optimizer.weight_decay": 0.3}, words=0),
         "dropout": Recipe(_FEATURES | {"encoder.dropout": 0.5}),
         "hidden": Recipe(_FEATURES | {"encoder.dropout": 0.1}),
     },
-    ("pretrained", "classes"): {"frozen": Recipe(_FROZEN), "fine": Recipe(_FINE)},
+    ("pretrained", "classes"): {"frozen": Recipe(_FROZEN, words=0), "fine": Recipe(_FINE)},
     ("bag", "pairs"): {
-        "dropout": Recipe(_BAG_OF_PAIRS | {"encoder.word_dropout": 0.5}),
+        "dropout": Recipe(_BAG_OF_PAIRS | {"encoder.word_dropout": 0.5}, words=0),
         "words": Recipe(_BAG_OF_PAIRS),
     },
     ("static", "pairs"): {
-        "wordllama": Recipe(_STATIC | {"encoder.weights": "wordllama"}),
+        "wordllama": Recipe(_STATIC | {"encoder.weights": "wordllama"}, words=0),
         "random": Recipe(_STATIC),
     },
-    ("pretrained", "pairs"): {"frozen": Recipe(_FROZEN), "fine": Recipe(_FINE)},
+    ("pretrained", "pairs"): {"frozen": Recipe(_FROZEN, words=0), "fine": Recipe(_FINE)},
 }
 for _kind in ("bag", "static", "pretrained"):
     RECIPES[_kind, "scored pairs"] = RECIPES[_kind, "pairs"]

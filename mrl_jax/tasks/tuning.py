@@ -12,6 +12,7 @@ on the command and the data alone, so a run that is started again chooses the sa
 """
 
 import dataclasses
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -59,7 +60,7 @@ def choose(config: Config, dataset: Any) -> tuple[Config, Record]:
         scores_of = _try_all({name: configuration.resolve(config, name, examples, unit) for name in names}, dataset)
         name = best(scores_of, len(dataset.validation))
     else:
-        name = next(iter(row)) if texts is None else fitting(row, texts)
+        name = fitting(row, texts)
     chosen = configuration.resolve(config, name, examples, unit)
     values = configuration.values(chosen, config.open_keys)
     wide = {name: scores[0] for name, scores in scores_of.items()}
@@ -94,8 +95,8 @@ def best(scores_of: dict[str, tuple[float, float]], examples: int) -> str:
 
 
 def fitting(row: dict[str, configuration.Recipe], texts: Any) -> str:
-    """The first recipe for texts as long as these."""
-    words = mean_words(texts)
+    """The first recipe for texts as long as these; for features (None), the first that needs no trial."""
+    words = math.inf if texts is None else max(mean_words(texts), 1.0)
     return next(name for name, recipe in row.items() if words <= recipe.words)
 
 

@@ -108,6 +108,15 @@ def test_a_fixed_recipe_suits_the_length_of_the_texts(words: int, name: str) -> 
     assert tuning.fitting(ROW, []) in ROW
 
 
+def test_a_fixed_recipe_fetches_nothing_and_trains_all_of_a_transformer() -> None:
+    fixed = {
+        row: tuning.fitting(recipes, None if row[0] == "features" else ["a text"]) for row, recipes in RECIPES.items()
+    }
+    assert fixed["pretrained", "classes"] == fixed["pretrained", "pairs"] == "fine"
+    assert fixed["static", "classes"] == fixed["static", "scored pairs"] == "random"
+    assert (fixed["features", "classes"], fixed["bag", "pairs"]) == ("dropout", "words")
+
+
 @given(
     st.dictionaries(st.text(max_size=2), st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1), st.integers(1, 10**6)
 )
