@@ -31,7 +31,7 @@ from mrl_jax.model.pretrained import pretrained
 Part = tuple[np.ndarray, np.ndarray]  # features float32 [n, d] and labels [n]
 
 BUNDLED = ("digits", "breast_cancer", "wine")  # of scikit-learn
-EMBEDDED = ("wordnet", "tweets", "films")  # of own_data.py, by all-MiniLM-L6-v2
+EMBEDDED = ("wordnet", "tweets")  # of own_data.py, by all-MiniLM-L6-v2
 DEVELOPMENT = ("digits", "minilm_wordnet")
 DIMS = (256, 64, 8)
 GRID = (0.01, 0.1, 1.0, 10.0, 100.0)  # of C

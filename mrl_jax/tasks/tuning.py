@@ -36,7 +36,7 @@ from mrl_jax.training.trainer import Trainer
 
 TRIAL_WIDTH = 64  # of the embedding
 TRIAL_SHARE, TRIAL_SHARE_PRETRAINED = 0.5, 0.125  # of the epochs that suit the size of the data
-MIN_TRIAL_STEPS = 100  # fewer only where the run has fewer
+MIN_TRIAL_STEPS = 50  # fewer only where the run has fewer
 EVALUATIONS = 4  # times that a trial is scored
 MEASURED_TEXTS = 1000  # whose words are counted
 WORD = re.compile(rf"{UNSPACED}|\w+")
