@@ -4,7 +4,7 @@ Hydra composes the options and the command line into one mapping; `parse` turns 
 key and value. Nothing downstream sees OmegaConf.
 """
 
-from mrl_jax.config.build import build
+from mrl_jax.config.build import as_word, build
 from mrl_jax.config.command_line import CONF, explain, from_command_line, quote, with_encoder
 from mrl_jax.config.help import page as help_page
 from mrl_jax.config.help import unknown_flag
@@ -36,6 +36,7 @@ __all__ = [
     "Recipe",
     "TrainerConfig",
     "as_begun",
+    "as_word",
     "assign",
     "build",
     "by_size",

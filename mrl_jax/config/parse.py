@@ -6,7 +6,7 @@ from typing import Any
 
 from mrl_jax import arms, nesting
 from mrl_jax.config import recipes, sources
-from mrl_jax.config.build import build, convert
+from mrl_jax.config.build import as_word, build, convert
 from mrl_jax.config.schema import DEFAULTS, Config
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders import ENCODERS
@@ -101,7 +101,7 @@ def _check(config: Config) -> None:
         with within(f"data.sources.{name}") if name else contextlib.nullcontext():
             _check_loss(part)
     if config.optimizer.name == "sgd" and (value := config.optimizer.adaptivity) != 1:
-        raise UserError(f"optimizer.adaptivity={_word(value)} is not allowed with optimizer.name=sgd; it is of adamw")
+        raise UserError(f"optimizer.adaptivity={as_word(value)} is not allowed with optimizer.name=sgd; it is of adamw")
     _check_distributed(config.distributed)
     weights = config.loss.weights
     if weights is not None:
@@ -146,11 +146,11 @@ def _check_loss(config: Config) -> None:
         section, _, option = key.partition(".")
         value, usual = (getattr(part, option) for part in (getattr(config, section), DEFAULTS[section]()))
         if key not in loss.options and value != usual:
-            raise UserError(f"{key}={_word(value)} {problem} {_word(usual)}")
+            raise UserError(f"{key}={as_word(value)} {problem} {as_word(usual)}")
     for key, other in (("teacher_weight", "teacher"), ("supervised", "teacher"), ("guide_margin", "guide")):
         value = getattr(config.loss, key)
         if getattr(config.loss, other) is None and value != getattr(DEFAULTS["loss"](), key):
-            raise UserError(f"loss.{key}={_word(value)} is not allowed without a {other}; it needs loss.{other}=…")
+            raise UserError(f"loss.{key}={as_word(value)} is not allowed without a {other}; it needs loss.{other}=…")
     if config.loss.guide is not None and not config.loss.supervised:
         raise UserError(
             "loss.guide is not allowed with loss.supervised=false, which leaves out the loss that it guides"
@@ -159,23 +159,14 @@ def _check_loss(config: Config) -> None:
     for key in ("distillation", "shortlist") if weights and weights[-1] == 0 else ():
         if (value := getattr(config.loss, key)) > 0:
             raise UserError(
-                f"loss.{key}={_word(value)} is not allowed with loss.weights={list(weights or ())}: the full width "
+                f"loss.{key}={as_word(value)} is not allowed with loss.weights={list(weights or ())}: the full width "
                 "teaches, and has no weight"
             )
     for key in ("shortlist_k", "shortlist_temperature") if not config.loss.shortlist else ():
         if (value := getattr(config.loss, key)) != getattr(DEFAULTS["loss"](), key):
             raise UserError(
-                f"loss.{key}={_word(value)} is not allowed with loss.shortlist=0; it needs a weight above 0"
+                f"loss.{key}={as_word(value)} is not allowed with loss.shortlist=0; it needs a weight above 0"
             )
-
-
-def _word(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, tuple):
-        return f"[{','.join(map(_word, value))}]"
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _check_distributed(config: DistributedConfig) -> None:

@@ -65,7 +65,9 @@ def choose(config: Config, dataset: Any) -> tuple[Config, Record]:
     values = configuration.values(chosen, config.open_keys)
     wide = {name: scores[0] for name, scores in scores_of.items()}
     scores = f" (validation: {', '.join(f'{k} {100 * v:.1f} %' for k, v in wide.items())})" if scores_of else ""
-    console.say(f"recipe {name}{scores}: {' '.join(f'{key}={value}' for key, value in values.items())}")
+    console.say(
+        f"recipe {name}{scores}: {' '.join(f'{key}={configuration.as_word(value)}' for key, value in values.items())}"
+    )
     over_all = {name: scores[1] for name, scores in scores_of.items()}
     return chosen, {"recipe": name, "keys": values, "trials": wide, "trials_over_all_dims": over_all}
 

@@ -27,10 +27,6 @@ def command_of(kind: str, learns_from: str) -> list[str]:
     return [*words, *ENCODERS.get(kind, [f"encoder={kind}"])]
 
 
-def written(value: object) -> str:
-    return "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
-
-
 def test_trials_are_the_default_for_own_files_where_no_key_concerned_is_set() -> None:
     assert config.from_command_line(MINE).recipe == "auto"
     assert config.from_command_line([*MINE, "trainer.epochs=3"]).recipe == "fixed"
@@ -74,7 +70,7 @@ def test_an_experiment_leaves_nothing_to_a_recipe(path: Path) -> None:
 @pytest.mark.parametrize(("row", "name"), [(row, name) for row, recipes in RECIPES.items() for name in recipes])
 def test_a_recipe_has_values_that_the_command_line_takes(row: tuple[str, str], name: str) -> None:
     made = config.resolve(config.from_command_line([*command_of(*row), "recipe=fixed"]), name, 1000)
-    words = [f"{key}={written(value)}" for key, value in RECIPES[row][name].keys.items()]
+    words = [f"{key}={config.as_word(value)}" for key, value in RECIPES[row][name].keys.items()]
     sizes = [f"{key}={value}" for key, value in config.by_size(row[0], 1000, row[1]).items()]
     again = config.from_command_line([*command_of(*row), *words, *sizes, "recipe=none"])
     assert config.values(again, RECIPES[row][name].keys) == RECIPES[row][name].keys
