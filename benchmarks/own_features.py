@@ -34,7 +34,7 @@ BUNDLED = ("digits", "breast_cancer", "wine")  # of scikit-learn
 EMBEDDED = ("wordnet", "tweets")  # of own_data.py, by all-MiniLM-L6-v2
 DEVELOPMENT = ("digits", "minilm_wordnet")
 DIMS = (256, 64, 8)
-GRID = (0.01, 0.1, 1.0, 10.0, 100.0)  # of C
+GRID = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # of C
 
 
 def read(name: str) -> tuple[Part, Part]:
