@@ -440,7 +440,7 @@ def test_queries_that_are_documents_do_not_rank_themselves(tmp_path: Path, capsy
         for name, part in (("train", both[:80]), ("test", both[80:]))
     ]
     words = ["loss.name=info_nce", "width=16", "nesting_dims=[16]", "trainer.steps=20", "arms=[mrl]"]
-    words += ["trainer.batch_size=16", "trainer.evaluations=1", "encoder.min_documents=1"]
+    words += ["trainer.batch_size=16", "trainer.evaluations=1", "encoder.min_documents=1", "recipe=none"]
     for name, source in (
         ("beir", ["data=beir", f"data.path={folder}"]),
         ("pairs", ["data=pairs", f"data.train={files[0]}", f"data.test={files[1]}"]),

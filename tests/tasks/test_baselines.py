@@ -148,7 +148,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     train_file, test_file = write_table(folder / "a.jsonl", made(120)), write_table(folder / "b.jsonl", made(40))
     return [
         *("data=pairs", f"data.train={train_file}", f"data.test={test_file}", "loss.name=info_nce", "name=pairs"),
-        *("width=8", "nesting_dims=[4,8]", "trainer.steps=2", "trainer.batch_size=16", *FAST),
+        *("width=8", "nesting_dims=[4,8]", "trainer.steps=2", "trainer.batch_size=16", "recipe=none", *FAST),
     ]
 
 
