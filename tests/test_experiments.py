@@ -1,0 +1,128 @@
+"""The numbers in the tables of experiments/*/README.md are those of the files that the pages come from."""
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from mrl_jax.arms import ARMS
+
+ROOT = Path(__file__).parent.parent
+PAGES = {path.parent.name: path for path in sorted((ROOT / "experiments").glob("*/README.md"))}
+DIFFERENCE = re.compile(r"(\*\*)?([+−]\d+\.\d+) (\[[+−]\d+\.\d+, [+−]\d+\.\d+\])")
+LEVEL = re.compile(r"\d+\.\d+")
+REFERENCE = re.compile(r"results/reference/(\w+)")
+# Page and number of a table whose intervals are over the queries alone, from outcomes that are not committed.
+OTHER_INTERVALS = {("wordnet", 1)}
+LABELS = {entry.label: name for name, entry in ARMS.items()}
+
+
+class Cell(NamedTuple):
+    """A cell of a table with a row per dim: the mean of an arm, or a difference between two in points."""
+
+    a: str
+    b: str  # empty where the column does not name two arms
+    dim: int
+    mean: str
+    interval: str = ""  # empty for a mean
+    bold: bool = False
+
+
+def tables(text: str) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """The header and the rows of each Markdown table."""
+    for block in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
+        header, _, *rows = ([cell.strip() for cell in line.strip("|\n").split("|")] for line in block.splitlines())
+        yield header, rows
+
+
+def cells(text: str) -> Iterator[tuple[int, Cell]]:
+    """The cells of tables of differences between arms by dim, with the number of their table."""
+    chosen = [(header, rows) for header, rows in tables(text) if header[0] == "dim" and DIFFERENCE.search(str(rows))]
+    for number, (header, rows) in enumerate(chosen):
+        for row in rows:
+            for name, content in zip(header[1:], row[1:], strict=True):
+                a, _, b = name.partition(" − ")
+                if found := DIFFERENCE.search(content):
+                    yield number, Cell(a, b, int(row[0]), found[2], found[3], bool(found[1]))
+                elif LEVEL.fullmatch(content):
+                    yield number, Cell(a, "", int(row[0]), content)
+
+
+def as_percent(value: str | float, like: str) -> str:
+    """A share as a page writes it in percent, with the digits of `like`, and a sign where that has one."""
+    sign = "+" if like[0] in "+−" else ""
+    return f"{100 * float(value):{sign}.{len(like.partition('.')[2])}f}".replace("-", "−")
+
+
+def read(name: str, file: str) -> list[dict[str, str]]:
+    path = ROOT / "results" / "reference" / name / file
+    return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+
+
+def occurs(cell: Cell, runs: Iterable[str], whatever_interval: bool) -> bool:
+    """Whether some metric of one of the reference runs has what the cell says."""
+    if not cell.interval:
+        values: dict[tuple[str, str], list[float]] = {}
+        for run in runs:
+            for row in read(run, "evaluation.csv"):
+                if (row["arm"], int(row["dim"]), row["split"]) == (LABELS[cell.a], cell.dim, "test"):
+                    values.setdefault((run, row["metric"]), []).append(float(row["value"]))
+        return cell.mean in {as_percent(np.mean(seeds), cell.mean) for seeds in values.values()}
+    for row in (row for run in runs for row in read(run, "differences.csv")):
+        if int(row["dim"]) == cell.dim and (not cell.b or (row["a"], row["b"]) == (cell.a, cell.b)):
+            mean, low, high = (as_percent(row[key], cell.mean) for key in ("mean", "low", "high"))
+            same = (f"[{low}, {high}]", float(row["p_holm"]) < 0.05) == (cell.interval, cell.bold)
+            if mean == cell.mean and (same or whatever_interval):
+                return True
+    return False
+
+
+def wrong(page: str, text: str) -> list[Cell]:
+    """The cells that no metric of the reference runs which the page names has."""
+    runs = dict.fromkeys(REFERENCE.findall(text))
+    return [cell for number, cell in cells(text) if not occurs(cell, runs, (page, number) in OTHER_INTERVALS)]
+
+
+STUDIES = [name for name, page in PAGES.items() if list(cells(page.read_text(encoding="utf-8")))]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_differences_are_those_of_the_reference_runs(name: str) -> None:
+    assert not wrong(name, PAGES[name].read_text(encoding="utf-8"))
+
+
+def test_a_digit_that_drifts_is_found() -> None:
+    assert {"newsgroups", "reuters_r52", "fashion_mnist", "stsb", "wordnet"} <= {*STUDIES}
+    text = PAGES["newsgroups"].read_text(encoding="utf-8")
+    assert sum(1 for _ in cells(text)) == 24
+    for digits, other, dim in (
+        ("**+7.64 [", "**+7.65 [", 8),
+        ("+1.29]", "+1.30]", 256),
+        ("+0.66 [+0.02, +1.29]", "**+0.66 [+0.02, +1.29]**", 256),
+    ):
+        assert digits in text
+        assert dim in {cell.dim for cell in wrong("newsgroups", text.replace(digits, other))}
+    text = PAGES["wordnet"].read_text(encoding="utf-8")
+    assert [cell.dim for cell in wrong("wordnet", text.replace("| 16 | 5.5 |", "| 16 | 5.6 |"))] == [16]
+    assert [cell.dim for cell in wrong("wordnet", text.replace("+12.73 [", "+12.74 ["))] == [32]
+
+
+@pytest.mark.parametrize(
+    ("file", "against", "dims"), [("results", "tfidf", ("256", "64", "8")), ("pairs", "bm25", ("256", "64", "16"))]
+)
+def test_own_data_are_those_of_the_benchmark(file: str, against: str, dims: tuple[str, ...]) -> None:
+    page = PAGES["own_data"].read_text(encoding="utf-8")
+    lines = [row for _, rows in tables(page) for row in rows]
+    for record in json.loads((PAGES["own_data"].parent / f"{file}.json").read_text(encoding="utf-8")):
+        numbers = [f"{record[key]:.1f}" for key in (against, *dims)]
+        differences = [
+            "{:+.1f} [{:+.1f}, {:+.1f}]".format(*record[f"{dim} − {against}"]).replace("-", "−") for dim in dims[:2]
+        ]
+        expected = [*numbers, *differences, f"{record['cpu_seconds']:.0f} s"]
+        own = [row for row in lines if row[0].startswith(record["data"]) and row[-len(expected) :] == expected]
+        assert len(own) == 1, (record["data"], expected)
