@@ -126,3 +126,22 @@ def test_own_data_are_those_of_the_benchmark(file: str, against: str, dims: tupl
         expected = [*numbers, *differences, f"{record['cpu_seconds']:.0f} s"]
         own = [row for row in lines if row[0].startswith(record["data"]) and row[-len(expected) :] == expected]
         assert len(own) == 1, (record["data"], expected)
+
+
+def test_collections_are_those_of_the_reference_runs() -> None:
+    kinds = (
+        ("untuned", "ndcg@10"),
+        ("untuned", "bit_ndcg@10"),
+        ("untuned_pca", "ndcg@10"),
+        ("random_projection", "ndcg@10"),
+    )
+    _, rows = next(tables(PAGES["collections"].read_text(encoding="utf-8")))
+    for column, name in enumerate(("cranfield", "cisi", "cacm")):
+        value_of = {
+            (row["arm"], row["metric"], row["dim"]): row["value"]
+            for row in read(f"collections/{name}", "evaluation.csv")
+        }
+        for dim, *numbers in rows[:-1]:
+            for number, kind in zip(numbers[4 * column : 4 * column + 4], kinds, strict=True):
+                assert number == as_percent(value_of[(*kind, dim)], number), (name, dim, kind)
+        assert rows[-1][1 + 4 * column] == as_percent(value_of["bm25", "ndcg@10", "384"], "0.0"), name
