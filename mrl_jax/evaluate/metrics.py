@@ -108,7 +108,9 @@ def find(name: str) -> Metric | None:
     if name in METRICS or number is None:
         return METRICS.get(name)
     family = FAMILIES.get(name.replace(number[0], "{n}", 1))
-    return family and family._replace(title=family.title.format(n=number[0]))
+    if family is None:
+        return None
+    return family._replace(title=family.title.format(n=number[0]).replace(" 1 examples ", " 1 example "))
 
 
 def title(name: str) -> str:

@@ -122,22 +122,21 @@ def accuracy(study: Study) -> Figure:
 
 
 def generalisation(study: Study) -> Figure:
-    """As `accuracy`, of the metrics for few examples, rare classes, unknown and damaged inputs."""
-    return _curves(study, "generalisation")
+    """As `accuracy`, of the metrics for few examples, rare classes, unknown and damaged inputs: each panel has a frame
+    of its own, as common and rare classes lie far apart."""
+    return _curves(study, "generalisation", shared_y=False)
 
 
-def _curves(study: Study, name: str) -> Figure:
+def _curves(study: Study, name: str, shared_y: bool = True) -> Figure:
     """The panels of the compared metrics that belong to the figure `name`."""
     y = "test accuracy (%)" if study.classes else "test score (× 100)"
     shown_here = [metric for metric in study.compared if (known := table.find(metric)) and known.figure == name]
     means = {metric: {s: _means(study, s, metric) for s in study.series} for metric in shown_here}
     # The compared arms set the frame: others may fall so low that these could not be told apart.
     framing = [s for s in study.series if s.main] or list(study.series)
-    shown = [v for by_series in means.values() for s in framing for v in by_series[s].values() if math.isfinite(v)]
-    margin = 2 + 0.08 * (max(shown) - min(shown)) if shown else 0
-    frame = (min(shown) - margin, max(shown) + margin) if shown else (0.0, 100.0)
     panels = []
     for metric, by_series in means.items():
+        frame = _frame([by_metric[s] for by_metric in (means.values() if shared_y else [by_series]) for s in framing])
         lines = []
         for series, values in by_series.items():
             intervals = study.intervals(series, metric)
@@ -156,7 +155,14 @@ def _curves(study: Study, name: str) -> Figure:
     note = f"Mean of {study.seeds} seeds; bands: {study.bands}. " if study.seeds > 1 else ""
     hollow = any(points.hollow for panel in panels for points in panel.points)
     note += "Filled markers are the nesting dims, hollow ones lie between them." if hollow else ""
-    return Figure(name, "", panels, note.strip())
+    return Figure(name, "", panels, note.strip(), shared_y=shared_y)
+
+
+def _frame(curves: Iterable[Mapping[int, float]]) -> tuple[float, float]:
+    """The range of y that shows these curves."""
+    shown = [value for curve in curves for value in curve.values() if math.isfinite(value)]
+    margin = 2 + 0.08 * (max(shown) - min(shown)) if shown else 0
+    return (min(shown) - margin, max(shown) + margin) if shown else (0.0, 100.0)
 
 
 def differences(study: Study, metric: str, comparisons: Mapping[str, Comparison]) -> Figure:

@@ -29,6 +29,7 @@ STYLES: dict[str | None, Any] = {
 }  # fmt: skip
 HATCHES = {"solid": "", "dash": "//", "dot": "..", "dashdot": "xx", "longdash": "\\\\"}
 DARK = "#444444"
+TITLE_CHARACTERS_PER_INCH = 10  # of a panel's width; longer titles would run into the next panel's
 
 
 def save(figures: Iterable[Figure], directory: Path) -> list[Path]:
@@ -61,7 +62,8 @@ def draw(figure: Figure) -> Canvas:
     )
     axes = list(canvas.subplots(rows, columns, squeeze=False, sharey=figure.shared_y).flat)
     for ax, panel in zip(axes, figure.panels, strict=False):
-        ax.set_title(_plain(panel.title), fontsize=11)
+        characters = int(TITLE_CHARACTERS_PER_INCH * _size(panel, figure.inches)[0])
+        ax.set_title(textwrap.fill(_plain(panel.title), characters), fontsize=11)
         match panel:
             case Lines():
                 _draw_lines(ax, panel)

@@ -220,3 +220,26 @@ def test_names_are_drawn_as_they_are(tmp_path):
     needs = compare.class_needs(gather([tmp_path]), Series("mrl"))
     drawn = words(figures.classes(needs, Series("mrl", "run $x_1$")), tmp_path)
     assert {r"$\frac{1}{0}$ & <b>", "a b", "_c_xxxxxx…" + "x" * 10, "MRL · run $x_1$"} <= drawn
+
+
+def test_long_titles_stay_over_their_own_panels():
+    title = "Classifier, middle third of the classes by frequency, top-1 accuracy"
+    panels = [figures.Lines(title, Axis("dims", (8, 16)), "%", [], y_range=(0, 100)) for _ in range(6)]
+    canvas = plots.draw(Figure("x", "", panels, ""))
+    canvas.draw_without_rendering()
+    boxes = [ax.title.get_window_extent() for ax in canvas.axes]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(box.x0 >= 0 and box.x1 <= canvas.bbox.x1 for box in boxes)
+    assert {" ".join(ax.get_title().split()) for ax in canvas.axes} == {title}
+
+
+def test_panels_for_common_and_for_rare_classes_have_frames_of_their_own(tmp_path):
+    directory = make_run(tmp_path, arms=("mrl",), seeds=1)
+    rows = [f"made,mrl,0,{dim},test,{name}_top1,{at}\n" for dim in DIMS for name, at in (("head", 0.95), ("tail", 0.1))]
+    text = (directory / "evaluation.csv").read_text()
+    (directory / "evaluation.csv").write_text(text + "".join(rows))
+    study = gather([tmp_path])
+    head, tail = figures.generalisation(study).panels
+    assert head.y_range == pytest.approx((93, 97))
+    assert tail.y_range == pytest.approx((8, 12))
+    assert not figures.generalisation(study).shared_y
