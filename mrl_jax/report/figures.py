@@ -151,7 +151,8 @@ def _curves(study: Study, name: str, shared_y: bool = True) -> Figure:
                         band={d: (100 * low, 100 * high) for d, (low, high) in study.band(series, metric).items()},
                     )
                 )  # fmt: skip
-        panels.append(Lines(title_of(metric), Axis(DIMS, study.dims), y, lines, unified=True, y_range=frame))
+        label = y if shared_y or metric.endswith("top1") else "test score (× 100)"
+        panels.append(Lines(title_of(metric), Axis(DIMS, study.dims), label, lines, unified=True, y_range=frame))
     note = f"Mean of {study.seeds} seeds; bands: {study.bands}. " if study.seeds > 1 else ""
     hollow = any(points.hollow for panel in panels for points in panel.points)
     note += "Filled markers are the nesting dims, hollow ones lie between them." if hollow else ""
