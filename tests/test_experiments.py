@@ -145,3 +145,16 @@ def test_collections_are_those_of_the_reference_runs() -> None:
             for number, kind in zip(numbers[4 * column : 4 * column + 4], kinds, strict=True):
                 assert number == as_percent(value_of[(*kind, dim)], number), (name, dim, kind)
         assert rows[-1][1 + 4 * column] == as_percent(value_of["bm25", "ndcg@10", "384"], "0.0"), name
+
+
+def test_the_cost_of_damage_is_that_of_its_file() -> None:
+    page = PAGES["few_shot"].read_text(encoding="utf-8")
+    lines = [row for _, rows in tables(page) for row in rows]
+    cells_of_file = 0
+    for row in csv.DictReader((PAGES["few_shot"].parent / "damage.csv").open(encoding="utf-8")):
+        if row["verdict"]:
+            more, low, high = (f"{float(row[key]):+.2f}".replace("-", "−") for key in ("more", "low", "high"))
+            expected = [f"{float(row['cost']):.2f}", f"{more} [{low}, {high}]", row["verdict"]]
+            assert any(line[0] == row["dim"] and expected in (line[1:4], line[4:7]) for line in lines), row
+            cells_of_file += 1
+    assert cells_of_file % 10 == 0 < cells_of_file
