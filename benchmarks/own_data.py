@@ -232,22 +232,20 @@ def tuned(train: Rows, test: Rows) -> tuple[np.ndarray, str]:
     return fit(train, best).predict(texts) == np.array(truth), f"C={best:g}"
 
 
+def trained(folder: Path, *words: str) -> Path:
+    """The run that the command makes of files in this folder."""
+    command = [sys.executable, "-m", "mrl_jax.train", *words, "name=mine", "run=one"]
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return folder / "results/mine/one"
+
+
 def ours(train: Rows, test: Rows, words: list[str], folder: Path) -> tuple[dict[int, np.ndarray], str]:
     """Which test texts the command of the README has right, by dim, and the recipe that it chose."""
     for name, rows in (("train", train), ("test", test)):
         lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "mrl_jax.train",
-        "data=files",
-        "evaluation.baseline=none",
-        "data.train=train.jsonl",
-        "data.test=test.jsonl",
-    ]
-    subprocess.run([*command, "name=mine", "run=one", *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    run = folder / "results/mine/one"
+    files = ["data=files", "data.train=train.jsonl", "data.test=test.jsonl"]
+    run = trained(folder, *files, "evaluation.baseline=none", *words)
     recipe = json.loads((run / "recipe.json").read_text()) if (run / "recipe.json").exists() else {}
     with np.load(next((run / "predictions").glob("*-seed0.npz"))) as outcomes:
         return {dim: outcomes[f"test/linear_top1/{dim}"] > 0 for dim in DIMS}, recipe.get("recipe", "–")

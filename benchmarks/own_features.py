@@ -11,14 +11,12 @@ were looked at afterwards. Three sets come with scikit-learn, the rest are embed
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from own_data import SETS as TEXTS
-from own_data import difference
+from own_data import difference, trained
 from sklearn import datasets
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
@@ -66,9 +64,7 @@ def ours(train: Part, test: Part, folder: Path) -> tuple[dict[int, np.ndarray], 
     """Which test rows the plain command has right, by dim, and the recipe that it chose."""
     for name, (features, labels) in (("train", train), ("test", test)):
         np.savez(folder / f"{name}.npz", features=features, labels=labels)
-    command = [sys.executable, "-m", "mrl_jax.train", "data=features", "data.train=train.npz", "data.test=test.npz"]
-    subprocess.run([*command, "name=mine", "run=one"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    run = folder / "results/mine/one"
+    run = trained(folder, "data=features", "data.train=train.npz", "data.test=test.npz")
     with np.load(next((run / "predictions").glob("*-seed0.npz"))) as outcomes:
         right = {dim: outcomes[f"test/linear_top1/{dim}"] > 0 for dim in DIMS}
     return right, json.loads((run / "recipe.json").read_text())["recipe"]

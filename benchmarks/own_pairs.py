@@ -13,15 +13,13 @@ import hashlib
 import itertools
 import json
 import re
-import subprocess
-import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from own_data import ICD, cpu_seconds, difference, member, verses
+from own_data import ICD, cpu_seconds, difference, member, trained, verses
 
 from mrl_jax import data
 
@@ -82,12 +80,9 @@ def measure(name: str, encoder: str) -> dict[str, object]:
             lines = (json.dumps({"anchor": a, "positive": b}) + "\n" for a, b in pairs)
             (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
         words = ["data=pairs", "data.train=train.jsonl", "data.test=test.jsonl", "loss.name=info_nce", "arms=[mrl]"]
-        words += [f"encoder={encoder}", "evaluation.baseline=bm25", "name=mine", "run=one"]
         before = cpu_seconds()
-        command = [sys.executable, "-m", "mrl_jax.train", *words]
-        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        run = trained(folder, *words, f"encoder={encoder}", "evaluation.baseline=bm25")
         seconds = cpu_seconds() - before
-        run = folder / "results/mine/one"
         recipe = json.loads((run / "recipe.json").read_text())
         outcomes = {}
         for path in (run / "predictions").glob("*-seed0.npz"):

@@ -128,7 +128,7 @@ TRIED = ("files", "features", "pairs")  # sources of a user's own data, for whic
 def by_size(kind: str, examples: int, learns_from: str = "classes") -> dict[str, Any]:
     """Batch size and epochs: about 1,000 steps of growing batches; the largest sets are still seen twice.
 
-    Pairs without scores are told apart from the others of a batch, so theirs are larger.
+    Pairs without scores are told apart from the others of a batch, so a pretrained transformer has larger ones of them.
     """
     if kind == "pretrained":
         batch = 128 if learns_from == "pairs" else 32
