@@ -1,10 +1,11 @@
 """What the defaults are worth on a user's own texts: ten labelled sets of different kinds, each against TF-IDF with
 logistic regression.
 
-    python benchmarks/own_data.py [--data NAME …] [--words KEY=VALUE …] [--json FILE]
+    python benchmarks/own_data.py [--data NAME …] [--texts N] [--words KEY=VALUE …] [--json FILE]
 
 Each set is written as two files and trained on with the command of the README, `data=files data.train=… data.test=…`,
-without any other setting. The other side is scikit-learn: sublinear TF-IDF of words and multinomial logistic
+without any other setting; `--words` adds some, and `--texts` takes the first N texts of train for both sides. The other
+side is scikit-learn: sublinear TF-IDF of words and multinomial logistic
 regression, its C chosen on the same validation split as mrl_jax chooses on, then fitted on all training texts,
 validation included. Both are scored on the same test texts; differences have a 95 %
 interval of a paired bootstrap over them.
@@ -239,16 +240,17 @@ def trained(folder: Path, *words: str) -> Path:
     return folder / "results/mine/one"
 
 
-def ours(train: Rows, test: Rows, words: list[str], folder: Path) -> tuple[dict[int, np.ndarray], str]:
-    """Which test texts the command of the README has right, by dim, and the recipe that it chose."""
+def ours(train: Rows, test: Rows, words: list[str], folder: Path) -> tuple[dict[int, np.ndarray], dict]:
+    """Which test texts the command of the README has right, by dim, and the recipe that it chose with its trials."""
     for name, rows in (("train", train), ("test", test)):
         lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     files = ["data=files", "data.train=train.jsonl", "data.test=test.jsonl"]
     run = trained(folder, *files, "evaluation.baseline=none", *words)
-    recipe = json.loads((run / "recipe.json").read_text()) if (run / "recipe.json").exists() else {}
+    recipe = json.loads((run / "recipe.json").read_text()) if (run / "recipe.json").exists() else {"recipe": "–"}
+    recipe = {key: recipe[key] for key in ("recipe", "trials") if recipe.get(key)}
     with np.load(next((run / "predictions").glob("*-seed0.npz"))) as outcomes:
-        return {dim: outcomes[f"test/linear_top1/{dim}"] > 0 for dim in DIMS}, recipe.get("recipe", "–")
+        return {dim: outcomes[f"test/linear_top1/{dim}"] > 0 for dim in DIMS}, recipe
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> list[float]:
@@ -259,17 +261,21 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> list[float]:
     return [100 * float(x) for x in (each.mean(), low, high)]
 
 
-def measure(name: str, words: list[str]) -> dict[str, object]:
+def measure(name: str, words: list[str], texts: int | None = None) -> dict[str, object]:
     """The record of one set: accuracies in percent, differences with their intervals, seconds."""
     train, test = SETS[name].read()
+    if texts is not None:
+        train = train[:texts]
+        known = {label for _, label in train}
+        test = [(text, label) for text, label in test if label in known]
     started, cpu = time.monotonic(), cpu_seconds()
     baseline, settings = tuned(train, test)
     middle, middle_cpu = time.monotonic(), cpu_seconds()
     with tempfile.TemporaryDirectory() as folder:
         right, recipe = ours(train, test, words, Path(folder))
     record: dict[str, object] = {"data": name, "what": SETS[name].what, "development": SETS[name].development}
-    record |= {"train": len(train), "test": len(test), "classes": len({label for _, label in train})}
-    record |= {"tfidf": 100 * float(baseline.mean()), "settings": settings, "recipe": recipe}
+    record |= {"words": words, "train": len(train), "test": len(test), "classes": len({label for _, label in train})}
+    record |= {"tfidf": 100 * float(baseline.mean()), "settings": settings} | recipe
     for dim, hits in right.items():
         record |= {f"{dim}": 100 * float(hits.mean()), f"{dim} − tfidf": difference(hits, baseline)}
     record |= {"tfidf_seconds": middle - started, "seconds": time.monotonic() - middle}
@@ -298,12 +304,14 @@ def table(records: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The defaults on ten sets against TF-IDF + logistic regression")
     parser.add_argument("--data", nargs="+", choices=SETS, default=list(SETS), metavar="NAME", help=", ".join(SETS))
+    parser.add_argument("--texts", type=int, metavar="N", help="the first N texts of train only")
     parser.add_argument("--words", nargs="+", default=[], metavar="KEY=VALUE", help="further words of the command")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the records to this file")
     options = parser.parse_args()
     known = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     for name in options.data:
-        known = [r for r in known if r["data"] != name] + [measure(name, options.words)]
+        known = [r for r in known if (r["data"], r.get("words", [])) != (name, options.words)]
+        known.append(measure(name, options.words, options.texts))
         print(json.dumps(known[-1]), flush=True)
         if options.json:
             options.json.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")

@@ -2,7 +2,8 @@
 
 a folder    a search in the layout of BEIR: corpus.jsonl, queries.jsonl and qrels/test.tsv; or labelled texts,
             train.* and test.*
-a file      pairs as `data=pairs` reads them: with scores, how alike two texts are; without, a search of the others
+a file      FOLDER/qrels/dev.tsv: that search with other judgments than those of the test (MS MARCO's are of dev); else
+            pairs as `data=pairs` reads them: with scores, how alike two texts are; without, a search of the others
 """
 
 import hashlib
@@ -160,12 +161,18 @@ def read(name: str, keep_own: bool = False) -> Collection:
                 files.read(DataConfig("files", train=str(parts[0]), test=str(parts[1]), streaming=False)), path
             )
         if not (path / "qrels" / "test.tsv").is_file() and (path / "corpus.jsonl").is_file():
+            others = [str(Path(name) / "qrels" / file.name) for file in sorted((path / "qrels").glob("*.tsv"))]
+            instead = f"; it has others: {KEY} {', '.join(others)}" if others else ""
             raise UserError(
-                f"{KEY}={name} has no judgments, qrels/test.tsv; --unjudged compares its rankings with the full width's"
+                f"{KEY}={name} has no judgments, qrels/test.tsv{instead}; --unjudged compares its rankings with the "
+                "full width's"
             )
         return of_ranking(beir.read_test(KEY, name), path.resolve().name, path, keep_own)
     if not path.exists():
         raise UserError(f"{KEY}={name}: there is no such folder or file")
+    if path.parent.name == "qrels" and path.suffix == ".tsv":
+        folder = path.resolve().parents[1]
+        return of_ranking(beir.read_test(KEY, str(folder), path.stem), f"{folder.name}-{path.stem}", folder, keep_own)
     data = pairs.read_file("pairs", KEY, name)
     if data.scores is None:
         return of_ranking(pair_ops.ranking(data), path.stem, path, keep_own)

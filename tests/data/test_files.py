@@ -80,6 +80,33 @@ def test_a_byte_order_mark_and_blank_lines_are_harmless(tmp_path: Path) -> None:
     assert rows("data.train", str(path)) == [("line 3", "a", "x")]
 
 
+@given(examples=st.lists(st.tuples(TEXT, TEXT), min_size=1))
+def test_semicolons_divide_where_the_header_has_no_comma(
+    tmp_path_factory: pytest.TempPathFactory, examples: list
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "a.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=";").writerows([("text", "label"), *examples])
+    assert [(row.text, row.label) for row in rows("data.train", str(path))] == examples
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_that_differ_in_case_or_white_space_only_are_said(
+    tmp_path: Path, streaming: bool, capsys: pytest.CaptureFixture
+) -> None:
+    examples = [("a", "ice hockey"), ("b", "Ice  hockey"), ("c", "x"), ("d", "x "), ("e", "y")]
+    path = write(tmp_path / "a.jsonl", examples)
+    dataset = load(DataConfig("files", train=path, test=path, streaming=streaming, cache_dir=str(tmp_path)))
+    assert len(dataset.classes) == 5
+    said = [line for line in capsys.readouterr().err.splitlines() if "differ only in case" in line]
+    assert said == [
+        f"{path}: 'Ice  hockey' and 'ice hockey' differ only in case or white space, and are different classes; 2 groups "
+        "of classes are like that"
+    ]
+    load(DataConfig("files", train=write(tmp_path / "b.jsonl", examples[1:3]), test=path[:-7] + "b.jsonl"))
+    assert "differ only" not in capsys.readouterr().err
+
+
 GOOD = b'{"text": "a", "label": "x"}\n'
 BROKEN = {  # file name: content, what the sentence must say
     "empty.jsonl": (b"", "data.train=.*empty.jsonl is empty"),
@@ -111,6 +138,11 @@ BROKEN = {  # file name: content, what the sentence must say
         b"text,label\na\rb,x\n",
         r"line 2: not valid CSV \(a carriage return stands outside quotation marks",
     ),
+    "semicolons.csv": (
+        b'text;label\n"a"b;x\n',
+        r"line 2: .* is not closed before a semicolon or a line end",
+    ),
+    "packed.gz": (b"x", r"unknown file type .gz; allowed: .jsonl, .* .parquet; unpack it first"),
     "two_lines.tsv": (b'text\tlabel\n"a\nb"\tx\n', r"line 2: 1 fields, the header has 2; in .tsv every line is a row"),
     "long.tsv": (b"text\tlabel\na\tx\ty\n", r"line 2: 3 fields, the header has 2"),
     "short.tsv": (b"text\tlabel\na\n", r"line 2: the row has no label"),

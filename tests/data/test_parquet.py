@@ -93,6 +93,19 @@ def test_texts_of_every_type_are_read(tmp_path: Path, kind: str, encoding: str |
     same_as_pyarrow(path)
 
 
+@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_bytes_are_text_in_utf_8_or_refused(tmp_path: Path, kind: pa.DataType, dictionary: bool) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [*TEXTS[:50], None, ""]
+    table = pa.table({"text": pa.array([None if t is None else t.encode() for t in texts], kind)})
+    pq.write_table(table, path, use_dictionary=dictionary, store_schema=False)
+    assert [row["text"] for row in read(path)] == texts
+    pq.write_table(pa.table({"text": pa.array([b"a", b"\xff"], kind)}), path, use_dictionary=dictionary)
+    with pytest.raises(UserError, match=r"a\.parquet is not .*\(a column of bytes is no text in UTF-8\)"):
+        read(path)
+
+
 LISTS = {
     "list": pa.list_(pa.string()),
     "large_list": pa.large_list(pa.large_string()),
@@ -200,7 +213,6 @@ MOMENT = np.datetime64("2026-01-02T03:04:05.123456789")
 WRONG_TYPES = {
     "timestamp": pa.array([MOMENT]),
     "date32": pa.array([1], pa.date32()),
-    "binary": pa.array([b"\xff"]),
     "struct": pa.array([{"text": "a"}]),
     "list<element: struct": pa.array([[{"text": "a"}]]),
     "map": pa.array([[("a", "b")]], pa.map_(pa.string(), pa.string())),

@@ -162,6 +162,18 @@ def test_every_ranking_has_the_scores_of_trec_eval(evaluated: Path, folder: Path
                 assert written[arm, prefix + metric, dim] == pytest.approx(theirs.mean(), abs=1e-6)
 
 
+def test_other_judgments_than_those_of_the_test_are_named_by_their_file(tmp_path: Path) -> None:
+    folder = write_collection(tmp_path / "marco")
+    test = collections.read(str(folder))
+    (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "dev.tsv")
+    dev = collections.read(str(folder / "qrels" / "dev.tsv"))
+    assert (test.name, dev.name) == ("marco", "marco-dev")
+    np.testing.assert_array_equal(dev.truth, test.truth)
+    assert dev.first.texts == test.first.texts
+    with pytest.raises(UserError, match=rf"it has others: --on {folder}/qrels/dev.tsv; --unjudged"):
+        collections.read(str(folder))
+
+
 def test_ids_that_are_numbers_are_those_that_are_text_and_judgments_below_0_are_of_no_use(tmp_path: Path) -> None:
     texts = [f"{word} fox {i}" for i, word in enumerate(["quick", "lazy", "dog", "fell", "stocks", "cafe"])]
     folders = []

@@ -20,6 +20,7 @@ from mrl_jax.system.files import need_file, path_of
 
 UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # at the beginning of a file
 MAX_FIELD_CHARACTERS = 1 << 30  # of one CSV field; the module's own limit of 128 kB is less than a long document
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 PARQUET_BATCH_ROWS = 4096  # rows of a Parquet file read at a time
 MAX_UNPACKED_BYTES = 1 << 30  # that a file may unpack to, whatever its own size …
 MAX_UNPACKED_RATIO = 100  # … or this many times its own size, if that is more: text unpacks to less than 20 times
@@ -47,7 +48,10 @@ def require_file(key: str, name: str, suffixes: Collection[str]) -> Path:
     path = path_of(key, name)
     need_file(f"{key}={name}", path)
     if path.suffix.lower() not in suffixes:
-        raise UserError(f"{key}={name}: unknown file type {path.suffix or '(none)'}; allowed: {', '.join(suffixes)}")
+        hint = "; unpack it first" if path.suffix.lower() in PACKED else ""
+        raise UserError(
+            f"{key}={name}: unknown file type {path.suffix or '(none)'}; allowed: {', '.join(suffixes)}{hint}"
+        )
     return path
 
 
@@ -103,9 +107,15 @@ def json_records(path: Path, _: ChooseColumns | None = None) -> Iterator[tuple[s
 
 
 def csv_records(path: Path, choose: ChooseColumns) -> Iterator[tuple[str, Record]]:
-    """The rows of a CSV file with a header line. A quoted field may span lines; errors name the last of them."""
+    """The rows of a CSV file with a header line. A quoted field may span lines; errors name the last of them.
+
+    Fields are divided by commas or, where the header has none of these, by semicolons, as spreadsheets write them in
+    countries where a comma is the decimal point.
+    """
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    reader = csv.reader((line for _, line in lines(path)), strict=True)
+    header_line = next((line for _, line in lines(path)), "")
+    delimiter = ";" if ";" in header_line and "," not in header_line else ","
+    reader = csv.reader((line for _, line in lines(path)), delimiter=delimiter, strict=True)
     first = 1  # line of the row that is read
     try:
         header = next(reader, [])
@@ -119,18 +129,18 @@ def csv_records(path: Path, choose: ChooseColumns) -> Iterator[tuple[str, Record
                 yield place, dict(zip_longest(header, values))
             first = reader.line_num + 1
     except csv.Error as error:
-        raise csv_error(path, first, reader.line_num, error) from error
+        raise csv_error(path, first, reader.line_num, delimiter, error) from error
 
 
-def csv_error(path: Path, first: int, last: int, error: csv.Error) -> UserError:
+def csv_error(path: Path, first: int, last: int, delimiter: str, error: csv.Error) -> UserError:
     """The error for a row from line `first` to `last`; it names the line where a quotation mark opens amiss."""
-    opened = delimited.open_quote(itertools.islice(lines(path), first - 1, last), ",")
+    opened = delimited.open_quote(itertools.islice(lines(path), first - 1, last), delimiter)
     if opened is None:
         reason = "a carriage return stands outside quotation marks" if "new-line" in str(error) else str(error)
         return UserError(f"{path}, line {last}: not valid CSV ({reason})")
     return UserError(
-        f"{path}, line {opened}: not valid CSV (the quotation mark that opens here is not closed before a comma "
-        f"or a line end; line {last}: {error}); put such a field in quotation marks and double those in it"
+        f"{path}, line {opened}: not valid CSV (the quotation mark that opens here is not closed before a "
+        f"{'comma' if delimiter == ',' else 'semicolon'} or a line end; line {last}: {error}); put such a field in quotation marks and double those in it"
     )
 
 
@@ -230,8 +240,9 @@ def check_column_type(path: Path, name: str, column_type: Any) -> None:
     inner = column_type
     while hasattr(inner, "value_type"):  # of lists and dictionaries
         inner = inner.value_type
-    scalar = (types.is_string, types.is_large_string, types.is_string_view, types.is_integer, types.is_floating)
-    if not any(test(inner) for test in (*scalar, types.is_decimal, types.is_boolean, types.is_null)):
+    texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
+    others = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_null)
+    if not any(test(inner) for test in (*texts, *others)):
         raise UserError(f"{path}: the column {name} has the type {column_type}; expected text or numbers")
 
 
@@ -242,10 +253,22 @@ def column_values(column: Any) -> list[Any]:
         lengths = column.value_lengths().to_pylist()
         return [None if length is None else list(itertools.islice(values, length)) for length in lengths]
     if not hasattr(column, "dictionary"):
-        return list(column.to_pylist())
+        return list(decode(column).to_pylist())
     used = column.indices.unique().drop_null()  # the dictionary may hold every text of the file, and be asked often
-    by_index = dict(zip(used.to_pylist(), column.dictionary.take(used).to_pylist(), strict=True))
+    by_index = dict(zip(used.to_pylist(), decode(column.dictionary.take(used)).to_pylist(), strict=True))
     return [by_index.get(index) for index in column.indices.to_pylist()]
+
+
+def decode(values: Any) -> Any:
+    """Bytes as UTF-8 text: some writers (Impala, older Spark) do not mark text as such. Other arrays as they are."""
+    import pyarrow as pa
+
+    if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
+        return values
+    try:
+        return values.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        raise ValueError("a column of bytes is no text in UTF-8") from None
 
 
 FORMATS: dict[str, Callable[[Path, ChooseColumns], Iterator[tuple[str, Record]]]] = {

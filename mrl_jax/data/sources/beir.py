@@ -88,10 +88,10 @@ def read(config: DataConfig) -> PairDataset:
     return separate_anchors(PairDataset(folder.resolve().name, "text", train, validation, test))
 
 
-def read_test(key: str, name: str) -> Ranking:
-    """The test of the folder `name`, which needs no other judgments; `key` stands for the folder in messages."""
+def read_test(key: str, name: str, part: str = "test") -> Ranking:
+    """The judgments of one part of the folder `name`, which needs no others; `key` stands for it in messages."""
     folder, queries, documents = read_texts(key, name)
-    qrels = folder / "qrels" / "test.tsv"
+    qrels = folder / "qrels" / f"{part}.tsv"
     return search(qrels, judgments(qrels, queries, documents), queries, documents)
 
 

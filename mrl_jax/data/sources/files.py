@@ -6,6 +6,7 @@ Labels may be strings or whole numbers; both become class names (strings). The c
 Files that exceed memory stay on disk (`data.streaming`), and only their labels are held in memory.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +49,7 @@ def read(config: DataConfig) -> Dataset:
     test = rows("data.test", config.test)
     validation = rows("data.validation", config.validation) if config.validation else []
     classes = class_names(row.label for row in train)
+    say_alike(classes, config.train)
 
     def part(examples: list[TextRow], path: str | None) -> Split:
         index = {name: number for number, name in enumerate(classes)}
@@ -64,6 +66,22 @@ def read(config: DataConfig) -> Dataset:
         validation=part(validation, config.validation),
         test=part(test, config.test),
     )
+
+
+def say_alike(classes: list[str], path: str | None) -> None:
+    """Print a line to stderr if names of classes differ in nothing but case and white space: slips of the pen."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
+    groups = [names for names in alike.values() if len(names) > 1]
+    if groups:
+        more = f"; {len(groups):,} groups of classes are like that" if len(groups) > 1 else ""
+        print(
+            f"{path}: {' and '.join(map(repr, groups[0]))} differ only in case or white space, and are different "
+            f"classes{more}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def rows(key: str, name: str | None) -> list[TextRow]:
@@ -85,6 +103,7 @@ def stream(config: DataConfig) -> Dataset:
         if part != "validation" or name
     }
     classes = class_names(parts["train"][1].names)
+    say_alike(classes, config.train)
     index = {name: number for number, name in enumerate(classes)}
 
     def part(name: str) -> Split:
