@@ -72,7 +72,12 @@ _FINE = {
     "encoder.frozen": False,
     "encoder.projection": False,
 }
-_FROZEN = _FINE | {"optimizer.learning_rate": 3e-3, "encoder.frozen": True, "encoder.projection": True}
+_FROZEN = _FINE | {
+    "optimizer.learning_rate": 1e-2,
+    "optimizer.weight_decay": 0.3,
+    "encoder.frozen": True,
+    "encoder.projection": True,
+}
 
 # By kind of encoder, see `kind_of`, and what the loss learns from, from the most regularised on; auto tries those of a
 # row that suit the length of the texts.
@@ -188,11 +193,20 @@ def name_recipe(config: Any, recipe: str | None, open_keys: Iterable[str]) -> An
     return dataclasses.replace(config, recipe=recipe, open_keys=() if recipe == "none" else open_keys)
 
 
+def sized_as(config: Any, keys: dict[str, Any]) -> str:
+    """The kind of encoder whose sizes suit a recipe: on frozen weights one layer learns, as on features."""
+    if kind_of(config) != "pretrained":
+        return kind_of(config)
+    is_frozen = keys["encoder.frozen"] if "encoder.frozen" in config.open_keys else config.encoder.frozen
+    return "features" if is_frozen else "pretrained"
+
+
 def resolve(config: Any, name: str, examples: int, unit: int = 1) -> Any:
     """`config` with the values of a recipe for the keys that are open; batches are a multiple of `unit`."""
-    sized = by_size(kind_of(config), examples, LOSSES[config.loss.name].learns_from)
+    keys = row_of(config)[name].keys
+    sized = by_size(sized_as(config, keys), examples, LOSSES[config.loss.name].learns_from)
     sized["trainer.batch_size"] = math.ceil(sized["trainer.batch_size"] / unit) * unit
-    chosen = row_of(config)[name].keys | sized | (EVALUATION_KEYS if len(config.arms) == 1 else {})
+    chosen = keys | sized | (EVALUATION_KEYS if len(config.arms) == 1 else {})
     return assign(config, {key: value for key, value in chosen.items() if key in config.open_keys})
 
 

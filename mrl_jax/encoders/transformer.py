@@ -221,6 +221,7 @@ class Transformer(nnx.Module):
     """Inputs {"ids": int32 [B, L], "mask": 0/1 [B, L]} → float32 [B, D]. L may be any length up to the positions.
 
     Or several texts per row, {"ids", "segment", "position": int32 [R, L], "slot": int32 [B]}, as from `packing.pack`.
+    Or what comes before the projection, {"pooled": float32 [B, hidden]}.
     """
 
     def __init__(
@@ -266,6 +267,11 @@ class Transformer(nnx.Module):
 
     def __call__(self, inputs: dict[str, jax.Array], *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Embed a batch; `rngs` given means training. Raises `UserError` if it is longer than the positions."""
+        z = inputs["pooled"] if "pooled" in inputs else self.pooled(inputs, rngs)
+        return z if self.projection is None else self.projection(z[:, None])[:, 0]
+
+    def pooled(self, inputs: dict[str, jax.Array], rngs: nnx.Rngs | None) -> jax.Array:
+        """The pooled output of the layers [B, hidden]."""
         ids = inputs["ids"]
         length = ids.shape[1]
         place = inputs.get("position")  # of each token in its text
@@ -291,10 +297,8 @@ class Transformer(nnx.Module):
             x = apply_and_forget(layers[kept:], x, seen, rngs, relative)
         x = x if self.final_norm is None else self.final_norm(x)
         if "segment" in inputs:
-            z = pool_packed(x, segment, inputs["position"], inputs["slot"], self.pooling)
-        else:
-            z = pool(x, mask, self.pooling)
-        return z if self.projection is None else self.projection(z[:, None])[:, 0]
+            return pool_packed(x, segment, inputs["position"], inputs["slot"], self.pooling)
+        return pool(x, mask, self.pooling)
 
     def embedded(self, ids: jax.Array, place: jax.Array | None, rngs: nnx.Rngs | None) -> jax.Array:
         """The vectors of tokens before the first layer [B, L, hidden]."""

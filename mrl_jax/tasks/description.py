@@ -19,7 +19,7 @@ from mrl_jax.losses import LOSSES
 from mrl_jax.runs import read_dataset
 from mrl_jax.system.console import say
 from mrl_jax.system.errors import UserError
-from mrl_jax.tasks import teacher
+from mrl_jax.tasks import frozen, teacher
 from mrl_jax.tasks.base import Splits
 from mrl_jax.tasks.mixture import splits_of
 from mrl_jax.text.tokenizers import Preprocessor
@@ -30,19 +30,20 @@ from mrl_jax.training.batches import Examples
 class _Preprocess:
     """The reader of a run, with a count of the texts that it cuts, or knows nothing of. See `base.Preprocess`."""
 
-    def __init__(self, reader: Preprocessor, cache_dir: str | None) -> None:
-        self.reader, self.cache_dir = reader, cache_dir
+    def __init__(self, reader: Preprocessor, config: Config) -> None:
+        self.reader, self.config = reader, config
         self.cut = self.texts = 0
         self.unknown: dict[str, tuple[int, int]] = {}  # by name: texts without any known token, and all texts
 
     def __call__(self, raw: Any, labels: np.ndarray, name: str) -> Examples:
-        inputs = self.reader(raw)
-        return self._count(Examples(inputs, labels), name, getattr(self.reader, "cut", 0))
+        examples = self._count(Examples(self.reader(raw), labels), name, getattr(self.reader, "cut", 0))
+        is_mixed = self.config.data.source == "mixture"
+        return examples if is_mixed else frozen.embed_once(self.config, self.reader, examples, name)
 
     def on_disk(
         self, texts: StreamedTexts, labels: np.ndarray, name: str, columns: np.ndarray | None = None
     ) -> Examples:
-        examples = disk_examples.examples(texts, labels, self.reader, self.cache_dir, name, columns)
+        examples = disk_examples.examples(texts, labels, self.reader, self.config.data.cache_dir, name, columns)
         return self._count(examples, name, examples.cut)
 
     def _count(self, examples: Examples, name: str, cut: int) -> Examples:
@@ -71,7 +72,7 @@ def read_splits(config: Config, dataset: AnyDataset, reader: Preprocessor, tell:
     prompt leaves no room for a text."""
     for part in (configuration.parts(config) or {"": config}).values():
         encoders.prompts(config.encoder, part.data.prompts).check_room(reader.tokenizer)
-    preprocess = _Preprocess(reader, config.data.cache_dir)
+    preprocess = _Preprocess(reader, config)
     splits = tasks.of(config).splits(config, dataset, preprocess)
     if preprocess.cut:
         longest = getattr(encoders.standalone(config.encoder, reader.vocabulary)[0], "max_length", None)
@@ -104,7 +105,7 @@ def describe(config: Config, dataset: AnyDataset, reader: Preprocessor, splits: 
         "name": dataset.name,
         "kind": dataset.kind,
         **tasks.of(config).describe(dataset, splits),
-        "inputs": {name: list(array[:1].shape[1:]) for name, array in _first_rows(splits["train"].inputs).items()},
+        "inputs": {name: list(array[:1].shape[1:]) for name, array in _first_rows(splits["train"].raw_inputs).items()},
         "encoder": dataclasses.asdict(encoder),
         "prompts": dict(encoders.prompts(config.encoder, config.data.prompts).texts),
         "vocabulary": vocabulary,

@@ -21,14 +21,11 @@ from mrl_jax.encoders import huggingface, static_tables
 from mrl_jax.encoders.layers import frozen
 from mrl_jax.encoders.pretrained import PRETRAINED, TABLES
 from mrl_jax.encoders.transformer import Transformer, TransformerConfig
-from mrl_jax.system import console
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import need_file, path_of, sha256_of
-from mrl_jax.training import batches
+from mrl_jax.tasks.frozen import run_over
 from mrl_jax.training.batches import Examples
-from mrl_jax.training.trainer import tokens_at_once
 
-BATCH_SIZE = 256  # texts, at most
 VERSION = "2"  # of the vectors that are stored
 ROLES = ("teacher", "guide")  # keys of `loss` that name another model
 
@@ -127,9 +124,4 @@ def embed(weights: str, texts: list[str]) -> np.ndarray:
     shapes: dict[str, tuple[int, ...]] = {"ids": (1,), "mask": (1,)}
     run = frozen(Transformer(config, inputs=shapes, vocabulary=reader.vocabulary, width=width, rngs=nnx.Rngs(0)))
     examples = Examples(reader(put(Prompts(described.prompts).of(), texts)), np.zeros(len(texts), np.int32))
-    z = np.empty((len(texts), width), np.float32)
-    with console.progress(len(texts), f"embed by {weights}", "text", leave=False) as bar:
-        for rows, batch, valid in batches.slices(examples, BATCH_SIZE, tokens_at_once()):
-            z[rows] = np.asarray(run({name: batch[name] for name in shapes}))[valid]
-            bar.update(len(rows))
-    return z
+    return run_over(run, examples, f"embed by {weights}")

@@ -7,8 +7,9 @@ standard error, √(p (1 − p) / n), below the best are as good, and of these t
 most regularised of what is left is taken, which is the first: what a few hundred texts cannot tell apart, others can
 (the one-standard-error rule: Breiman et al. 1984, section 3.4.3, with half of one). Two to four trials of half the
 epochs, at a quarter of the usual width, take a third to a half of the time of a run; of small data more, for each
-compiles a program. Those of pretrained transformers keep the width and take an eighth of the epochs each. They depend
-on the command and the data alone, so a run that is started again chooses the same. The test split is not read.
+compiles a program. Those of pretrained transformers keep the width and, unless it is frozen, take an eighth of the
+epochs. Trials depend on the command and the data alone, so a run that is started again chooses the same. The test split
+is not read.
 """
 
 import dataclasses
@@ -26,6 +27,8 @@ from mrl_jax import config as configuration
 from mrl_jax.arms import Member
 from mrl_jax.config import Config
 from mrl_jax.data import Dataset, PairDataset, StreamedTexts
+from mrl_jax.encoders import huggingface
+from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.runs import Log
 from mrl_jax.system import console, processes
 from mrl_jax.system.errors import UserError
@@ -57,11 +60,11 @@ def choose(config: Config, dataset: Any) -> tuple[Config, Record]:
         name = config.recipe
     elif config.recipe == "auto" and len(row) > 1 and processes.count() == 1 and not streamed:
         names = list(row) if texts is None else candidates(row, texts)
-        scores_of = _try_all({name: configuration.resolve(config, name, examples, unit) for name in names}, dataset)
+        scores_of = _try_all({name: resolve(config, name, examples, unit) for name in names}, dataset)
         name = best(scores_of, len(dataset.validation))
     else:
         name = fitting(row, texts)
-    chosen = configuration.resolve(config, name, examples, unit)
+    chosen = resolve(config, name, examples, unit)
     values = configuration.values(chosen, config.open_keys)
     wide = {name: scores[0] for name, scores in scores_of.items()}
     scores = f" (validation: {', '.join(f'{k} {100 * v:.1f} %' for k, v in wide.items())})" if scores_of else ""
@@ -70,6 +73,17 @@ def choose(config: Config, dataset: Any) -> tuple[Config, Record]:
     )
     over_all = {name: scores[1] for name, scores in scores_of.items()}
     return chosen, {"recipe": name, "keys": values, "trials": wide, "trials_over_all_dims": over_all}
+
+
+def resolve(config: Config, name: str, examples: int, unit: int = 1) -> Config:
+    """As `config.resolve`; pretrained weights of another width have a projection, if the command leaves that open."""
+    chosen: Config = configuration.resolve(config, name, examples, unit)
+    encoder = chosen.encoder
+    if "encoder.projection" in config.open_keys and isinstance(encoder, TransformerConfig) and encoder.weights:
+        described = huggingface.describe(huggingface.resolve(encoder.weights))
+        if described.projected is None and described.architecture.hidden != config.width:
+            chosen = configuration.assign(chosen, {"encoder.projection": True})
+    return chosen
 
 
 def _try_all(trials: dict[str, Config], dataset: Any) -> dict[str, tuple[float, float]]:
@@ -124,7 +138,8 @@ def _trial(config: Config, dataset: Dataset | PairDataset, name: str) -> tuple[f
     reader = disk_examples.fit(config, dataset)
     splits = read_splits(config, dataset.without_test(), reader, tell=lambda text: None)
     total = config.trainer.total_steps(len(splits["train"]))
-    share = TRIAL_SHARE_PRETRAINED if pretrained else TRIAL_SHARE
+    is_slow = pretrained and not getattr(config.encoder, "frozen", False)
+    share = TRIAL_SHARE_PRETRAINED if is_slow else TRIAL_SHARE
     steps = max(1, round(share * total), min(total, MIN_TRIAL_STEPS))
     step = tasks.train_step(config, describe(config, dataset, reader, splits), steps)
     short = dataclasses.replace(config.trainer, population="loop", log_every=steps, evaluations=EVALUATIONS)

@@ -39,6 +39,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def raw_inputs(self) -> Mapping[str, Any]:
+        """What the preprocessor made of the split."""
+        return self.inputs
+
     def arrays(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The content of the split: its labels, and its inputs by name."""
         return self.labels, self.inputs
@@ -130,13 +135,18 @@ class PairExamples:
         return self.table.inputs
 
     @property
+    def raw_inputs(self) -> Mapping[str, Any]:
+        """As `Examples.raw_inputs`."""
+        return self.table.raw_inputs
+
+    @property
     def fingerprint(self) -> str | None:
         return self.table.fingerprint
 
     def arrays(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The content of the split: its scores; the pairs and the table's inputs by name. The other models' vectors
         are not part of it: computed again, on other cores, they differ in the last digits."""
-        return self.labels, {"columns": self.columns, **self.inputs}
+        return self.labels, {"columns": self.columns, **self.raw_inputs}
 
     def search(self) -> Search:
         """The pairs as a search task among the rows of the table."""
@@ -201,7 +211,7 @@ class RankingExamples:
     def arrays(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The content of the split: its judgments; the inputs of queries and documents by name."""
         parts = {"query": self.queries, "document": self.documents}
-        return self.judgments, {f"{part}/{k}": v for part, of in parts.items() for k, v in of.inputs.items()}
+        return self.judgments, {f"{part}/{k}": v for part, of in parts.items() for k, v in of.raw_inputs.items()}
 
 
 def _pad_rows(array: np.ndarray, rows: int) -> np.ndarray:

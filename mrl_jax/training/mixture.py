@@ -58,6 +58,11 @@ class MixedExamples:
         """The inputs of one source: where texts are padded, of that with the longest."""
         return max((part.inputs for part in self.parts.values()), key=lambda x: next(iter(x.values())).shape[1:])
 
+    @property
+    def raw_inputs(self) -> dict[str, Any]:
+        """As `Examples.raw_inputs`."""
+        return self.inputs
+
     def arrays(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The content of the split: how many examples each source has; their arrays by source and name."""
         found: dict[str, Any] = {}

@@ -100,8 +100,8 @@ def test_classes_that_differ_in_case_or_white_space_only_are_said(
     assert len(dataset.classes) == 5
     said = [line for line in capsys.readouterr().err.splitlines() if "differ only in case" in line]
     assert said == [
-        f"{path}: 'Ice  hockey' and 'ice hockey' differ only in case or white space, and are different classes; 2 groups "
-        "of classes are like that"
+        f"{path}: 'Ice  hockey' and 'ice hockey' differ only in case or white space, and are different classes; 2 "
+        "groups of classes are like that"
     ]
     load(DataConfig("files", train=write(tmp_path / "b.jsonl", examples[1:3]), test=path[:-7] + "b.jsonl"))
     assert "differ only" not in capsys.readouterr().err

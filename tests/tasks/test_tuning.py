@@ -4,6 +4,7 @@ import functools
 import json
 from pathlib import Path
 
+import model_folders
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,7 +72,8 @@ def test_an_experiment_leaves_nothing_to_a_recipe(path: Path) -> None:
 def test_a_recipe_has_values_that_the_command_line_takes(row: tuple[str, str], name: str) -> None:
     made = config.resolve(config.from_command_line([*command_of(*row), "recipe=fixed"]), name, 1000)
     words = [f"{key}={config.as_word(value)}" for key, value in RECIPES[row][name].keys.items()]
-    sizes = [f"{key}={value}" for key, value in config.by_size(row[0], 1000, row[1]).items()]
+    kind = "features" if name == "frozen" else row[0]
+    sizes = [f"{key}={value}" for key, value in config.by_size(kind, 1000, row[1]).items()]
     again = config.from_command_line([*command_of(*row), *words, *sizes, "recipe=none"])
     assert config.values(again, RECIPES[row][name].keys) == RECIPES[row][name].keys
     assert (again.encoder, again.optimizer, again.trainer) == (made.encoder, made.optimizer, made.trainer)
@@ -88,6 +90,18 @@ def test_sizes_follow_the_number_of_examples(examples: int, unit: int) -> None:
     assert made.trainer.batch_size % unit == 0
     assert made.trainer.batch_size <= more.trainer.batch_size
     assert 2 <= more.trainer.epochs <= made.trainer.epochs <= 40
+
+
+def test_pretrained_weights_of_another_width_are_fine_tuned_with_a_projection(tmp_path: Path) -> None:
+    model_folders.make(tmp_path)  # of 16 dims
+    of = ["data=files", "data.train=a.jsonl", "data.test=b.jsonl", "encoder=transformer", f"encoder.weights={tmp_path}"]
+    for width, projection in ((16, False), (8, True)):
+        asked = config.from_command_line([*of, f"width={width}", f"nesting_dims=[4,{width}]", "recipe=fine"])
+        made = tuning.resolve(asked, "fine", 1000)
+        assert (made.encoder.projection, made.encoder.frozen) == (projection, False)
+        assert tuning.resolve(asked, "frozen", 1000).encoder.projection
+    asked = config.from_command_line([*of, "width=8", "nesting_dims=[4,8]", "recipe=fine", "encoder.projection=false"])
+    assert not tuning.resolve(asked, "fine", 1000).encoder.projection
 
 
 def test_a_recipe_that_there_is_not_is_one_sentence() -> None:

@@ -134,13 +134,14 @@ def csv_records(path: Path, choose: ChooseColumns) -> Iterator[tuple[str, Record
 
 def csv_error(path: Path, first: int, last: int, delimiter: str, error: csv.Error) -> UserError:
     """The error for a row from line `first` to `last`; it names the line where a quotation mark opens amiss."""
+    between = "comma" if delimiter == "," else "semicolon"
     opened = delimited.open_quote(itertools.islice(lines(path), first - 1, last), delimiter)
     if opened is None:
         reason = "a carriage return stands outside quotation marks" if "new-line" in str(error) else str(error)
         return UserError(f"{path}, line {last}: not valid CSV ({reason})")
     return UserError(
-        f"{path}, line {opened}: not valid CSV (the quotation mark that opens here is not closed before a "
-        f"{'comma' if delimiter == ',' else 'semicolon'} or a line end; line {last}: {error}); put such a field in quotation marks and double those in it"
+        f"{path}, line {opened}: not valid CSV (the quotation mark that opens here is not closed before a {between} "
+        f"or a line end; line {last}: {error}); put such a field in quotation marks and double those in it"
     )
 
 

@@ -7,7 +7,7 @@ Files that exceed memory stay on disk (`data.streaming`), and only their labels 
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +68,7 @@ def read(config: DataConfig) -> Dataset:
     )
 
 
-def say_alike(classes: list[str], path: str | None) -> None:
+def say_alike(classes: Iterable[str], path: str | None) -> None:
     """Print a line to stderr if names of classes differ in nothing but case and white space: slips of the pen."""
     alike: dict[str, list[str]] = {}
     for name in classes:
