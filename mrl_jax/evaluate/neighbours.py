@@ -12,6 +12,7 @@ ranking of a rarer class reach 1.)
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +23,53 @@ from mrl_jax.system import processes
 
 QUERIES_PER_BATCH = 256
 GROUP_COLUMNS = 64  # columns per group; `top_k` compares the maxima of groups first
+TILED_FROM_ROWS = 1 << 16  # of a database: its scores are then made and stored tile by tile, in less memory
+TILE_COLUMNS = 1024  # a multiple of GROUP_COLUMNS
+MAX_SCORES_BYTES = 1 << 28  # of the scores of a batch of queries at all dims, in the tiled form
 
 
 @partial(jax.jit, static_argnames=("dims", "k"))
 def _search(queries_QxD: jax.Array, database_DxN: jax.Array, dims: tuple[int, ...], k: int) -> list[jax.Array]:
     """Indices [Q, k] of the nearest rows for each of `dims`. One matmul over all coordinates serves all dims."""
+    return [top_k(scores_QxN, k) for scores_QxN in _scores(queries_QxD, database_DxN, dims)]
+
+
+def _scores(queries_QxD: jax.Array, database_DxN: jax.Array, dims: tuple[int, ...]) -> Iterator[jax.Array]:
+    """For each of `dims`, [Q, N] numbers that order the rows of the database as their cosines do."""
     dot_QxN = jnp.zeros((queries_QxD.shape[0], database_DxN.shape[1]))
     squares_N = jnp.zeros(database_DxN.shape[1])
-    nearest_by_dim = []
     for start, stop in blocks(dims):
         block = database_DxN[start:stop]
         dot_QxN = dot_QxN + jnp.matmul(queries_QxD[:, start:stop], block, precision="highest")
         squares_N = squares_N + jnp.sum(block * block, axis=0)
         # The query's own norm is left out: it does not change the order of its neighbours.
         inverse_N = jnp.where(squares_N > 0, jax.lax.rsqrt(jnp.where(squares_N > 0, squares_N, 1.0)), 0.0)
-        nearest_by_dim.append(top_k(dot_QxN * inverse_N, k))
-    return nearest_by_dim
+        yield dot_QxN * inverse_N
+
+
+@partial(jax.jit, static_argnames=("dims", "k", "n"))
+def _search_tiles(queries_QxD: jax.Array, tiles_TxDxS: jax.Array, dims: tuple[int, ...], k: int, n: int) -> jax.Array:
+    """As `_search`, [K, Q, k], of a database [D, T·S] in tiles of S columns, of which the first n count.
+
+    A tile's scores at all dims are made while its products are in the cache, so each goes through memory once; of the
+    scores that are stored, only the k groups with the largest maxima are read again, as in `top_k`.
+    """
+    queries, (tiles, _, columns) = queries_QxD.shape[0], tiles_TxDxS.shape
+    groups = columns // GROUP_COLUMNS
+
+    def scores_of(item: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        first, tile_DxS = item
+        is_row = first + jnp.arange(columns) < n
+        each = [jnp.where(is_row, scores, -jnp.inf) for scores in _scores(queries_QxD, tile_DxS, dims)]
+        grouped = jnp.stack(each).reshape(len(dims), queries, groups, GROUP_COLUMNS)
+        return grouped, grouped.max(-1)
+
+    scores, maxima = jax.lax.map(scores_of, (jnp.arange(tiles) * columns, tiles_TxDxS))
+    chosen = jnp.sort(jax.lax.top_k(maxima.transpose(1, 2, 0, 3).reshape(len(dims), queries, -1), k)[1], axis=-1)
+    dim, query = jnp.arange(len(dims))[:, None, None], jnp.arange(queries)[None, :, None]
+    candidates = scores[chosen // groups, dim, query, chosen % groups].reshape(len(dims), queries, -1)
+    best = jax.lax.top_k(candidates, k)[1]
+    return jnp.take_along_axis(chosen, best // GROUP_COLUMNS, axis=-1) * GROUP_COLUMNS + best % GROUP_COLUMNS
 
 
 def top_k(scores_QxN: jax.Array, k: int) -> jax.Array:
@@ -81,14 +113,23 @@ def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k
     if not len(queries):
         return iter(np.zeros((len(dims), 0, k), np.int32))
     queries, database = (np.asarray(scale_by_power_of_two(jnp.asarray(z))) for z in (queries, database))
-    database_DxN = jnp.asarray(np.ascontiguousarray(database.T))
+    n, batch = len(database), QUERIES_PER_BATCH
+    is_tiled = n >= TILED_FROM_ROWS and n > 4 * k * GROUP_COLUMNS and jax.default_backend() == "cpu"
+    if is_tiled:
+        batch = max(8, min(batch, MAX_SCORES_BYTES // (4 * len(dims) * n) // 8 * 8))
+        padded = np.pad(database, ((0, -n % TILE_COLUMNS), (0, 0)))
+        columns = jnp.asarray(padded.reshape(-1, TILE_COLUMNS, database.shape[1]).transpose(0, 2, 1))
+        nearest_of: Any = partial(_search_tiles, tiles_TxDxS=columns, dims=tuple(dims), k=k, n=n)
+    else:
+        columns = jnp.asarray(np.ascontiguousarray(database.T))
+        nearest_of = partial(_search, database_DxN=columns, dims=tuple(dims), k=k)
 
     def search(queries: np.ndarray) -> np.ndarray:
         nearest = np.empty((len(queries), len(dims), k), np.int32)
-        for start in range(0, len(queries), QUERIES_PER_BATCH):
-            chunk = queries[start : start + QUERIES_PER_BATCH]
-            padded = np.pad(chunk, ((0, QUERIES_PER_BATCH - len(chunk)), (0, 0)))
-            for at, indices in enumerate(_search(jnp.asarray(padded), database_DxN, tuple(dims), k)):
+        for start in range(0, len(queries), batch):
+            chunk = queries[start : start + batch]
+            padded = np.pad(chunk, ((0, batch - len(chunk)), (0, 0)))
+            for at, indices in enumerate(nearest_of(jnp.asarray(padded))):
                 nearest[start : start + len(chunk), at] = np.asarray(indices)[: len(chunk)]
         return nearest
 

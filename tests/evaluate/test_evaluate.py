@@ -137,6 +137,26 @@ def test_a_zero_row_scores_zero_between_near_and_opposite_rows():
     np.testing.assert_array_equal(found[1], [0, 1, 2])  # a zero query is equally far from all
 
 
+@pytest.mark.parametrize("extra", [-1, 0, 1, search.GROUP_COLUMNS])
+@pytest.mark.parametrize("levels", [2, 10**6])
+def test_a_large_database_in_tiles_has_the_same_neighbours(extra: int, levels: int, monkeypatch: pytest.MonkeyPatch):
+    """Few levels make ties; several batches of queries, and tiles that end within a group or with one."""
+    rng, n = np.random.default_rng(levels), 3 * search.TILE_COLUMNS + extra
+    queries, database = (
+        (rng.integers(0, levels, (count, DIMS[-1])) - levels // 2).astype(np.float32) for count in (21, n)
+    )
+    database[[0, 7, n - 1]] = 0
+    whole = list(neighbours(queries, database, DIMS, 5))
+    monkeypatch.setattr(search, "TILED_FROM_ROWS", 1)
+    monkeypatch.setattr(search, "MAX_SCORES_BYTES", 4 * len(DIMS) * n * 8)
+    tiled = list(neighbours(queries, database, DIMS, 5))
+    for dim, a, b in zip(DIMS, whole, tiled, strict=True):
+        for row in np.flatnonzero((a != b).any(1)):  # float32 may swap what lies closer than its precision
+            same = [cosine(queries[row, :dim] + 1e-9, database[found[row], :dim] + 1e-9) for found in (a, b)]
+            np.testing.assert_allclose(*same, atol=1e-6)
+        assert (a == b).all(1).mean() > 0.9
+
+
 def test_no_queries_have_no_neighbours():
     assert [found.shape for found in neighbours(embeddings(0, 0), embeddings(7, 1), DIMS, 3)] == [(0, 3)] * 3
 
