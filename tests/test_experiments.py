@@ -116,6 +116,7 @@ def test_a_digit_that_drifts_is_found() -> None:
     ("file", "against", "dims"),
     [
         ("results", "tfidf", ("256", "64", "8")),
+        ("static", "tfidf", ("256", "64", "8")),
         ("pairs", "bm25", ("256", "64", "16")),
         ("features", "logistic", ("256", "64", "8")),
     ],

@@ -66,7 +66,7 @@ _FEATURES = {
 }
 
 _FINE = {
-    "optimizer.learning_rate": 1e-4,
+    "optimizer.learning_rate": 3e-4,
     "optimizer.weight_decay": 1e-2,
     "optimizer.warmup": 0.1,
     "encoder.frozen": False,
@@ -131,17 +131,16 @@ TRIED = ("files", "features", "pairs")  # sources of a user's own data, for whic
 
 
 def by_size(kind: str, examples: int, learns_from: str = "classes") -> dict[str, Any]:
-    """Batch size and epochs: about 1,000 steps of growing batches; the largest sets are still seen twice.
+    """Batch size and epochs: about 1,000 steps of growing batches, fewer for a pretrained transformer; the largest sets
+    are still seen twice.
 
     Pairs without scores are told apart from the others of a batch, so a pretrained transformer has larger ones of them.
     """
-    if kind == "pretrained":
-        batch = 128 if learns_from == "pairs" else 32
-        return {
-            "trainer.batch_size": min(batch, max(examples // 8, 16)),
-            "trainer.epochs": 4.0 if examples < 20_000 else 2.0,
-        }
     batch = 2 ** round(math.log2(max(examples, 1) / 100))
+    if kind == "pretrained":
+        batch = min(128, examples // 8) if learns_from == "pairs" else min(32, batch)
+        epochs = round(4 * (10_000 / max(examples, 1)) ** 0.4)
+        return {"trainer.batch_size": max(batch, 16), "trainer.epochs": float(min(max(epochs, 2), 10))}
     epochs = round(10 * (10_000 / max(examples, 1)) ** 0.4)
     return {"trainer.batch_size": min(max(batch, 16), 256), "trainer.epochs": float(min(max(epochs, 2), 40))}
 
