@@ -1,7 +1,8 @@
-"""Embed the texts of a file with a trained model: a row per text, in order.
+"""Embed the texts of a file with a trained model, or with pretrained weights as they are: a row per text, in order.
 
     python -m mrl_jax.embed results/newsgroups/latest texts.jsonl --dim 64 --out z.npy
     python -m mrl_jax.embed results/newsgroups/latest texts.csv --dim 64 --dtype int8 --out z.parquet
+    python -m mrl_jax.embed minilm texts.jsonl --prompt query --out z.npy
 
 Inputs are those of `python -m mrl_jax.predict`. Rows are cut to --dim coordinates and then scaled to unit length.
 --prompt names what the model has before each text: by default its default prompt, if it has one.
@@ -25,10 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-import mrl_jax
-from mrl_jax import runs
 from mrl_jax.data.readers.texts import Inputs
 from mrl_jax.evaluate.quantised import int8_scale, to_bits, to_int8
+from mrl_jax.model import pretrained
 from mrl_jax.system import console, files
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import ResumableFile, keep_rows, npy_header
@@ -44,12 +44,12 @@ def embed(options: argparse.Namespace) -> None:
         raise UserError(f"--out={options.out} is not allowed; a file ending in .npy or .parquet")
     if suffix == ".parquet" and options.input == "-":
         raise UserError(f"--out={options.out}: ids are read again at the end, so input=- goes with .npy")
-    model = mrl_jax.load(options.run, options.arm, options.seed)
+    model = pretrained.find_any(options.run, options.arm, options.seed)
     model.prompts.of(options.prompt)
     dim = model.dims[-1] if options.dim is None else options.dim
     if not 1 <= dim <= model.program.width:
         raise UserError(f"--dim={dim} is outside 1…{model.program.width}, the width of these embeddings")
-    inputs = Inputs("input", options.input, runs.read_dataset(runs.find(options.run))["kind"])
+    inputs = Inputs("input", options.input, pretrained.kind_of(options.run))
     origin = {
         "input": inputs.digest or secrets.token_hex(),  # standard input may be another each time
         "model": model.fingerprint,
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m mrl_jax.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    console.add_model(parser)
+    console.add_model(parser, untuned=True)
     parser.add_argument("input", help=".jsonl, .csv, .tsv, .parquet or .txt; .npy or .npz of features; - for JSONL")
     parser.add_argument("--out", required=True, help="a new file, .npy or .parquet")
     parser.add_argument("--dim", type=int, help="prefix length, by default the largest that was trained")

@@ -23,13 +23,22 @@ def is_run(name: str) -> bool:
     return any((folder / "config.yaml").is_file() for folder in (path, path / "latest")) or bool(runs.names_below(path))
 
 
+def kind_of(name: str) -> str:
+    """What a model reads: text, image or features."""
+    return str(runs.read_dataset(runs.find(path_of("MODEL", name)))["kind"]) if is_run(name) else "text"
+
+
 def find(name: str, arm: str | None = None, seed: int = 0) -> EmbeddingModel:
     """A model of texts: a member of a run, or pretrained weights. Raises `UserError` for what is neither."""
+    if (kind := kind_of(name)) != "text":
+        raise UserError(f"{name} is a model of {kind}, and the data are texts")
+    return find_any(name, arm, seed)
+
+
+def find_any(name: str, arm: str | None = None, seed: int = 0) -> EmbeddingModel:
+    """As `find`, also a model of images or features."""
     if is_run(name):
-        directory = runs.find(path_of("MODEL", name))
-        if (kind := runs.read_dataset(directory)["kind"]) != "text":
-            raise UserError(f"{name} is a model of {kind}, and the data are texts")
-        return model.load(directory, arm, seed)
+        return model.load(runs.find(path_of("MODEL", name)), arm, seed)
     if arm or seed:
         key = f"--arm={arm}" if arm else f"--seed={seed}"
         raise UserError(f"{key} chooses a model of a trained run, and {name} is none")
@@ -40,6 +49,8 @@ def pretrained(weights: str) -> EmbeddingModel:
     """Pretrained weights as they are, as a model. Raises `UserError` where they cannot be had."""
     path = path_of("MODEL", weights)
     is_folder = weights not in KNOWN and path.is_dir()
+    if weights not in KNOWN and not path.exists() and (weights.count("/") > 1 or weights[:1] in "./~"):
+        raise UserError(f"{weights} is no model: there is no such folder")  # and no name that the hub may have
     if is_folder and not any((path / file).exists() for file in ("config.json", "modules.json")):
         raise UserError(
             f"{weights} is no model: it has neither config.yaml, as a run has, nor config.json, as a model folder has"

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds = ", ".join(dict.fromkeys(kind for backend in BACKENDS.values() for kind in backend.kinds))
 
     build = commands.add_parser("build", help="embed a corpus and add it to an index, new or begun")
-    console.add_model(build)
+    console.add_model(build, untuned=True)
     build.add_argument("corpus", type=Path, help="JSONL with _id, text and perhaps title")
     build.add_argument("--index", required=True, help="a folder, a Milvus Lite file ….db, or http://host:19530")
     build.add_argument("--kind", help=f"{kinds}; by default exact or, in Milvus, milvus-autoindex")

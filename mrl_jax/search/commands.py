@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-import mrl_jax
-from mrl_jax import runs
-from mrl_jax.model import EmbeddingModel
+from mrl_jax import nesting, runs
+from mrl_jax.model import EmbeddingModel, pretrained
 from mrl_jax.search import adapt, corpus, mining, shortlist
 from mrl_jax.search import plan as plans
 from mrl_jax.search.index import (
@@ -28,6 +27,7 @@ from mrl_jax.search.queries import SearchResults, leave_out
 from mrl_jax.search.truth import best_of_blocks, recall
 from mrl_jax.system import console
 from mrl_jax.system.errors import UserError, printable
+from mrl_jax.system.files import path_of
 
 BATCH_DOCUMENTS = 1024  # documents that are embedded, added and acknowledged together
 CANDIDATES_PER_RESULT = 10  # documents ranked by whole embedding per result, without a plan
@@ -45,14 +45,24 @@ Stages = list[tuple[int, int]]
 def new_description(model: EmbeddingModel, options: argparse.Namespace) -> Description:
     """Of the index that `build` would create."""
     width = model.program.width
-    dims = tuple(sorted({*model.dims, width}))
     prefix = options.prefix
+    if len(model.dims) < width:
+        dims = tuple(sorted({*model.dims, width}))
+    else:  # pretrained weights, of which no dim is trained more than others
+        dims = tuple(sorted({*nesting.log_spaced(width), *({prefix} & {*model.dims})}))
     if prefix is None:
         prefix = min((m for m in dims if m < width), key=lambda m: abs(m - width / 4), default=width)
     if prefix not in dims:
         raise UserError(f"--prefix={prefix} is not allowed; one of {', '.join(map(str, dims))}")
-    run = f"{runs.find(options.run)}#{options.arm or ''}#{options.seed}"
+    run = f"{_place_of(options.run)}#{options.arm or ''}#{options.seed}"
     return Description(width, dims, prefix, model.fingerprint, run, options.kind or default_kind(options.index))
+
+
+def _place_of(name: str) -> str:
+    """A run or a model folder by its whole path; known weights by their name."""
+    if pretrained.is_run(name):
+        return str(runs.find(name))
+    return name if name in pretrained.KNOWN else str(path_of("run", name).resolve())
 
 
 def load_model(index: Index, run: str | None) -> EmbeddingModel:
@@ -64,7 +74,7 @@ def load_model(index: Index, run: str | None) -> EmbeddingModel:
         raise UserError(
             f"the index should name a run, arm and seed, but names {index.description.run!r}; rebuild it"
         ) from None
-    model = mrl_jax.load(run or path, arm or None, int(seed))
+    model = pretrained.find_any(run or path, arm or None, int(seed))
     if model.fingerprint != index.description.model:
         raise UserError(
             f"the index was built by another model than that of {run or path} ({arm or 'first arm'}, seed {seed}); "
@@ -78,7 +88,7 @@ def load_model(index: Index, run: str | None) -> EmbeddingModel:
 
 def build(options: argparse.Namespace) -> None:
     """Embed a corpus and add what is new of it to an index."""
-    model = mrl_jax.load(options.run, options.arm, options.seed)
+    model = pretrained.find_any(options.run, options.arm, options.seed)
     description = new_description(model, options)
     size = corpus.file_size(options.corpus)
     with contextlib.closing(_open_or_create(options.index, description)) as index:

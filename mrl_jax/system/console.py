@@ -76,9 +76,10 @@ def drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """The arguments that name a trained model."""
-    parser.add_argument("run", help="a run directory, or an experiment's folder for its latest run")
+def add_model(parser: argparse.ArgumentParser, untuned: bool = False) -> None:
+    """The arguments that name a trained model or, with `untuned`, also pretrained weights."""
+    others = "; or a model folder, minilm, mpnet or wordllama" if untuned else ""
+    parser.add_argument("run", help=f"a run directory, or an experiment's folder for its latest run{others}")
     parser.add_argument("--arm", help="mrl, mrl_e, ff64, …; the run's first by default")
     parser.add_argument("--seed", type=int, default=0)
 

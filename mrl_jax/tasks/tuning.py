@@ -7,7 +7,7 @@ standard error, √(p (1 − p) / n), below the best are as good, and of these t
 most regularised of what is left is taken, which is the first: what a few hundred texts cannot tell apart, others can
 (the one-standard-error rule: Breiman et al. 1984, section 3.4.3, with half of one). Two to four trials of half the
 epochs, at a quarter of the usual width, take a third to a half of the time of a run; of small data more, for each
-compiles a program. Those of pretrained transformers keep the width and, unless it is frozen, take an eighth of the
+compiles a program. Those of pretrained transformers keep the width and, unless it is frozen, take a third of the
 epochs. Trials depend on the command and the data alone, so a run that is started again chooses the same. The test split
 is not read.
 """
@@ -38,7 +38,7 @@ from mrl_jax.training import disk_examples
 from mrl_jax.training.trainer import Trainer
 
 TRIAL_WIDTH = 64  # of the embedding
-TRIAL_SHARE, TRIAL_SHARE_PRETRAINED = 0.5, 0.125  # of the epochs that suit the size of the data
+TRIAL_SHARE, TRIAL_SHARE_PRETRAINED = 0.5, 0.3  # of the epochs that suit the size of the data
 MIN_TRIAL_STEPS = 50  # fewer only where the run has fewer
 EVALUATIONS = 4  # times that a trial is scored
 MEASURED_TEXTS = 1000  # whose words are counted

@@ -14,6 +14,7 @@ import numpy as np
 
 from mrl_jax import runs
 from mrl_jax.evaluate.nested_classifier import NestedClassifier
+from mrl_jax.model import pretrained
 from mrl_jax.search import commands
 from mrl_jax.search.exact import BIN_ROWS, SPARE_BINS
 from mrl_jax.search.index import Document, is_in_folder, open_index
@@ -69,8 +70,8 @@ def index_files(place: str) -> list[Path]:
 
 
 def model_files(run: str) -> list[Path]:
-    """The files of a run that its models are made of."""
-    names = ("config.yaml", "dataset.json", "tokenizer.json", "checkpoints/*/model/*")
+    """The files of a run, or of a model folder, that its models are made of."""
+    names = ("config.yaml", "dataset.json", "tokenizer.json", "checkpoints/*/model/*", "*.json", "*.safetensors")
     return [path for name in names for path in sorted(Path(run).glob(name))]
 
 
@@ -130,8 +131,9 @@ class Answers:
         self.model = commands.load_model(self.index, run)
         self.model.reader = FewLengths(self.model.reader)
         self._writable, self._batch_size, self._place = write, batch_size, place
+        name = run or self.index.description.run.rsplit("#", 2)[0]
         # Of a source of a mixture, the run has the model.
-        self._run = str(runs.run_of(runs.find(run or self.index.description.run.rsplit("#", 2)[0]))[0])
+        self._run = str(runs.run_of(runs.find(name))[0]) if pretrained.is_run(name) else name
         self._classifiers: dict[Hashable, NestedClassifier] = {}
         try:
             self.model.classifiers()
