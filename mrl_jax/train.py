@@ -29,6 +29,7 @@ from mrl_jax import arms, data, report, runs, tasks
 from mrl_jax import config as configuration
 from mrl_jax.arms import Member
 from mrl_jax.config import Config
+from mrl_jax.data import repeats
 from mrl_jax.runs import MetricRow, checkpoint, sweeps
 from mrl_jax.system import console, files, processes
 from mrl_jax.system.errors import UserError
@@ -83,6 +84,10 @@ def _prepare(config: Config, locks: contextlib.ExitStack, begun: list[Path]) -> 
         reader = disk_examples.fit(config, prompted)
         splits = read_splits(config, prompted, reader)
         description = describe(config, prompted, reader, splits)
+        if repeated := repeats.count(dataset):
+            description["repeated"] = repeated
+            if said := repeats.sentence(repeated, dataset):
+                console.say(said)
     processes.check_same("data set", json.loads(to_json(description)))
     step = tasks.train_step(config, description, config.trainer.total_steps(len(splits["train"])))
     trainer = Trainer(step, config.trainer)

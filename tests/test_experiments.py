@@ -10,7 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from mrl_jax import data
 from mrl_jax.arms import ARMS
+from mrl_jax.data import repeats
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.parent.name: path for path in sorted((ROOT / "experiments").glob("*/README.md"))}
@@ -133,6 +135,15 @@ def test_own_data_are_those_of_the_benchmark(file: str, against: str, dims: tupl
         expected = [*numbers, *differences, *time]
         own = [row for row in lines if row[0].startswith(record["data"]) and row[-len(expected) :] == expected]
         assert len(own) == 1, (record["data"], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["newsgroups", "reuters_r52"])
+def test_repeats_are_those_that_a_run_counts(name: str) -> None:
+    dataset = data.load(data.DataConfig(name))
+    said = repeats.sentence(repeats.count(dataset), dataset)
+    assert said is not None
+    assert said in " ".join(PAGES[name].read_text(encoding="utf-8").split())
 
 
 def test_collections_are_those_of_the_reference_runs() -> None:
