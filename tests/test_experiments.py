@@ -13,6 +13,7 @@ import pytest
 from mrl_jax import data
 from mrl_jax.arms import ARMS
 from mrl_jax.data import repeats
+from mrl_jax.report import statistics
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.parent.name: path for path in sorted((ROOT / "experiments").glob("*/README.md"))}
@@ -88,6 +89,31 @@ def wrong(page: str, text: str) -> list[Cell]:
     """The cells that no metric of the reference runs which the page names has."""
     runs = dict.fromkeys(REFERENCE.findall(text))
     return [cell for number, cell in cells(text) if not occurs(cell, runs, (page, number) in OTHER_INTERVALS)]
+
+
+def kept_over_the_table(page: str, number: int = 0) -> str:
+    """Which bold cells of a table of differences keep p < 0.05 where p is corrected over all of them, as a sentence."""
+    text = PAGES[page].read_text(encoding="utf-8")
+    rows = [row for run in dict.fromkeys(REFERENCE.findall(text)) for row in read(run, "differences.csv")]
+    shown = [cell for at, cell in cells(text) if at == number and cell.interval]
+    p = []
+    for cell in shown:
+        of_pair = [row for row in rows if (row["a"], row["b"], int(row["dim"])) == (cell.a, cell.b, cell.dim)]
+        p += [next(float(r["p"]) for r in of_pair if as_percent(r["mean"], cell.mean) == cell.mean)]
+    bold = [(cell, corrected) for cell, corrected in zip(shown, statistics.holm(p), strict=True) if cell.bold]
+    lost: dict[str, list[str]] = {}
+    for cell, corrected in bold:
+        if corrected >= statistics.LEVEL:
+            lost.setdefault(f"{cell.a} − {cell.b}", []).append(str(cell.dim))
+    kept = len(bold) - sum(map(len, lost.values()))
+    without = "; ".join(f"{name} at {', '.join(dims)}" for name, dims in sorted(lost.items()))
+    left = f"{kept} of the {len(bold)} bold ones keep it, without {without}."
+    return f"Corrected over all {len(shown)} cells instead, {left}"
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "newsgroups", "reuters_r52", "stsb", "wordnet"])
+def test_what_holds_over_a_whole_table_is_said(name: str) -> None:
+    assert kept_over_the_table(name)[1:] in " ".join(PAGES[name].read_text(encoding="utf-8").split())
 
 
 STUDIES = [name for name, page in PAGES.items() if list(cells(page.read_text(encoding="utf-8")))]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mrl_jax.evaluate import metrics
-from mrl_jax.report import cells, compare, figures
+from mrl_jax.report import cells, compare, figures, statistics
 from mrl_jax.report.compare import PRECISIONS, Comparison, Comparisons
 from mrl_jax.report.figures import Figure
 from mrl_jax.report.study import Study
@@ -87,11 +87,32 @@ def _differences(study: Study, metric: str, comparisons: Mapping[str, Comparison
         refitted = [c.b.name for c in against if c.b.origin == "compressed"]
         if any(compare.fair(study, c.a, c.b, metric) != metric for c in against):
             caption += f" Both sides refitted against {' and '.join(refitted)}."
+        caption += over_the_table({c.b.name: c for c in against})
         if against:
             name = f"differences-{metric}-{series.key}"
             tables.append(_grid(name, caption, {c.b.name: c for c in against}))
     return Section(
         f"Differences: {_title(metric)}", sentences, tables, [figures.differences(study, metric, comparisons)]
+    )
+
+
+def over_the_table(columns: Mapping[str, Comparison]) -> str:
+    """Which cells of a table of several comparisons keep p < 0.05 where p is corrected over all of them: whoever looks
+    for the best cell of a table makes one statement about it, not one per column. Empty where nothing is tested."""
+    tested = [(name, d) for name, c in columns.items() for d in c.differences if math.isfinite(d.p_holm)]
+    settled = sum(d.p_holm < statistics.LEVEL for _, d in tested)
+    if len({name for name, _ in tested}) < 2 or not settled:
+        return ""
+    p = statistics.holm([d.p for _, d in tested])
+    lost: dict[str, list[str]] = {}
+    for (name, d), corrected in zip(tested, p, strict=True):
+        if d.p_holm < statistics.LEVEL <= corrected:
+            lost.setdefault(name, []).append(str(d.dim))
+    kept = settled - sum(map(len, lost.values()))
+    without = "; ".join(f"− {name} at {', '.join(dims)}" for name, dims in lost.items())
+    return (
+        f" Corrected over all {len(tested)} cells of the table instead, {kept} of the {settled} with p < 0.05 keep it"
+        f"{f', without {without}' if lost else ''}."
     )
 
 

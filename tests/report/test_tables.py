@@ -13,9 +13,9 @@ from made_runs import DIMS, make_run
 
 from mrl_jax import runs
 from mrl_jax.config import LossConfig
-from mrl_jax.report import compare, formats
+from mrl_jax.report import compare, formats, statistics
 from mrl_jax.report.compare import Comparison
-from mrl_jax.report.sections import Section, Table, sections
+from mrl_jax.report.sections import Section, Table, over_the_table, sections
 from mrl_jax.report.statistics import Crossover, Difference
 from mrl_jax.report.study import Series, Study, gather
 
@@ -85,7 +85,29 @@ def test_against_compressed_models_both_sides_are_refitted(made, parts):
             assert found.mean == pytest.approx(wanted, abs=2e-6)
     assert any("refit_top1" in note for note in study.notes)
     captions = [t.caption for part in parts[0] for t in part.tables if t.name == "differences-linear_top1-mrl"]
-    assert captions[0].endswith("Both sides refitted against truncated and PCA.")
+    assert "Both sides refitted against truncated and PCA." in captions[0]
+
+
+def test_what_is_left_over_a_whole_table_by_hand():
+    """Two columns of two dims: over all four cells Holm asks p < 0.05 / 4, then / 3, of the smallest ones."""
+
+    def column(*p: float) -> Comparison:
+        pairs = zip((4, 8), p, statistics.holm(p), strict=True)
+        return Comparison(
+            None, None, [Difference(m, 0.1, 0.0, 0.2, p, corrected) for m, p, corrected in pairs], None, None
+        )
+
+    assert over_the_table({"FF": column(0.001, 0.02), "PCA": column(0.2, 0.024)}) == (
+        " Corrected over all 4 cells of the table instead, 1 of the 3 with p < 0.05 keep it, without "
+        "− FF at 8; − PCA at 8."
+    )
+    assert over_the_table({"FF": column(0.001, 0.002), "PCA": column(0.2, 0.3)}).endswith(
+        "2 of the 2 with p < 0.05 keep it."
+    )
+    assert (
+        over_the_table({"FF": column(0.001, 0.002)}) == over_the_table({"FF": column(1, 1), "PCA": column(1, 1)}) == ""
+    )
+    assert over_the_table({"FF": column(math.nan, math.nan), "PCA": column(0.001, 0.001)}) == ""
 
 
 def test_the_tax_is_ff_minus_the_nested_arm_at_full_width(made, parts):
