@@ -274,7 +274,13 @@ def measure(name: str, words: list[str], texts: int | None = None) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         right, recipe = ours(train, test, words, Path(folder))
     record: dict[str, object] = {"data": name, "what": SETS[name].what, "development": SETS[name].development}
-    record |= {"words": words, "train": len(train), "test": len(test), "classes": len({label for _, label in train})}
+    record |= {
+        "words": words,
+        "texts": texts,
+        "train": len(train),
+        "test": len(test),
+        "classes": len({label for _, label in train}),
+    }
     record |= {"tfidf": 100 * float(baseline.mean()), "settings": settings} | recipe
     for dim, hits in right.items():
         record |= {f"{dim}": 100 * float(hits.mean()), f"{dim} − tfidf": difference(hits, baseline)}
@@ -310,7 +316,9 @@ def main() -> None:
     options = parser.parse_args()
     known = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     for name in options.data:
-        known = [r for r in known if (r["data"], r.get("words", [])) != (name, options.words)]
+        known = [
+            r for r in known if (r["data"], r.get("words", []), r.get("texts")) != (name, options.words, options.texts)
+        ]
         known.append(measure(name, options.words, options.texts))
         print(json.dumps(known[-1]), flush=True)
         if options.json:

@@ -84,10 +84,6 @@ def _prepare(config: Config, locks: contextlib.ExitStack, begun: list[Path]) -> 
         reader = disk_examples.fit(config, prompted)
         splits = read_splits(config, prompted, reader)
         description = describe(config, prompted, reader, splits)
-        if repeated := repeats.count(dataset):
-            description["repeated"] = repeated
-            if said := repeats.sentence(repeated, dataset):
-                console.say(said)
     processes.check_same("data set", json.loads(to_json(description)))
     step = tasks.train_step(config, description, config.trainer.total_steps(len(splits["train"])))
     trainer = Trainer(step, config.trainer)
@@ -102,6 +98,10 @@ def _prepare(config: Config, locks: contextlib.ExitStack, begun: list[Path]) -> 
         files.write(directory / "dataset.json", to_json(description))
         if recipe:
             files.write(directory / "recipe.json", json.dumps(recipe, indent=1) + "\n")
+        if repeated := repeats.count(dataset):
+            files.write(directory / "repeats.json", json.dumps(repeated, indent=1) + "\n")
+            if said := repeats.sentence(repeated, dataset):
+                console.say(said)
         if parts := configuration.parts(config):
             for (name, part), steps in zip(parts.items(), splits["train"].steps_of(step.steps).tolist(), strict=True):
                 part = configuration.assign(part, {"trainer.steps": steps})

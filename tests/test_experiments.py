@@ -99,7 +99,14 @@ def kept_over_the_table(page: str, number: int = 0) -> str:
     p = []
     for cell in shown:
         of_pair = [row for row in rows if (row["a"], row["b"], int(row["dim"])) == (cell.a, cell.b, cell.dim)]
-        p += [next(float(r["p"]) for r in of_pair if as_percent(r["mean"], cell.mean) == cell.mean)]
+        content = (cell.mean, *re.findall(r"[+−][\d.]+", cell.interval))
+        p += [
+            next(
+                float(row["p"])
+                for row in of_pair
+                if tuple(as_percent(row[key], cell.mean) for key in ("mean", "low", "high")) == content
+            )
+        ]
     bold = [(cell, corrected) for cell, corrected in zip(shown, statistics.holm(p), strict=True) if cell.bold]
     lost: dict[str, list[str]] = {}
     for cell, corrected in bold:

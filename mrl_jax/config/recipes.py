@@ -131,14 +131,16 @@ TRIED = ("files", "features", "pairs")  # sources of a user's own data, for whic
 
 
 def by_size(kind: str, examples: int, learns_from: str = "classes") -> dict[str, Any]:
-    """Batch size and epochs: about 1,000 steps of growing batches, fewer for a pretrained transformer; the largest sets
-    are still seen twice.
+    """Batch size and epochs: about 1,000 steps of growing batches; the largest sets are still seen twice. Those of a
+    pretrained transformer stay small, so it takes more steps where there is more to learn from.
 
     Pairs without scores are told apart from the others of a batch, so a pretrained transformer has larger ones of them.
     """
     batch = 2 ** round(math.log2(max(examples, 1) / 100))
+    if kind in ("pretrained", "features") and learns_from == "pairs":
+        batch = min(128, examples // 8)
     if kind == "pretrained":
-        batch = min(128, examples // 8) if learns_from == "pairs" else min(32, batch)
+        batch = batch if learns_from == "pairs" else min(32, batch)
         epochs = round(4 * (10_000 / max(examples, 1)) ** 0.4)
         return {"trainer.batch_size": max(batch, 16), "trainer.epochs": float(min(max(epochs, 2), 10))}
     epochs = round(10 * (10_000 / max(examples, 1)) ** 0.4)

@@ -55,4 +55,5 @@ def sentence(repeated: dict[str, int], dataset: Any) -> str | None:
         [f"{repeated['train']:,} of {len(dataset.train):,} train examples repeat others"] if repeated["train"] else []
     )
     told += [f"{' and '.join(parts)} examples stand in train, too"] if parts else []
-    return "; ".join(told) + " (case and punctuation aside)" if told else None
+    aside = " (case and punctuation aside)" if dataset.kind == "text" else ""
+    return "; ".join(told) + aside if told else None

@@ -49,8 +49,9 @@ def pretrained(weights: str) -> EmbeddingModel:
     """Pretrained weights as they are, as a model. Raises `UserError` where they cannot be had."""
     path = path_of("MODEL", weights)
     is_folder = weights not in KNOWN and path.is_dir()
-    if weights not in KNOWN and not path.exists() and (weights.count("/") > 1 or weights[:1] in "./~"):
-        raise UserError(f"{weights} is no model: there is no such folder")  # and no name that the hub may have
+    is_path = weights.count("/") > 1 or weights[:1] in "./~" or ("/" in weights and path.parent.is_dir())
+    if weights not in KNOWN and not path.exists() and is_path:  # else it may be a name of the hub
+        raise UserError(f"{weights} is no model: there is no such folder")
     if is_folder and not any((path / file).exists() for file in ("config.json", "modules.json")):
         raise UserError(
             f"{weights} is no model: it has neither config.yaml, as a run has, nor config.json, as a model folder has"

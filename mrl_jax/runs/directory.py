@@ -5,6 +5,7 @@
         recipe.json         which recipe chose the keys that the command left open, and the scores of its trials
         environment.json    versions, device, core count, git commit
         dataset.json        classes, sizes and a fingerprint of the data
+        repeats.json        how many examples stand in train more than once, or in train and in another part
         tokenizer.json      how texts become numbers (text only; idf.json beside it for a bag of words)
         ngrams.json         which runs of words or characters are counted (encoder.ngrams above 1)
         scaler.json         mean and scale of features

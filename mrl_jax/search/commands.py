@@ -59,10 +59,11 @@ def new_description(model: EmbeddingModel, options: argparse.Namespace) -> Descr
 
 
 def _place_of(name: str) -> str:
-    """A run or a model folder by its whole path; known weights by their name."""
+    """A run or a model folder by its whole path; weights that are known, or on the hub, by their name."""
     if pretrained.is_run(name):
         return str(runs.find(name))
-    return name if name in pretrained.KNOWN else str(path_of("run", name).resolve())
+    is_folder = name not in pretrained.KNOWN and path_of("run", name).is_dir()
+    return str(path_of("run", name).resolve()) if is_folder else name
 
 
 def load_model(index: Index, run: str | None) -> EmbeddingModel:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from mrl_jax import encoders
 from mrl_jax.config import Config
 from mrl_jax.data import disk_cache
 from mrl_jax.encoders import huggingface
@@ -53,6 +54,7 @@ def embed_once(config: Config, reader: Preprocessor, examples: Examples, name: s
     encoder = config.encoder
     if not (isinstance(encoder, TransformerConfig) and encoder.frozen):
         return examples
+    encoders.check_width(encoder, config.width)
     settings = dataclasses.replace(encoder, weights=None, dropout=0.0, attention_dropout=0.0, remat=False)
     inputs = digest_of(np.zeros(0), examples.inputs).hexdigest()
     identity = huggingface.identity(huggingface.resolve(str(encoder.weights)))

@@ -7,8 +7,9 @@
 MODEL is a trained run, a folder in the format of Hugging Face or sentence-transformers (a StaticEmbedding
 too), a known name (minilm, mpnet, wordllama) or an .npz file with the arrays queries, queries_ids, documents and
 documents_ids (of scored pairs first and second, of labelled texts test and train). COLLECTION is a folder in the
-layout of BEIR, of which only the judgments of the test are needed; one with labelled texts, train.jsonl and test.jsonl
-(or .csv, …), scored by nearest neighbours and a linear classifier; or a file of pairs as data=pairs reads it.
+layout of BEIR, of which only the judgments of the test are needed, or FOLDER/qrels/dev.tsv for those of another part;
+a folder with labelled texts, train.jsonl and test.jsonl (or .csv, …), scored by nearest neighbours and a linear
+classifier; or a file of pairs as data=pairs reads it.
 
 Each model is scored by its prefixes, cut and then scaled to unit length; by these stored in 8 bits and in 1 bit per
 coordinate; by the principal directions of the documents; and by a random projection. BM25 is the line to beat.

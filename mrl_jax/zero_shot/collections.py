@@ -162,7 +162,7 @@ def read(name: str, keep_own: bool = False) -> Collection:
             )
         if not (path / "qrels" / "test.tsv").is_file() and (path / "corpus.jsonl").is_file():
             others = [str(Path(name) / "qrels" / file.name) for file in sorted((path / "qrels").glob("*.tsv"))]
-            instead = f"; it has others: {KEY} {', '.join(others)}" if others else ""
+            instead = f"; it has others: {KEY} {' '.join(others)}" if others else ""
             raise UserError(
                 f"{KEY}={name} has no judgments, qrels/test.tsv{instead}; --unjudged compares its rankings with the "
                 "full width's"
@@ -171,8 +171,9 @@ def read(name: str, keep_own: bool = False) -> Collection:
     if not path.exists():
         raise UserError(f"{KEY}={name}: there is no such folder or file")
     if path.parent.name == "qrels" and path.suffix == ".tsv":
-        folder = path.resolve().parents[1]
-        return of_ranking(beir.read_test(KEY, str(folder), path.stem), f"{folder.name}-{path.stem}", folder, keep_own)
+        folder = path.parent.parent.resolve()  # judgments may be links to elsewhere
+        name = folder.name if path.stem == "test" else f"{folder.name}-{path.stem}"
+        return of_ranking(beir.read_test(KEY, str(folder), path.stem), name, folder, keep_own)
     data = pairs.read_file("pairs", KEY, name)
     if data.scores is None:
         return of_ranking(pair_ops.ranking(data), path.stem, path, keep_own)

@@ -60,6 +60,5 @@ def test_a_run_says_and_keeps_the_count(tmp_path: Path, capsys: pytest.CaptureFi
     words = ["data=files", f"data.train={file}", f"data.test={file}", f"results_dir={tmp_path}", "name=made", "run=one"]
     words += ["recipe=none", "trainer.steps=2", "encoder.min_documents=1", "evaluation.refit=null"]
     assert train.main([*words, "width=4", "nesting_dims=[2,4]", "evaluation.baseline=none"]) == 0
-    description = json.loads((tmp_path / "made" / "one" / "dataset.json").read_text())
-    assert description["repeated"]["test"] == 48
+    assert json.loads((tmp_path / "made" / "one" / "repeats.json").read_text())["test"] == 48
     assert "48 of 48 test examples stand in train, too" in capsys.readouterr().err

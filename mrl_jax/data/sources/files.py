@@ -6,7 +6,6 @@ Labels may be strings or whole numbers; both become class names (strings). The c
 Files that exceed memory stay on disk (`data.streaming`), and only their labels are held in memory.
 """
 
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from mrl_jax.data.readers.records import (
     require_name,
     text_field,
 )
+from mrl_jax.system import console
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import path_of
 
@@ -69,18 +69,16 @@ def read(config: DataConfig) -> Dataset:
 
 
 def say_alike(classes: Iterable[str], path: str | None) -> None:
-    """Print a line to stderr if names of classes differ in nothing but case and white space: slips of the pen."""
+    """Say so if names of classes differ in nothing but case and white space: slips of the pen."""
     alike: dict[str, list[str]] = {}
     for name in classes:
         alike.setdefault(" ".join(name.casefold().split()), []).append(name)
     groups = [names for names in alike.values() if len(names) > 1]
     if groups:
         more = f"; {len(groups):,} groups of classes are like that" if len(groups) > 1 else ""
-        print(
+        console.say(
             f"{path}: {' and '.join(map(repr, groups[0]))} differ only in case or white space, and are different "
-            f"classes{more}",
-            file=sys.stderr,
-            flush=True,
+            f"classes{more}"
         )
 
 

@@ -71,7 +71,12 @@ def index_files(place: str) -> list[Path]:
 
 def model_files(run: str) -> list[Path]:
     """The files of a run, or of a model folder, that its models are made of."""
-    names = ("config.yaml", "dataset.json", "tokenizer.json", "checkpoints/*/model/*", "*.json", "*.safetensors")
+    if run in pretrained.KNOWN:
+        return []
+    if pretrained.is_run(run):
+        names = ["config.yaml", "dataset.json", "tokenizer.json", "checkpoints/*/model/*"]
+    else:
+        names = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
     return [path for name in names for path in sorted(Path(run).glob(name))]
 
 
