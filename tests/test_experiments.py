@@ -152,6 +152,7 @@ def test_a_digit_that_drifts_is_found() -> None:
     [
         ("results", "tfidf", ("256", "64", "8")),
         ("static", "tfidf", ("256", "64", "8")),
+        ("minilm", "tfidf", ("256", "64", "8")),
         ("pairs", "bm25", ("256", "64", "16")),
         ("features", "logistic", ("256", "64", "8")),
     ],
