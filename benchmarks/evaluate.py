@@ -10,12 +10,13 @@ them in the cache folder. Seconds by the clock and of processor time, and the pe
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from fresh import machine
 
 from mrl_jax.data import DataConfig, PairDataset, load
 
@@ -44,21 +45,10 @@ def write(folder: Path, documents: int, queries: int) -> tuple[int, int]:
 
 def call(folder: Path, out: str) -> dict[str, float]:
     """Seconds and bytes of one call."""
-    words = [
-        "wordllama",
-        "--on",
-        str(folder / "wordnet"),
-        "--dims",
-        ",".join(map(str, DIMS)),
-        "--out",
-        str(folder / out),
-    ]
+    command = [sys.executable, "-m", "mrl_jax.evaluate", "wordllama", "--on", folder / "wordnet"]
+    command += ["--dims", ",".join(map(str, DIMS)), "--out", folder / out, "--cache-dir", folder / "cache"]
     started = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mrl_jax.evaluate", *words, "--cache-dir", str(folder / "cache")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"the command ended with status {os.waitstatus_to_exitcode(status)}")
@@ -78,9 +68,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         documents, queries = write(folder / "wordnet", options.documents, options.queries)
-        found = {"documents": documents, "queries": queries, "dims": DIMS}
+        found = machine(documents=documents, queries=queries, dims=DIMS, load=os.getloadavg()[0])
         found |= {"first": call(folder, "first"), "from cache": call(folder, "second")}
-    found["machine"] = {"platform": platform.platform(), "cores": len(os.sched_getaffinity(0))}
     print(json.dumps(found, indent=1))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

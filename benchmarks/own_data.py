@@ -5,10 +5,9 @@ logistic regression.
 
 Each set is written as two files and trained on with the command of the README, `data=files data.train=… data.test=…`,
 without any other setting; `--words` adds some, and `--texts` takes the first N texts of train for both sides. The other
-side is scikit-learn: sublinear TF-IDF of words and multinomial logistic
-regression, its C chosen on the same validation split as mrl_jax chooses on, then fitted on all training texts,
-validation included. Both are scored on the same test texts; differences have a 95 %
-interval of a paired bootstrap over them.
+side is scikit-learn: sublinear TF-IDF of words and multinomial logistic regression, its C chosen on the same validation
+split as mrl_jax chooses on, then fitted on all training texts, validation included. Both are scored on the same test
+texts; differences have a 95 % interval of a paired bootstrap over them.
 
 Four sets may be used to choose the defaults (`development`, and only their validation splits); the other six are looked
 at afterwards, and change nothing. The sets come out of packages of the Python registry, pinned by SHA-256, of which
@@ -274,13 +273,8 @@ def measure(name: str, words: list[str], texts: int | None = None) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         right, recipe = ours(train, test, words, Path(folder))
     record: dict[str, object] = {"data": name, "what": SETS[name].what, "development": SETS[name].development}
-    record |= {
-        "words": words,
-        "texts": texts,
-        "train": len(train),
-        "test": len(test),
-        "classes": len({label for _, label in train}),
-    }
+    record |= {"words": words, "texts": texts}
+    record |= {"train": len(train), "test": len(test), "classes": len({label for _, label in train})}
     record |= {"tfidf": 100 * float(baseline.mean()), "settings": settings} | recipe
     for dim, hits in right.items():
         record |= {f"{dim}": 100 * float(hits.mean()), f"{dim} − tfidf": difference(hits, baseline)}

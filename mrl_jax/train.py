@@ -98,7 +98,7 @@ def _prepare(config: Config, locks: contextlib.ExitStack, begun: list[Path]) -> 
         files.write(directory / "dataset.json", to_json(description))
         if recipe:
             files.write(directory / "recipe.json", json.dumps(recipe, indent=1) + "\n")
-        if repeated := repeats.count(dataset):
+        if not (directory / "repeats.json").exists() and (repeated := repeats.count(dataset)):
             files.write(directory / "repeats.json", json.dumps(repeated, indent=1) + "\n")
             if said := repeats.sentence(repeated, dataset):
                 console.say(said)

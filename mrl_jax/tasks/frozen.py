@@ -29,7 +29,7 @@ from mrl_jax.training.trainer import tokens_at_once
 
 BATCH_SIZE = 256  # texts, at most
 VERSION = "1"  # of the vectors that are stored
-TOKENS = ("ids", "mask")  # inputs of a transformer
+TOKEN_SHAPES: dict[str, tuple[int, ...]] = {"ids": (1,), "mask": (1,)}  # inputs of a transformer
 
 
 class Embedded(Examples):
@@ -66,8 +66,9 @@ def embed_once(config: Config, reader: Preprocessor, examples: Examples, name: s
 def _pooled(
     config: Config, encoder: TransformerConfig, reader: Preprocessor, examples: Examples, name: str
 ) -> np.ndarray:
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(TOKENS, (1,))
-    module = Transformer(encoder, inputs=shapes, vocabulary=reader.vocabulary, width=config.width, rngs=nnx.Rngs(0))
+    module = Transformer(
+        encoder, inputs=TOKEN_SHAPES, vocabulary=reader.vocabulary, width=config.width, rngs=nnx.Rngs(0)
+    )
     module.projection = None
     return run_over(frozen(module), examples, f"embed {name}")
 
@@ -77,7 +78,7 @@ def run_over(run: Callable[[Mapping[str, Any]], jax.Array], examples: Examples, 
     z: np.ndarray | None = None
     with console.progress(len(examples), name, "text", leave=False) as bar:
         for rows, batch, valid in batches.slices(examples, BATCH_SIZE, tokens_at_once()):
-            out = np.asarray(run({key: batch[key] for key in TOKENS}))[valid]
+            out = np.asarray(run({key: batch[key] for key in TOKEN_SHAPES}))[valid]
             z = np.empty((len(examples), out.shape[1]), np.float32) if z is None else z
             z[rows] = out
             bar.update(len(rows))

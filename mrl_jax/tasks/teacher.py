@@ -23,7 +23,7 @@ from mrl_jax.encoders.pretrained import PRETRAINED, TABLES
 from mrl_jax.encoders.transformer import Transformer, TransformerConfig
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import need_file, path_of, sha256_of
-from mrl_jax.tasks.frozen import run_over
+from mrl_jax.tasks.frozen import TOKEN_SHAPES, run_over
 from mrl_jax.training.batches import Examples
 
 VERSION = "2"  # of the vectors that are stored
@@ -121,7 +121,6 @@ def embed(weights: str, texts: list[str]) -> np.ndarray:
     width = static_tables.width_of(weights)
     config = TransformerConfig(weights=weights)
     reader = encoders.fit(config, "teacher", "text", texts)
-    shapes: dict[str, tuple[int, ...]] = {"ids": (1,), "mask": (1,)}
-    run = frozen(Transformer(config, inputs=shapes, vocabulary=reader.vocabulary, width=width, rngs=nnx.Rngs(0)))
+    run = frozen(Transformer(config, inputs=TOKEN_SHAPES, vocabulary=reader.vocabulary, width=width, rngs=nnx.Rngs(0)))
     examples = Examples(reader(put(Prompts(described.prompts).of(), texts)), np.zeros(len(texts), np.int32))
     return run_over(run, examples, f"embed by {weights}")

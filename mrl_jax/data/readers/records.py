@@ -113,9 +113,10 @@ def csv_records(path: Path, choose: ChooseColumns) -> Iterator[tuple[str, Record
     countries where a comma is the decimal point.
     """
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    header_line = next((line for _, line in lines(path)), "")
-    delimiter = ";" if ";" in header_line and "," not in header_line else ","
-    reader = csv.reader((line for _, line in lines(path)), delimiter=delimiter, strict=True)
+    text = (line for _, line in lines(path))
+    begin = list(itertools.islice(text, 1))
+    delimiter = ";" if ";" in "".join(begin) and "," not in "".join(begin) else ","
+    reader = csv.reader(itertools.chain(begin, text), delimiter=delimiter, strict=True)
     first = 1  # line of the row that is read
     try:
         header = next(reader, [])
