@@ -17,7 +17,7 @@ is the run's width.
 Where pairs are trained on there is no head: the row weighs the contrastive loss of each granularity, and no mrl_e.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -91,11 +91,12 @@ CLASSICAL = names_of("classical")
 COMPRESSED = {"ff": "fixed-size model", "mrl": "nested model"}  # the trained arms that post-hoc arms are made of
 
 
-class LossWeights(NamedTuple):
-    """What makes a member an arm, as arguments of the compiled step."""
+class Row(NamedTuple):
+    """What makes a member what it is, as arguments of the compiled step: its arm, and settings of its own."""
 
-    weights: Any  # float32 [kinds, K]
+    weights: Any  # of the losses, float32 [kinds, K]
     sampled: Any  # bool []: keep a random subset of the granularities each step
+    settings: Mapping[str, Any] = {}  # by key of `rows`, float32 []
 
 
 @dataclass(frozen=True)
@@ -115,22 +116,28 @@ class Arm:
         """The nesting dims at which this arm has a trained classifier."""
         return tuple(m for m, weight in zip(dims, self.weights, strict=True) if weight > 0)
 
-    def row(self, kinds: Sequence[str]) -> LossWeights:
-        """The arm's loss weights in a program that holds the head kinds `kinds`."""
+    def row(self, kinds: Sequence[str]) -> Row:
+        """The arm's arguments of the compiled step in a program that holds the head kinds `kinds`."""
         weights = [np.asarray(self.weights, np.float32) * (kind == self.head) for kind in kinds]
-        return LossWeights(np.stack(weights), np.asarray(ARMS[self.name].sampled))
+        return Row(np.stack(weights), np.asarray(ARMS[self.name].sampled))
 
 
 @dataclass(frozen=True)
 class Member:
-    """One member of a population: an arm trained from one seed."""
+    """One member of a population: an arm trained from one seed, with settings of its own where it is tuned."""
 
     arm: Arm
     seed: int
+    settings: tuple[tuple[str, float], ...] = ()  # key of `rows` and value
+    trial: int | None = None  # of tuning; None: a member of the comparison
 
     @property
     def label(self) -> str:
-        return f"{self.arm.label}-seed{self.seed}"
+        return f"{self.arm.label}-seed{self.seed}" if self.trial is None else f"{self.arm.label}-trial{self.trial}"
+
+    def row(self, kinds: Sequence[str]) -> Row:
+        """As `Arm.row`, with the settings."""
+        return self.arm.row(kinds)._replace(settings={key: np.float32(value) for key, value in self.settings})
 
 
 def expand(names: Sequence[str], dims: Sequence[int], weights: Sequence[float] | None = None) -> tuple[Arm, ...]:

@@ -12,12 +12,11 @@ by Ctrl-C, 75 by SIGTERM (a preempted job) or because another process of the run
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from mrl_jax.runs import MetricRow, checkpoint, sweeps
 from mrl_jax.system import console, files, processes
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import cache_folder
-from mrl_jax.tasks import Splits, baselines, probes, tuning
+from mrl_jax.tasks import Splits, baselines, probes, trials, tuning
 from mrl_jax.tasks.description import describe, put_prompts, read_splits, refuse_other_data, to_json
 from mrl_jax.training import disk_examples
 from mrl_jax.training.loop import Interrupted
@@ -86,7 +85,8 @@ def _prepare(config: Config, locks: contextlib.ExitStack, begun: list[Path]) -> 
         description = describe(config, prompted, reader, splits)
     processes.check_same("data set", json.loads(to_json(description)))
     step = tasks.train_step(config, description, config.trainer.total_steps(len(splits["train"])))
-    trainer = Trainer(step, config.trainer)
+    trainings = config.seeds + (config.tune.trials + 1 if config.tune.trials else 0)
+    trainer = Trainer(step, config.trainer, trainings)
     step.check()
     if directory is None:
         directory = Path(processes.on_process0(lambda: _lock(runs.claim(config), locks)))
@@ -124,7 +124,8 @@ def _lock(directory: Path, locks: contextlib.ExitStack) -> str:
 
 def _train_members(config: Config, directory: Path, trainer: Trainer, splits: Splits) -> None:
     """Train, save and score what is not done yet, group by group."""
-    task, members, total = tasks.of(config), _members(config), trainer.program.steps
+    task, total = tasks.of(config), trainer.program.steps
+    members = _members(config, trials.tune(config, directory, trainer, splits))
     counts = ", ".join(f"{len(splits[name]):,} {name}" for name in ("train", "validation", "test"))
     shared = f" by {processes.count()} processes" if processes.count() > 1 else ""
     console.say(f"{directory}: {len(members)} to train{shared}, {total:,} steps each; {counts}")
@@ -145,7 +146,7 @@ def _train_members(config: Config, directory: Path, trainer: Trainer, splits: Sp
         states = directory / "checkpoints" / name / "state"
         finished = all(_is_done(rows, member, config) for member in group)
         if finished and processes.on_process0(lambda models=models: all(map(checkpoint.saved_steps, models))):  # type: ignore[misc]
-            _remove_states(states)  # of a process that was killed here
+            checkpoint.remove_states(states)  # of a process that was killed here
             continue
         with console.progress(total, f"{done}/{len(members)} {name}", "step") as bar:
             # Trained before, and stopped while it was evaluated?
@@ -164,16 +165,7 @@ def _train_members(config: Config, directory: Path, trainer: Trainer, splits: Sp
             runs.write_evaluation(directory, config, rows)
         if not console.is_terminal():  # where no bar has stayed
             console.say(f"{done} of {len(members)}: {name} is done")
-        _remove_states(states)
-
-
-def _remove_states(states: Path) -> None:
-    """Training states are only ever needed to finish their group."""
-    if processes.is_process0():
-        for _ in range(2):  # a disk that refuses once would leave them for good
-            shutil.rmtree(states, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            states.parent.rmdir()  # of a population: its members have folders of their own
+        checkpoint.remove_states(states)
 
 
 def _score_untuned(config: Config, trainer: Trainer, splits: Splits, directory: Path) -> list[MetricRow]:
@@ -192,9 +184,10 @@ def _score_untuned(config: Config, trainer: Trainer, splits: Splits, directory: 
     return rows
 
 
-def _members(config: Config) -> list[Member]:
-    population = arms.expand(config.arms, config.nesting_dims, config.loss.weights)
-    return [Member(arm, seed) for seed in range(config.seeds) for arm in population]
+def _members(config: Config, tuned: Mapping[str, trials.Settings] | None = None) -> list[Member]:
+    """The members of the comparison, with the settings of each arm where they are `tuned`, by its label."""
+    population, own = arms.expand(config.arms, config.nesting_dims, config.loss.weights), tuned or {}
+    return [Member(arm, seed, own.get(arm.label, ())) for seed in range(config.seeds) for arm in population]
 
 
 def _is_of(row: MetricRow, member: Member, config: Config) -> bool:

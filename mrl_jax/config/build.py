@@ -72,7 +72,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
 
 
 def describe(hint: Any) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "value"}
+    return words.get(hint, str(hint))
 
 
 def as_word(value: Any) -> str:

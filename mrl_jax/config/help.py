@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from mrl_jax.config.command_line import CONF
-from mrl_jax.config.schema import Config, LossConfig, OptimizerConfig, TrainerConfig
+from mrl_jax.config.schema import Config, LossConfig, OptimizerConfig, TrainerConfig, TuneConfig
 from mrl_jax.data import SOURCES, DataConfig, SourceConfig
 from mrl_jax.encoders import ENCODERS
 from mrl_jax.evaluate import EvaluationConfig
@@ -27,6 +27,7 @@ SECTIONS = {
     "loss": LossConfig,
     "optimizer": OptimizerConfig,
     "trainer": TrainerConfig,
+    "tune": TuneConfig,
     "evaluation": EvaluationConfig,
     "distributed": DistributedConfig,
     "data": DataConfig,

@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from mrl_jax import arms, nesting
-from mrl_jax.config import recipes, sources
+from mrl_jax.config import recipes, sources, space
 from mrl_jax.config.build import as_word, build, convert
 from mrl_jax.config.schema import DEFAULTS, Config
 from mrl_jax.data import DataConfig
@@ -102,6 +102,7 @@ def _check(config: Config) -> None:
             _check_loss(part)
     if config.optimizer.name == "sgd" and (value := config.optimizer.adaptivity) != 1:
         raise UserError(f"optimizer.adaptivity={as_word(value)} is not allowed with optimizer.name=sgd; it is of adamw")
+    space.check(config)
     _check_distributed(config.distributed)
     weights = config.loss.weights
     if weights is not None:

@@ -1,7 +1,8 @@
 """The sections of a configuration: dataclasses with types, defaults and ranges. `conf/` only says what differs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders import EncoderConfig
@@ -80,6 +81,15 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True)
+class TuneConfig:
+    """How many settings each arm tries before it is trained with the best of them."""
+
+    trials: int = limited(0, "0 to 10000", lambda n: 0 <= n <= 10_000)  # settings drawn for each arm; 0: as configured
+    seed: int = at_least(0, 0)  # of the draws, which are the same for all arms
+    space: Mapping[str, Any] | None = None  # key: [a,b,…], log low high or uniform low high; null: the learning rate
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a run depends on."""
 
@@ -93,6 +103,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     results_dir: str = "results"  # the folder of all runs
@@ -102,4 +113,9 @@ class Config:
     open_keys: tuple[str, ...] = ()  # the keys that the recipe has yet to choose
 
 
-DEFAULTS = {"loss": LossConfig, "trainer": TrainerConfig, "evaluation": EvaluationConfig}  # sections without groups
+DEFAULTS = {  # sections without groups
+    "loss": LossConfig,
+    "trainer": TrainerConfig,
+    "tune": TuneConfig,
+    "evaluation": EvaluationConfig,
+}

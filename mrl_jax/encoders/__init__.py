@@ -32,6 +32,7 @@ __all__ = [
     "learnt_values",
     "load",
     "prompts",
+    "set_rates",
     "standalone",
     "trained",
 ]
@@ -44,6 +45,7 @@ ENCODERS: dict[str, EncoderType[Any]] = {
         fit_preprocessor=bag.fit_preprocessor,
         load_preprocessor=bag.load_preprocessor,
         learnt_from=("min_documents", "max_words", "units", "ngrams"),
+        rates={"word_dropout": "word_dropout", "dropout": "dropout"},
         rotate=bag.rotate,
         module_inputs=bag.heaviest_words,
         onnx=bag.onnx,
@@ -55,6 +57,7 @@ ENCODERS: dict[str, EncoderType[Any]] = {
         fit_preprocessor=static.fit_preprocessor,
         load_preprocessor=static.load_preprocessor,
         learnt_from=("weights", "tokenizer", "vocabulary", "max_length"),
+        rates={"token_dropout": "word_dropout", "dropout": "dropout"},
         prompts=static.prompts,
         standalone=static.standalone,
         digest=static.digest,
@@ -71,6 +74,7 @@ ENCODERS: dict[str, EncoderType[Any]] = {
         fit_preprocessor=transformer.fit_preprocessor,
         load_preprocessor=transformer.load_preprocessor,
         learnt_from=("weights", "vocabulary", "max_length"),
+        rates={"dropout": "dropout", "attention_dropout": "attention_dropout"},
         prompts=transformer.prompts,
         standalone=transformer.standalone,
         digest=transformer.digest,
@@ -93,6 +97,7 @@ ENCODERS: dict[str, EncoderType[Any]] = {
         fit_preprocessor=mlp.fit_preprocessor,
         load_preprocessor=mlp.load_preprocessor,
         learnt_from=("standardise",),
+        rates={"dropout": "dropout"},
         rotate=mlp.rotate,
         module_inputs=mlp.module_inputs,
         onnx=mlp.onnx,
@@ -120,6 +125,15 @@ def create(
         UserError: a setting that this encoder cannot have, inputs that it does not read, or weights that are missing.
     """
     return ENCODERS[config.name].module(config, inputs=inputs, vocabulary=vocabulary, width=width, rngs=rngs)
+
+
+def set_rates(config: EncoderConfig, module: nnx.Module, rates: Mapping[str, Any]) -> None:
+    """Let the encoder drop out with these rates, by field of `config`; they may be traced."""
+    for _, part in nnx.iter_modules(module) if rates else ():
+        for name, rate in rates.items():
+            attribute = ENCODERS[config.name].rates[name]
+            if hasattr(part, attribute):
+                setattr(part, attribute, rate)
 
 
 def standalone(config: EncoderConfig, vocabulary: int) -> tuple[EncoderConfig, int]:

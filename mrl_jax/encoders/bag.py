@@ -24,6 +24,7 @@ from flax import nnx
 
 from mrl_jax.encoders.base import EncoderConfig, rotate_layers
 from mrl_jax.encoders.onnx_graph import Graph, as_float32
+from mrl_jax.rows import is_zero
 from mrl_jax.system.errors import UserError, limited
 from mrl_jax.text import ngrams
 from mrl_jax.text.ngrams import MAX_LENGTH
@@ -70,6 +71,7 @@ class Bag(nnx.Module):
         hidden = config.hidden or width
         pooled = hidden * (2 if config.pooling == "mean_max" else 1)
         self.config = config
+        self.word_dropout, self.dropout = config.word_dropout, config.dropout
         # Small, so that what is learnt soon outweighs the draw: with 0.1 the shortest prefixes lose points.
         self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocabulary, hidden)))
         plain = config.mlp is None and pooled == width
@@ -80,8 +82,8 @@ class Bag(nnx.Module):
     def __call__(self, inputs: dict[str, jax.Array], *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Embed a batch; `rngs` given means training."""
         weights_BxL = inputs["weights"]
-        if rngs is not None and self.config.word_dropout > 0:
-            weights_BxL = jnp.where(keep(weights_BxL.shape, self.config.word_dropout, rngs), weights_BxL, 0.0)
+        if rngs is not None and not is_zero(self.word_dropout):
+            weights_BxL = jnp.where(keep(weights_BxL.shape, self.word_dropout, rngs), weights_BxL, 0.0)
         weights_BxL = self.scale(weights_BxL)
         tokens_BxLxE = self.embedding[...][inputs["ids"]]
         h = jnp.einsum("bl,ble->be", weights_BxL, tokens_BxLxE)
@@ -92,9 +94,9 @@ class Bag(nnx.Module):
         z_BxD = h if self.projection is None else self.projection(h)
         if self.up is not None and self.down is not None:
             z_BxD = z_BxD + self.down(nnx.gelu(self.up(h)))
-        if rngs is not None and self.config.dropout > 0:
-            mask_BxD = keep(z_BxD.shape, self.config.dropout, rngs)
-            z_BxD = jnp.where(mask_BxD, z_BxD / (1 - self.config.dropout), 0.0)
+        if rngs is not None and not is_zero(self.dropout):
+            mask_BxD = keep(z_BxD.shape, self.dropout, rngs)
+            z_BxD = jnp.where(mask_BxD, z_BxD / (1 - self.dropout), 0.0)
         return z_BxD
 
     @staticmethod
@@ -104,7 +106,7 @@ class Bag(nnx.Module):
         return weights_BxL / jnp.maximum(norm_Bx1, 1e-6)
 
 
-def keep(shape: tuple[int, ...], rate: float, rngs: nnx.Rngs) -> jax.Array:
+def keep(shape: tuple[int, ...], rate: float | jax.Array, rngs: nnx.Rngs) -> jax.Array:
     """A mask [B, n] of what dropout keeps, true with probability 1 − `rate`.
 
     Drawn as [n, B]: with a counter-based generator the draw of a word is then the same for any padding, and that of a

@@ -1,7 +1,7 @@
 """What other packages know of an encoder: its settings, `EncoderConfig`, and its table entry, `EncoderType`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -101,6 +101,7 @@ class EncoderType(Generic[ConfigT]):
             depend on one that is left out.
         load_preprocessor: `(config, directory, kind)` → the preprocessor that was saved there.
         learnt_from: the fields of `config` that shape the preprocessor.
+        rates: the fields of `config` that are rates of dropout, and the attribute of the modules that holds each.
         standalone: `(config, vocabulary)` → the config and number of token ids that rebuild the encoder from its run
             alone.
         prompts: `(config, given)` → the prompts that are given, with None those of pretrained weights.
@@ -122,6 +123,7 @@ class EncoderType(Generic[ConfigT]):
     fit_preprocessor: Callable[..., Preprocessor] = fit_passthrough
     load_preprocessor: Callable[[ConfigT, Path, str], Preprocessor] = load_passthrough
     learnt_from: tuple[str, ...] = ()
+    rates: Mapping[str, str] = field(default_factory=dict)
     standalone: Callable[[ConfigT, int], tuple[ConfigT, int]] = config_as_given
     prompts: Callable[[ConfigT, Mapping[str, str] | None], Prompts] = prompts_as_given
     digest: Callable[[ConfigT], str | None] = no_weights

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mrl_jax.rows import is_zero
+
 initial = nnx.initializers.truncated_normal(0.02)  # as BERT
 
 
@@ -93,11 +95,15 @@ def bf16_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax
 bf16_matmul.defvjp(bf16_forward, bf16_backward)
 
 
-def drop(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
+def drop(x: jax.Array, rate: float | jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     """Dropout: in training each value is zero with probability `rate`, else scaled by 1 / (1 - rate)."""
-    if rngs is None or rate == 0:
+    if rngs is None or is_zero(rate):
         return x
-    threshold = np.uint32(min(round(rate * 2**32), 2**32 - 1))
+    threshold: Any
+    if isinstance(rate, jax.Array):  # the nearest float32 below 2³² is the largest that a uint32 holds
+        threshold = jnp.minimum(jnp.round(rate * 2**32), np.float32(2**32 - 256)).astype(jnp.uint32)
+    else:
+        threshold = np.uint32(min(round(rate * 2**32), 2**32 - 1))
     return jnp.where(hash_bits(rngs.dropout(), x.shape) >= threshold, x / (1 - rate), 0)
 
 

@@ -19,6 +19,7 @@ from mrl_jax.encoders.base import EncoderConfig, load_passthrough, rotate_layers
 from mrl_jax.encoders.layers import bf16_dot_general
 from mrl_jax.encoders.onnx_graph import Graph
 from mrl_jax.encoders.scaler import Scaler
+from mrl_jax.rows import is_zero
 from mrl_jax.system.errors import UserError, one_of
 from mrl_jax.text.tokenizers import Passthrough
 
@@ -61,13 +62,16 @@ class MLP(nnx.Module):
             [nnx.Linear(a, b, kernel_init=he, dot_general=dot_general, rngs=rngs) for a, b in pairwise(widths)]
         )
         self.last = nnx.Linear(widths[-1], width, dot_general=dot_general, rngs=rngs)
-        self.dropout = nnx.Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def __call__(self, inputs: dict[str, jax.Array], *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = inputs[self.input]
         x = x if self.input == "features" else x.reshape(x.shape[0], -1).astype(jnp.float32) / 255
         for layer in self.hidden:
-            x = self.dropout(nnx.relu(layer(x)), deterministic=rngs is None, rngs=rngs)
+            x = nnx.relu(layer(x))
+            if rngs is not None and not is_zero(self.dropout):
+                kept = jax.random.bernoulli(rngs.dropout(), 1 - self.dropout, x.shape)
+                x = jnp.where(kept, x / (1 - self.dropout), 0.0)
         return self.last(x)
 
 

@@ -7,14 +7,17 @@ the fixed-size model of that width, and both run through the same compiled step.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mrl_jax.rows import is_zero
+
 MAX_LOG_VARIANCE = 10.0  # bound on |s_k|: the factors exp(−s_k) lie in 4.5e-5 … 2.2e4
 
 
-def cross_entropy(logits_BxC: jax.Array, labels_B: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+def cross_entropy(logits_BxC: jax.Array, labels_B: jax.Array, label_smoothing: Any = 0.0) -> jax.Array:
     """Softmax cross-entropy of each example; value and gradient are finite wherever the logits are.
 
     With `label_smoothing` s the target is (1 − s) · one_hot + s / C (Szegedy et al., 2016, arXiv:1512.00567).
@@ -23,7 +26,7 @@ def cross_entropy(logits_BxC: jax.Array, labels_B: jax.Array, label_smoothing: f
     Args:
         logits_BxC: [B, C].
         labels_B: int [B], in 0 … C − 1.
-        label_smoothing: s in [0, 1).
+        label_smoothing: s in [0, 1), a number or a scalar array.
 
     Returns:
         float32 [B].
@@ -31,7 +34,7 @@ def cross_entropy(logits_BxC: jax.Array, labels_B: jax.Array, label_smoothing: f
     logits_BxC = logits_BxC.astype(jnp.float32)
     log_normalizer = jax.nn.logsumexp(logits_BxC, axis=-1)
     true_logit = jnp.take_along_axis(logits_BxC, labels_B[:, None], axis=-1)[:, 0]
-    if label_smoothing == 0.0:
+    if is_zero(label_smoothing):
         return log_normalizer - true_logit
     return log_normalizer - (1.0 - label_smoothing) * true_logit - label_smoothing * jnp.mean(logits_BxC, axis=-1)
 
@@ -40,7 +43,7 @@ def nested_cross_entropy(
     logits: Sequence[jax.Array] | jax.Array,
     labels: jax.Array,
     weights: jax.Array | Sequence[float],
-    label_smoothing: float = 0.0,
+    label_smoothing: Any = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Σ_k weights[k] · mean over the batch of the cross-entropy at granularity k.
 

@@ -76,7 +76,7 @@ def nested_loss(
     labels_B: jax.Array,
     weights: jax.Array | Sequence[float],
     dims: Sequence[int],
-    label_smoothing: float = 0.0,
+    label_smoothing: Any = 0.0,
     streamed: bool | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """`losses.nested_cross_entropy` of a head's logits.

@@ -15,30 +15,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mrl_jax.rows import is_zero
+
 Tree = Any
 Logits = Callable[[Tree, jax.Array], Sequence[jax.Array]]  # (head, z [B, D]) → K arrays [B, classes of that head]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def cross_entropies(
-    logits: Logits, tile: int, label_smoothing: float, head: Tree, z_BxD: jax.Array, labels_B: jax.Array
+    logits: Logits, tile: int, label_smoothing: Any, head: Tree, z_BxD: jax.Array, labels_B: jax.Array
 ) -> jax.Array:
     """Cross-entropy of each granularity and example, float32 [K, B].
 
     Args:
         logits: returns the K logits [B, T] of a head, or of a slice of T of its classes.
         tile: classes per tile, at least 1.
-        label_smoothing: s in [0, 1), as in `losses.cross_entropy`.
+        label_smoothing: s in [0, 1), as in `losses.cross_entropy`, a number or a scalar array without a gradient.
         head: a pytree of arrays whose last axis is the classes.
         z_BxD: embeddings [B, D]; widened to float32, as their gradient is a sum over tiles.
         labels_B: int [B], in 0 … C − 1.
     """
-    return _forward(logits, tile, label_smoothing, head, z_BxD, labels_B)[0]
+    smoothing = () if is_zero(label_smoothing) else (jnp.float32(label_smoothing),)
+    return _cross_entropies(logits, tile, smoothing, head, z_BxD, labels_B)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _cross_entropies(
+    logits: Logits, tile: int, smoothing: tuple[Any, ...], head: Tree, z_BxD: jax.Array, labels_B: jax.Array
+) -> jax.Array:
+    return _forward(logits, tile, smoothing, head, z_BxD, labels_B)[0]
 
 
 def _forward(
-    logits: Logits, tile: int, label_smoothing: float, head: Tree, z_BxD: jax.Array, labels_B: jax.Array
+    logits: Logits, tile: int, smoothing: tuple[Any, ...], head: Tree, z_BxD: jax.Array, labels_B: jax.Array
 ) -> tuple[jax.Array, Any]:
+    (label_smoothing,) = smoothing or (0.0,)
     z_BxD, wide = z_BxD.astype(jnp.float32), z_BxD
     classes = _count_classes(head)
 
@@ -49,7 +59,7 @@ def _forward(
             largest_B = jnp.maximum(largest_KxB[k], jnp.max(logits_BxT, axis=1))
             sum_B = sum_KxB[k] * jnp.exp(largest_KxB[k] - largest_B)
             sum_B += jnp.sum(jnp.exp(logits_BxT - largest_B[:, None]), axis=1)
-            total_B = total_KxB[k] + jnp.sum(logits_BxT, axis=1) if label_smoothing else total_KxB[k]
+            total_B = total_KxB[k] + jnp.sum(logits_BxT, axis=1) if smoothing else total_KxB[k]
             per_granularity.append(
                 (largest_B, sum_B, jnp.where(*_true_logits(logits_BxT, labels_B, start), true_KxB[k]), total_B)
             )
@@ -60,11 +70,12 @@ def _forward(
     largest, sums, true, total = _fold_tiles(step, (jnp.full(shape, -jnp.inf), zeros, zeros, zeros), classes, tile)
     normalizers_KxB = largest + jnp.log(sums)
     losses_KxB = normalizers_KxB - (1.0 - label_smoothing) * true - label_smoothing / classes * total
-    return losses_KxB, (head, wide, labels_B, normalizers_KxB)
+    return losses_KxB, (smoothing, head, wide, labels_B, normalizers_KxB)
 
 
-def _backward(logits: Logits, tile: int, label_smoothing: float, residuals: Any, cotangents_KxB: jax.Array) -> Any:
-    head, narrow, labels_B, normalizers_KxB = residuals
+def _backward(logits: Logits, tile: int, residuals: Any, cotangents_KxB: jax.Array) -> Any:
+    smoothing, head, narrow, labels_B, normalizers_KxB = residuals
+    (label_smoothing,) = smoothing or (0.0,)
     z_BxD, classes = narrow.astype(jnp.float32), _count_classes(head)
 
     def step(carry: Any, start: Any, size: int) -> Any:
@@ -87,10 +98,10 @@ def _backward(logits: Logits, tile: int, label_smoothing: float, residuals: Any,
         return d_head, d_z + d_z_part
 
     d_head, d_z = _fold_tiles(step, (jax.tree.map(jnp.zeros_like, head), jnp.zeros_like(z_BxD)), classes, tile)
-    return d_head, d_z.astype(narrow.dtype), None
+    return jax.tree.map(jnp.zeros_like, smoothing), d_head, d_z.astype(narrow.dtype), None
 
 
-cross_entropies.defvjp(_forward, _backward)
+_cross_entropies.defvjp(_forward, _backward)
 
 
 def answers(logits: Logits, tile: int, head: Tree, z_BxD: jax.Array) -> jax.Array:

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from mrl_jax.system import processes
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import cannot_write_error, sha256_of
 
@@ -215,3 +216,13 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove_states(states: Path) -> None:
+    """Remove the training states of a group, which are only ever needed to finish it, and its folder if nothing else is
+    in it."""
+    if processes.is_process0():
+        for _ in range(2):  # a disk that refuses once would leave them for good
+            shutil.rmtree(states, ignore_errors=True)
+        with suppress(OSError):
+            states.parent.rmdir()  # members of the comparison have folders of their own

@@ -19,6 +19,7 @@ from mrl_jax.data import Dataset, Split, StreamedTexts
 from mrl_jax.evaluate import EvaluationConfig, Score, adaptive, compress, parts, refit
 from mrl_jax.evaluate.classification import Classifiers
 from mrl_jax.losses import heads, uncertainty_weighted
+from mrl_jax.rows import is_zero
 from mrl_jax.runs import MetricRow
 from mrl_jax.system import processes
 from mrl_jax.system.errors import UserError
@@ -52,11 +53,14 @@ class ClassObjective:
 
     @property
     def couples_examples(self) -> bool:
-        return self.options.shortlist > 0
+        return not is_zero(self.options.shortlist)
 
     @property
     def sampled(self) -> int:
         return self.options.sampled
+
+    def with_options(self, options: Mapping[str, Any]) -> "ClassObjective":
+        return replace(self, options=replace(self.options, **options))
 
     def of(self, label: Any) -> tuple["ClassObjective", Any]:
         return self, label
@@ -92,7 +96,7 @@ class ClassObjective:
                 loss = uncertainty_weighted(losses_K, params["log_variances"][kind], weights_K)
             total += loss
             each.append(losses_K)
-        if self.options.shortlist:
+        if not is_zero(self.options.shortlist):
             taught_K = where_taught(jnp.sum(weights, axis=0), None if of_arm is None else jnp.sum(of_arm, axis=0))
             total += self.options.shortlist * shortlist(self.options, z_BxD, None, self.dims, taught_K)
         return total, jnp.stack(each)

@@ -20,6 +20,7 @@ from mrl_jax.data import PairDataset, Pairs, Ranking, StreamedTexts
 from mrl_jax.evaluate import Score, compress
 from mrl_jax.losses import LOSSES, Guide, PairBatch, TextIds, nested_cosines, nested_info_nce, relevance
 from mrl_jax.nesting import truncate
+from mrl_jax.rows import is_zero
 from mrl_jax.runs import MetricRow
 from mrl_jax.system.console import say
 from mrl_jax.system.errors import UserError
@@ -58,6 +59,9 @@ class PairObjective:
     def sampled(self) -> int:
         return self.options.sampled
 
+    def with_options(self, options: Mapping[str, Any]) -> "PairObjective":
+        return replace(self, options=replace(self.options, **options))
+
     def of(self, label: Any) -> tuple["PairObjective", Any]:
         return self, label
 
@@ -92,11 +96,11 @@ class PairObjective:
         if not options.supervised:
             total = jnp.float32(0)
         taught_K = where_taught(weights_K, None if of_arm is None else of_arm[0])
-        if options.distillation:
+        if not is_zero(options.distillation):
             assert entry.distillation is not None
             taught, _ = entry.distillation(batch, self.dims, taught_K, options.temperature, options.symmetric)
             total += options.distillation * taught
-        if options.shortlist:
+        if not is_zero(options.shortlist):
             # Scored pairs have one document per query: the texts of the batch are each other's documents.
             scored = LOSSES[options.name].learns_from == "scored pairs"
             queries, documents = (z_SxD, None) if scored else (batch.anchors, batch.candidates)

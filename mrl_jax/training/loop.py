@@ -5,9 +5,10 @@ accuracy the first or, where the task `breaks_ties`, that with the smallest loss
 killed run continues from its last checkpoint, bit-exactly.
 """
 
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from mrl_jax.arms import LossWeights, Member
+from mrl_jax.arms import Member, Row
 from mrl_jax.config import TrainerConfig
 from mrl_jax.runs import Log, checkpoint
 from mrl_jax.system import processes
@@ -46,7 +47,12 @@ class Evaluator(Protocol):
         ...
 
     def accuracy(
-        self, model: Weights, examples: AnyExamples | NamedExamples, batch_size: int, members: int | None
+        self,
+        model: Weights,
+        examples: AnyExamples | NamedExamples,
+        batch_size: int,
+        members: int | None,
+        settings: Mapping[str, Any] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Accuracy and mean loss [(members,) kinds, K] over a split."""
         ...
@@ -65,16 +71,19 @@ class GroupLoop:
         directory: Path,
         log: Log,
         bar: tqdm,
+        may_diverge: bool = False,
     ) -> None:
         self.trainer, self.members, self.seeds = trainer, members, seeds
         self.train, self.validation = train, validation
         self.directory, self.log, self.bar = directory, log, bar
+        self.may_diverge, self.diverged = may_diverge, np.zeros(len(members), bool)
         self.together = len(members) > 1
         self.config, self.program = trainer.config, trainer.program
         self.layout = trainer.layout(len(members) if self.together else None)
-        arms = [m.arm.row(self.program.kinds) for m in members]
-        self.arms: LossWeights = jax.tree.map(lambda *parts: np.stack(parts), *arms)
-        self.rows = self.arms.weights  # [members, kinds, K]
+        rows = [m.row(self.program.kinds) for m in members]
+        self.row: Row = jax.tree.map(lambda *parts: np.stack(parts), *rows)
+        self.weights = self.row.weights  # [members, kinds, K]
+        self.programs = [self.program.with_settings(dict(member.settings)) for member in members]  # of each alone
         self.total = self.program.steps
         moments = np.linspace(0, self.total, self.config.evaluations + 1)[1:]
         self.moments = {max(1, round(moment)) for moment in moments}
@@ -83,17 +92,17 @@ class GroupLoop:
         """Train to the end, from the newest checkpoint if there is one, and return the best model of each member."""
         state, best, start, window = self._start()
         saved = since = time.monotonic()
-        layout, arm = self.layout, self.arms
+        layout, row = self.layout, self.row
         # Independent of the key of the initial parameters, which `TrainStep.init` splits.
         keys = [jax.random.fold_in(jax.random.key(member.seed), 1) for member in self.members]
         key = jax.random.key_data(jnp.stack(keys))
         if not self.together:
-            arm, key = jax.tree.map(lambda x: x[0], (arm, key))
-        arm, key = layout.on_devices((arm, key), layout.state)
+            row, key = jax.tree.map(lambda x: x[0], (row, key))
+        row, key = layout.on_devices((row, key), layout.state)
         key = jax.random.wrap_key_data(key)
         with processes.signals() as signalled:
             for step, batch in enumerate(self._batches(start), start + 1):
-                state, measures = layout.step(state, batch, arm, key)
+                state, measures = layout.step(state, batch, row, key)
                 window.append(measures)
                 self.bar.update()
                 report = step % self.config.log_every == 0 or step in self.moments or step == self.total
@@ -102,6 +111,8 @@ class GroupLoop:
                     continue
                 window = [processes.on_host(measures) for measures in window]
                 self._check_finite(step - len(window), window, best)
+                if self.diverged.all():
+                    break
                 if report:
                     self._report(step, window, time.monotonic() - since)
                     since, window = time.monotonic(), []
@@ -119,7 +130,7 @@ class GroupLoop:
 
     def _start(self) -> tuple[State, Best, int, list[Measures]]:
         """The state, best models, step and unlogged measures at the newest intact checkpoint, or at the beginning."""
-        states = [processes.on_host(self.program.init(member.seed)) for member in self.members]
+        states = [processes.on_host(of.init(m.seed)) for of, m in zip(self.programs, self.members, strict=True)]
         state = jax.tree.map(lambda *leaves: np.stack(leaves), *states) if self.together else states[0]
         shape = (len(self.members),) if self.together else ()
         places = (*shape, 2) if self.program.objective.breaks_ties else shape
@@ -182,13 +193,13 @@ class GroupLoop:
         """Log the means of the steps since the last report."""
         losses, norms = self._by_member(window)
         speed = len(window) * self.config.batch_size * len(self.members) / max(seconds, 1e-9)
-        rate = float(self.program.schedule(step - 1))
+        rates = {program: float(program.schedule(step - 1)) for program in {*self.programs}}
         mean = losses.mean(0)
         self.log.append(
             self._line(i, step, "train", mean[i])
             | {
                 "gradient_norm": float(norms[:, i].mean()),
-                "learning_rate": rate,
+                "learning_rate": rates[self.programs[i]],
                 "examples_per_second": round(speed, 1),
             }
             for i in range(len(self.members))
@@ -202,13 +213,16 @@ class GroupLoop:
         return (losses, norms) if self.together else (losses[:, None], norms[:, None])
 
     def _check_finite(self, before: int, window: list[Measures], best: Best) -> None:
-        """Raise `UserError` for the first step whose losses or gradient are not finite."""
+        """Raise `UserError` for the first step whose losses or gradient are not finite, or note whose they are."""
         losses, norms = self._by_member(window)
-        weighted = np.where(self.rows > 0, losses, 0.0)  # ignore granularities that the arm does not train
+        weighted = np.where(self.weights > 0, losses, 0.0)  # ignore granularities that the arm does not train
         for offset in range(len(losses)):
             for i, member in enumerate(self.members):
                 bad = ~np.isfinite(weighted[offset, i]).all(axis=0)
                 if not bad.any() and np.isfinite(norms[offset, i]):
+                    continue
+                if self.may_diverge:
+                    self.diverged[i] = True
                     continue
                 where = (
                     f"the loss at granularity {self.program.dims[int(np.argmax(bad))]}" if bad.any() else "the gradient"
@@ -260,7 +274,8 @@ class GroupLoop:
         if isinstance(self.validation, MixedExamples):
             parts = {part.name: part for part in self.validation.named}
         size, members = self.config.batch_size, self.layout.members
-        found = {name: self.trainer.accuracy(model, part, size, members) for name, part in parts.items()}
+        settings = self.row.settings if self.together else {key: x[0] for key, x in self.row.settings.items()}
+        found = {name: self.trainer.accuracy(model, part, size, members, settings) for name, part in parts.items()}
         return found if self.together else {name: (right[None], lost[None]) for name, (right, lost) in found.items()}
 
     def _save(self, step: int, state: State, best: Best, window: list[Measures]) -> None:
@@ -272,7 +287,7 @@ class GroupLoop:
     def _result(self, best: Best, i: int) -> FitResult:
         """The best model of member i; `best` holds NumPy arrays."""
         own = jax.tree.map(lambda x: x[i], best) if self.together else best
-        accuracy = float(own.accuracy.flat[0])
+        accuracy = math.nan if self.diverged[i] else float(own.accuracy.flat[0])
         return FitResult(self.members[i], self.program.widen(own.model), accuracy, int(own.step))
 
     def _line(self, i: int, step: int, split: str, loss: np.ndarray) -> dict[str, Any]:
@@ -283,13 +298,13 @@ class GroupLoop:
 
     def _per_dim(self, i: int, values: np.ndarray) -> dict[str, float]:
         """From values [kinds, K], those of the granularities that member i trains, by dim."""
-        active = self.rows[i] > 0
+        active = self.weights[i] > 0
         dims = enumerate(self.program.dims)
         return {str(m): float(values[:, k][active[:, k]][0]) for k, m in dims if active[:, k].any()}
 
     def _average(self, i: int, values: np.ndarray) -> float:
         """The mean of values [kinds, K], weighted by the loss weights of member i."""
-        return float(np.sum(self.rows[i] * np.where(self.rows[i] > 0, values, 0)) / np.sum(self.rows[i]))
+        return float(np.sum(self.weights[i] * np.where(self.weights[i] > 0, values, 0)) / np.sum(self.weights[i]))
 
     def _names(self) -> str:
         return self.members[0].label if not self.together else f"{len(self.members)} members together"

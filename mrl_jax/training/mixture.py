@@ -124,6 +124,9 @@ class MixedObjective:
     parts: Mapping[str, Objective]
     chosen: str | None = None
 
+    def with_options(self, options: Mapping[str, Any]) -> "MixedObjective":
+        return replace(self, parts={name: part.with_options(options) for name, part in self.parts.items()})
+
     def of(self, label: Any) -> tuple["MixedObjective", Any]:
         ((name, inner),) = label.items()
         return replace(self, chosen=name), inner

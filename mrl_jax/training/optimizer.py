@@ -15,6 +15,8 @@ TINY = 1e-37  # added where a mean of squares may be 0
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """The learning rate by step: linear warm-up over the share `warmup` of the steps, then cosine decay or constant."""
+    if isinstance(config.warmup, jax.Array):
+        return _schedule_of_row(config, steps)
     warmup = round(config.warmup * steps)
     match config.schedule:
         case "cosine":
@@ -25,6 +27,18 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
             assert_never(config.schedule)
     rise = optax.linear_schedule(config.learning_rate / (warmup + 1), config.learning_rate, max(1, warmup))
     return optax.join_schedules([rise, after], [warmup])
+
+
+def _schedule_of_row(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """As `schedule`, with an argument of the compiled step as `warmup`, on which optax's schedules cannot branch."""
+    warmup = jnp.round(config.warmup * steps)
+
+    def rate(step: Any) -> jax.Array:
+        progress = jnp.clip((step - warmup) / jnp.maximum(1, steps - warmup), 0, 1)
+        after = (1 + jnp.cos(jnp.pi * progress)) / 2 if config.schedule == "cosine" else 1.0
+        return config.learning_rate * jnp.where(step < warmup, (step + 1) / (warmup + 1), after)
+
+    return rate
 
 
 def create(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
@@ -54,7 +68,7 @@ def scale_by_adam(momentum: float, adaptivity: float) -> optax.GradientTransform
     (Chen et al. 2018, arXiv:1806.06763), which has no mean. The state is that of Adam for every p.
     """
     adam = optax.scale_by_adam(b1=momentum)
-    if adaptivity == 1:
+    if not isinstance(adaptivity, jax.Array) and adaptivity == 1:
         return adam
 
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

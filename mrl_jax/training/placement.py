@@ -48,7 +48,7 @@ class Layout(NamedTuple):
         score: Any = program.score
         state, batch = over(), over("data")
         if members is not None:
-            step, score = jax.vmap(step), jax.vmap(score, in_axes=(0, None, None))
+            step, score = jax.vmap(step), jax.vmap(score, in_axes=(0, None, None, 0))
             state, batch = over("arms"), over("arms", "data")
         return cls(
             members,

@@ -1,12 +1,12 @@
 """The training step that every member of a population runs: encoder, objective (nested loss), optimiser.
 
-`step` and `score` are pure functions of one member's state; the loss weights are an argument, so all arms share one
-compilation. `vmap` over the leading axis turns them into a population.
+`step` and `score` are pure functions of one member's state. Its row, the loss weights and settings of its own, is an
+argument, so all arms share one compilation. `vmap` over the leading axis turns them into a population.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mrl_jax import encoders
-from mrl_jax.arms import LossWeights
+from mrl_jax import encoders, rows
+from mrl_jax.arms import Row
 from mrl_jax.config import OptimizerConfig
 from mrl_jax.encoders import EncoderConfig
 from mrl_jax.losses import cached_gradient, sample_granularities
@@ -82,6 +82,10 @@ class Objective(Protocol):
         """Number of granularities that a sampled arm trains per step."""
         ...
 
+    def with_options(self, options: Mapping[str, Any]) -> "Objective":
+        """The same with these options of `LossConfig`, numbers or arguments of the compiled step."""
+        ...
+
     def of(self, label: Any) -> tuple["Objective", Any]:
         """The objective of a batch with this label, and the label as that one reads it: of a mixture, its source's."""
         ...
@@ -129,6 +133,7 @@ class TrainStep:
     accumulate: int = 1  # parts that a batch is split into
     precision: str = "highest"  # matmul precision of the training step; evaluation always uses "highest"
     wide: "TrainStep | None" = None  # the step that this one is cut from, see `narrow`
+    rates: Mapping[str, Any] = field(default_factory=dict)  # of dropout, in place of the encoder's settings
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -137,6 +142,20 @@ class TrainStep:
     @property
     def kinds(self) -> tuple[str, ...]:
         return self.objective.kinds
+
+    def with_settings(self, settings: rows.Settings) -> "TrainStep":
+        """This step with these settings in place of those of its configuration: numbers, or arguments that are traced.
+
+        Whether a value is 0 is not known of what is traced: a rate of 0 in a row draws a mask that keeps everything,
+        where the constant 0 draws none, so masks that are drawn after it in the same step are others."""
+        if not settings:
+            return self
+        return dataclasses.replace(
+            self,
+            optimizer_config=dataclasses.replace(self.optimizer_config, **rows.of_section(settings, "optimizer")),
+            objective=self.objective.with_options(rows.of_section(settings, "loss")),
+            rates=rows.of_section(settings, "encoder"),
+        )
 
     @cached_property
     def graph(self) -> nnx.GraphDef[Any]:
@@ -236,6 +255,7 @@ class TrainStep:
         if (learns := encoders.trained(self.encoder, encoder)) is not None:
             encoder = jax.tree.map(lambda x, learn: x if learn else jax.lax.stop_gradient(x), encoder, learns)
         module = nnx.merge(self.graph, encoder, model.statistics)
+        encoders.set_rates(self.encoder, module, self.rates)
         z_BxD = module(dict(inputs), rngs=None if key is None else nnx.Rngs(dropout=key))
         return z_BxD, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
@@ -268,15 +288,15 @@ class TrainStep:
             statistics, _ = jax.lax.scan(follow, statistics, (parts, keys))
         return gradient, (losses, statistics)
 
-    def _weights(self, row: LossWeights, key: jax.Array) -> jax.Array:
+    def _weights(self, row: Row, key: jax.Array) -> jax.Array:
         """The loss weights [kinds, K] of one step, with granularities sampled if the arm does so."""
         factors_K = sample_granularities(key, len(self.dims), min(self.objective.sampled, len(self.dims)))
         return jnp.where(row.sampled, row.weights * factors_K, row.weights)
 
-    def step(self, state: State, batch: Inputs, row: LossWeights, key: jax.Array) -> tuple[State, Measures]:
-        """One update. `batch` holds the inputs and `label`, `row` the loss weights of the arm, `key` is the seed's."""
+    def step(self, state: State, batch: Inputs, row: Row, key: jax.Array) -> tuple[State, Measures]:
+        """One update. `batch` holds the inputs and `label`, `row` is the member's, `key` the seed's."""
         with jax.default_matmul_precision(self.precision):
-            program, batch = self._of(batch)
+            program, batch = self.with_settings(row.settings)._of(batch)
             return program._update(state, batch, row, key)
 
     def _of(self, batch: Inputs) -> tuple["TrainStep", Inputs]:
@@ -286,7 +306,7 @@ class TrainStep:
             return self, batch
         return dataclasses.replace(self, objective=objective), {**batch, "label": label}
 
-    def _update(self, state: State, batch: Inputs, row: LossWeights, key: jax.Array) -> tuple[State, Measures]:
+    def _update(self, state: State, batch: Inputs, row: Row, key: jax.Array) -> tuple[State, Measures]:
         gradient = jax.grad(self._losses, has_aux=True)
         key = jax.random.fold_in(key, state.step)
         weights = self._weights(row, key), row.weights
@@ -313,11 +333,13 @@ class TrainStep:
         model = Weights(optax.apply_updates(params, updates), statistics)
         return State(model, optimizer, state.step + 1), Measures(losses, optax.global_norm(grads))
 
-    def score(self, model: Weights, batch: Inputs, valid_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def score(
+        self, model: Weights, batch: Inputs, valid_B: jax.Array, settings: rows.Settings
+    ) -> tuple[jax.Array, jax.Array]:
         """Numbers of correct answers and summed losses, both [kinds, K], over the examples where `valid_B` is true."""
         with jax.default_matmul_precision("highest"):
             z_BxD = self.embed(model, _inputs(batch))
-            objective, label = self.objective.of(batch["label"])
+            objective, label = self.with_settings(settings).objective.of(batch["label"])
             return objective.score(model.params, z_BxD, label, valid_B)
 
 

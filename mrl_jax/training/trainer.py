@@ -5,7 +5,7 @@ end before the next one starts: `loop` has one member per group, `vmap` as many 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from mrl_jax.training.models import FitResult
 from mrl_jax.training.placement import Layout
 from mrl_jax.training.step import State, TrainStep, Weights
 
-# Compile a narrow step only above this many steps of all seeds: compiling takes some 8 s, a step 7 ms (two cores).
+# Compile a narrow step only above this many steps of all trainings: compiling takes some 8 s, a step 7 ms (two cores).
 WORTH_COMPILING_STEPS = 1500
 
 CACHED_TOKENS = 1024  # per embedding batch on a CPU, so that activations fit in its cache
@@ -47,8 +47,10 @@ def tokens_at_once() -> int | None:
 class Trainer:
     """The compiled functions of a `TrainStep`, shared by all groups of a run, and their placement on the devices."""
 
-    def __init__(self, program: TrainStep, config: TrainerConfig) -> None:
+    def __init__(self, program: TrainStep, config: TrainerConfig, trainings: int = 1) -> None:
+        """`trainings` is how often each arm is trained, by its seeds and trials."""
         self.program = program
+        self.trainings = trainings
         self.config = config
         devices = jax.device_count()
         if config.batch_size % (devices * config.accumulate):
@@ -93,7 +95,7 @@ class Trainer:
             return max(self._bytes_of_member(member, part) for part in train.named)
         rows = np.zeros(self.config.batch_size, np.int32)
         longest = None if train.lengths is None else train.padded_length(np.array([np.argmax(train.lengths)]))
-        row, key = member.arm.row(self.program.kinds), jax.random.key(0)
+        row, key = member.row(self.program.kinds), jax.random.key(0)
         model = self.program.shapes
         state = State(model, jax.eval_shape(self.program.optimizer.init, model.params), jnp.int32(0))
         step = jax.jit(self.program.step, donate_argnums=0)
@@ -112,6 +114,8 @@ class Trainer:
         directory: Path,
         log: Log,
         bar: tqdm,
+        *,
+        may_diverge: bool = False,
     ) -> list[FitResult]:
         """Train the members of one group to the end and return the best model of each.
 
@@ -123,6 +127,7 @@ class Trainer:
             directory: training states are checkpointed here, and training continues from the newest one.
             log: gets the training log.
             bar: progress bar, updated per step.
+            may_diverge: a member whose loss or gradient is not finite has an accuracy of NaN, instead of ending all.
 
         Raises:
             UserError: a loss or gradient is not finite (names step, arm, granularity); no intact checkpoint; disk full.
@@ -130,17 +135,18 @@ class Trainer:
         """
         trainer, members = self, tuple(group)
         if len(members) == 1 and (width := members[0].arm.width) is not None:
-            narrow = self._narrow_trainer(width, len(seeds))
+            narrow = self._narrow_trainer(width)
             if narrow is not None:
                 alone = dataclasses.replace(members[0].arm, weights=(1.0,))
                 trainer, members = narrow, (dataclasses.replace(members[0], arm=alone),)
-        results = GroupLoop(trainer, members, tuple(seeds), train, validation, directory, log, bar).fit()
+        loop = GroupLoop(trainer, members, tuple(seeds), train, validation, directory, log, bar, may_diverge)
+        results = loop.fit()
         return [result._replace(member=member) for result, member in zip(results, group, strict=True)]
 
-    def _narrow_trainer(self, width: int, seeds: int) -> "Trainer | None":
+    def _narrow_trainer(self, width: int) -> "Trainer | None":
         """The trainer of fixed-size models of `width`, or None if a separate compiled step does not pay for them."""
         if width not in self._narrow:
-            pays = width < self.program.width and self.program.steps * seeds >= WORTH_COMPILING_STEPS
+            pays = width < self.program.width and self.program.steps * self.trainings >= WORTH_COMPILING_STEPS
             program = self.program.narrow(width) if pays else None
             self._narrow[width] = None if program is None else Trainer(program, self.config)
         return self._narrow[width]
@@ -163,14 +169,20 @@ class Trainer:
         return processes.gather_rows(np.concatenate(z), np.concatenate(positions), len(examples))
 
     def accuracy(
-        self, model: Weights, examples: AnyExamples | NamedExamples, batch_size: int, members: int | None
+        self,
+        model: Weights,
+        examples: AnyExamples | NamedExamples,
+        batch_size: int,
+        members: int | None,
+        settings: Mapping[str, Any] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Accuracy and mean loss [(members,) kinds, K] over a split, of one source."""
+        """Accuracy and mean loss [(members,) kinds, K] over a split, of one source; `settings` are those of the rows."""
         layout = self.layout(members)
+        own = layout.on_devices(dict(settings or {}), layout.state)
         right: Any = 0
         lost: Any = 0
         for _, batch, valid in batches.slices(examples, batch_size):
-            scores = layout.score(model, *layout.on_devices([batch, valid], layout.shared))
+            scores = layout.score(model, *layout.on_devices([batch, valid], layout.shared), own)
             hits, losses = processes.on_host(scores)
             right, lost = right + hits, lost + losses.astype(np.float64)
         return right / len(examples), lost / len(examples)

@@ -12,7 +12,7 @@ from model_families import MADE, TEXTS
 
 import mrl_jax
 from mrl_jax import config, encoders, train
-from mrl_jax.arms import LossWeights
+from mrl_jax.arms import Row
 from mrl_jax.config import Config, LossConfig, TrainerConfig
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders import huggingface
@@ -52,7 +52,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     state = first = program.init(0)
     inputs = reader(["the fox", "a dog", "x"])
     batch = {**inputs, "label": np.array([0, 1, 0], np.int32)}
-    row = LossWeights(np.ones((1, 2), np.float32), np.array(False))
+    row = Row(np.ones((1, 2), np.float32), np.array(False))
     step = jax.jit(program.step)
     for _ in range(2):
         state, measures = step(state, batch, row, jax.random.key(0))
@@ -155,7 +155,7 @@ def test_of_frozen_weights_the_projection_and_the_heads_learn_and_nothing_else(t
     program, reader = program_of(tmp_path / "model", frozen=True, projection=True)
     first = program.init(0)
     batch = {**reader(["the fox", "a dog"]), "label": np.array([0, 1], np.int32)}
-    row = LossWeights(np.ones((1, 2), np.float32), np.array(False))
+    row = Row(np.ones((1, 2), np.float32), np.array(False))
     state, _ = jax.jit(program.step)(first, batch, row, jax.random.key(0))
     before, after = flat(first.model), flat(state.model)
     moved = {name for name in before if (before[name] != after[name]).any()}

@@ -18,7 +18,7 @@ import pytest
 from tqdm import tqdm
 
 from mrl_jax import arms, train
-from mrl_jax.arms import LossWeights, Member
+from mrl_jax.arms import Row, Member
 from mrl_jax.config import LossConfig, OptimizerConfig, TrainerConfig
 from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.encoders.convnet import ConvNetConfig
@@ -185,7 +185,7 @@ def test_the_sampled_arm_trains_as_many_granularities_a_step_as_asked() -> None:
         moved = tuple(bool(np.any(np.asarray(a) != np.asarray(b))) for a, b in zip(before, new, strict=True))
         assert sum(moved) == 2
         weights = jnp.asarray([np.where(moved, 1.5, 0.0), np.zeros(3)])
-        wanted, _ = step(state, batch, LossWeights(weights, np.False_), jax.random.key(0))
+        wanted, _ = step(state, batch, Row(weights, np.False_), jax.random.key(0))
         close(after.model, wanted.model)
         seen.add(moved)
         state = after
@@ -250,7 +250,7 @@ def test_ff_in_a_population_is_the_model_of_that_width_trained_alone(tmp_path: P
     key = jax.random.fold_in(jax.random.key(0), 1)
     moments = {}
     for number, rows in enumerate(stream(train, 0, 16, 0, 12), 1):
-        state, _ = step(state, train.take(rows), LossWeights(jnp.ones((1, 1)), jnp.bool_(False)), key)
+        state, _ = step(state, train.take(rows), Row(jnp.ones((1, 1)), jnp.bool_(False)), key)
         moments[number] = state.model
     kept = moments[fit(wide, [members[1]], tmp_path / "again")["ff4-seed0"].step]
     batch = features(30, 1).take(np.arange(30))
@@ -346,7 +346,7 @@ def test_one_step_of_sgd_is_the_formula() -> None:
     params = state.model.params
     grads = jax.grad(loss)(params)
     expected = jax.tree.map(lambda p, g: p - 0.1 * (g + (0.01 * p if p.ndim >= 2 else 0)), params, grads)
-    after, _ = jax.jit(setup.step)(state, batch, LossWeights(row, jnp.bool_(False)), jax.random.key(0))
+    after, _ = jax.jit(setup.step)(state, batch, Row(row, jnp.bool_(False)), jax.random.key(0))
     close(after.model.params, expected)
 
 
@@ -354,7 +354,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch() -> None:
     whole = program(encoder=MLPConfig(hidden=(16,), dropout=0.0))
     parts = replace(whole, accumulate=4)
     batch = features(16).take(np.arange(16))
-    row = LossWeights(jnp.ones((2, 3)), jnp.bool_(False))
+    row = Row(jnp.ones((2, 3)), jnp.bool_(False))
     one, measures = jax.jit(whole.step)(whole.init(0), batch, row, jax.random.key(0))
     other, others = jax.jit(parts.step)(parts.init(0), batch, row, jax.random.key(0))
     close(one.model, other.model)
@@ -366,7 +366,7 @@ def test_running_statistics_follow_parts_of_a_batch_whatever_the_loss() -> None:
     """Batch norm, with a loss that takes the parts of a batch one by one, and with one that couples its examples."""
     images = np.random.default_rng(0).normal(size=(8, 4, 4, 1)).astype(np.float32)
     batch = {"image": images, "label": (np.arange(8) % CLASSES).astype(np.int32)}
-    row = LossWeights(jnp.ones((1, 3)), jnp.bool_(False))
+    row = Row(jnp.ones((1, 3)), jnp.bool_(False))
     shapes, statistics = {"image": (4, 4, 1)}, []
     for shortlist in (0.0, 1.0):
         encoder, options = ConvNetConfig(channels=1), LossConfig(shortlist=shortlist)
