@@ -101,7 +101,7 @@ def drop(x: jax.Array, rate: float | jax.Array, rngs: nnx.Rngs | None) -> jax.Ar
         return x
     threshold: Any
     if isinstance(rate, jax.Array):  # the nearest float32 below 2³² is the largest that a uint32 holds
-        threshold = jnp.minimum(jnp.round(rate * 2**32), np.float32(2**32 - 256)).astype(jnp.uint32)
+        threshold = jnp.minimum(jnp.round(rate * 2.0**32), np.float32(2**32 - 256)).astype(jnp.uint32)
     else:
         threshold = np.uint32(min(round(rate * 2**32), 2**32 - 1))
     return jnp.where(hash_bits(rngs.dropout(), x.shape) >= threshold, x / (1 - rate), 0)

@@ -36,7 +36,10 @@ def cross_entropy(logits_BxC: jax.Array, labels_B: jax.Array, label_smoothing: A
     true_logit = jnp.take_along_axis(logits_BxC, labels_B[:, None], axis=-1)[:, 0]
     if is_zero(label_smoothing):
         return log_normalizer - true_logit
-    return log_normalizer - (1.0 - label_smoothing) * true_logit - label_smoothing * jnp.mean(logits_BxC, axis=-1)
+    losses_B: jax.Array = (
+        log_normalizer - (1.0 - label_smoothing) * true_logit - label_smoothing * jnp.mean(logits_BxC, axis=-1)
+    )
+    return losses_B
 
 
 def nested_cross_entropy(

@@ -276,6 +276,29 @@ def training(study: Study) -> Figure:
     return Figure("training", "Validation score over training", panels, note, small=True)
 
 
+def budget(study: Study) -> Figure:
+    """The expected best validation score of so many trials: one panel per series, one line per fixed width."""
+    widths = sorted({width for _, width in study.tuned if width is not None})
+    shades = dict(zip(widths, matplotlib.colormaps["viridis"](np.linspace(0.9, 0, len(widths))), strict=True))
+    panels: dict[Series, list[Points]] = defaultdict(list)
+    for (series, width), tuned in study.tuned.items():
+        color = look_of(study, series).color if width is None else to_hex(shades[width])
+        values = [100 * score for score in tuned.expected_best]
+        trials, hover = range(1, len(values) + 1), [f"{value:.2f} %" for value in values]
+        label = "nested" if width is None else f"{width} dims"
+        panels[series].append(Points(label, (series.key,), Look(color, "circle"), [*trials], values, hover))
+    lines = [
+        Lines(series.label, Axis("settings tried"), "expected best on validation (%)", points, series.key, unified=True)
+        for series, points in panels.items()
+        if any(point.x for point in points)
+    ]
+    note = (
+        "Expected best validation score of so many random settings (Dodge et al. 2019): where a line still rises, more "
+        "trials may help."
+    )
+    return Figure("budget", "What trying settings brings", lines, note, shared_y=False, small=True)
+
+
 def classes(needs: Sequence[compare.ClassNeeds], series: Series) -> Figure:
     """A heat map of the classes that need most dims."""
     shown = needs[:MAX_CLASSES]

@@ -39,6 +39,7 @@ def sections(study: Study, comparisons: Comparisons) -> list[Section]:
         *(_differences(study, metric, of_metric) for metric, of_metric in comparisons.items()),
         _between(comparisons),
         _tax(comparisons),
+        _settings(study),
         _equal_compute(study),
         _own_heads(study),
         _oracle(study),
@@ -155,6 +156,36 @@ def _tax(comparisons: Comparisons) -> Section:
     caption = "FF(D) minus the arm at full width D, percentage points [95 % interval]."
     tables = _some("tax", caption, ["", "arm", "D", "tax"], rows)
     return Section("The Matryoshka tax", [sentence] if rows else [], tables)
+
+
+def _settings(study: Study) -> Section:
+    """Which settings each arm was trained with, of those that all arms tried."""
+    keys = list(dict.fromkeys(key for tuned in study.tuned.values() for key in tuned.settings))
+    rows = [
+        [
+            series.label if width is None else f"{series.label}, {width} dims",
+            "configured" if tuned.trial == 0 else f"{tuned.trial} of {tuned.trials}",
+            *(_setting(tuned.settings, key) for key in keys),
+            cells.percent(tuned.validation),
+            cells.NONE if tuned.configured is None else cells.percent(tuned.configured),
+            str(tuned.within_standard_error),
+        ]
+        for (series, width), tuned in study.tuned.items()
+    ]
+    sentence = (
+        "Every arm tried the same settings, and was trained with the one that is best on validation. The score of a "
+        "chosen setting is optimistic, being the largest of many; the test split was not read."
+    )
+    header = ["", "trial", *keys, "validation (%)", "as configured (%)", "within a standard error"]
+    caption = "Chosen settings, their validation score, that of the configured ones, and how many settings are as good."
+    tables = _some("settings", caption, header, rows)
+    pictures = [figure] if rows and (figure := figures.budget(study)).panels else []
+    return Section("Settings of each arm", [sentence] if rows else [], tables, pictures)
+
+
+def _setting(settings: Mapping[str, float | None], key: str) -> str:
+    value = settings.get(key, math.nan)
+    return "none" if value is None else cells.NONE if math.isnan(value) else f"{value:.3g}"
 
 
 def _equal_compute(study: Study) -> Section:

@@ -95,6 +95,7 @@ class Study:
     notes: tuple[str, ...]  # sentences for the reader
     log: list[dict[str, Any]]  # the lines of all metrics.jsonl, each with its `variant`
     environment: list[dict[str, Any]]  # one mapping per run, with its `run`
+    tuned: Mapping[tuple[Series, int | None], validate.Tuned]  # by series and fixed width, where settings were chosen
     _values: Mapping[tuple[Series, str, str, int], np.ndarray] = field(repr=False)
     _files: Mapping[Series, Mapping[int | None, list[Path]]] = field(repr=False)  # width of a fixed-size model → [S]
     _cache: dict[tuple[Series, str], dict[int, np.ndarray]] = field(default_factory=dict, repr=False)
@@ -269,6 +270,12 @@ def _assemble(
         notes=tuple(dict.fromkeys(notes)),
         log=log,
         environment=[{"run": names[run.directory], **run.environment} for run in used],
+        tuned={
+            (Series(entry.arm, variant), entry.width): entry
+            for (variant, _), run in chosen.items()
+            for entry in run.tuned
+            if Series(entry.arm, variant) in present
+        },
         _values=values,
         _files=files,
     )

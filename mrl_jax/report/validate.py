@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -24,6 +24,20 @@ from mrl_jax.system.errors import UserError, nearest
 MAX_VALUE = 1e15  # no measurement is larger
 
 
+class Tuned(NamedTuple):
+    """The settings that an arm was trained with, chosen on validation: an entry of tuned.json."""
+
+    arm: str
+    width: int | None  # of a fixed-size arm
+    settings: Mapping[str, float | None]  # None: no bound
+    trial: int  # 0: the configured settings
+    trials: int  # settings that were drawn
+    validation: float  # of the chosen settings; the score that chose them, so optimistic
+    configured: float | None  # of the configured settings; None: they diverge
+    within_standard_error: int  # settings that the validation examples cannot tell from the best, it included
+    expected_best: Sequence[float]  # of 1, 2, … drawn settings
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """What a finished or interrupted run left behind."""
@@ -33,6 +47,7 @@ class Run:
     rows: list[MetricRow]
     dataset: Mapping[str, Any]
     environment: Mapping[str, Any]
+    tuned: tuple[Tuned, ...] = ()
 
     @property
     def started(self) -> tuple[datetime, str]:
@@ -111,7 +126,37 @@ def load_run(directory: Path) -> Run:
             raise UserError(f"{directory / 'dataset.json'} is damaged: it lacks {key}")
     if rows and not (type(count := dataset["examples"].get("train")) is int and 0 <= count < 2**53):
         raise UserError(f"{directory / 'dataset.json'} is damaged: it lacks the number of training examples")
-    return Run(directory, config, rows, dataset, _read_object(directory / "environment.json"))
+    return Run(directory, config, rows, dataset, _read_object(directory / "environment.json"), _tuned(directory))
+
+
+def _tuned(directory: Path) -> tuple[Tuned, ...]:
+    """What tuned.json says; nothing where there is none. Raises `UserError` for a damaged one."""
+    path = directory / "tuned.json"
+    if not path.exists():
+        return ()
+    try:
+        entries = tuple(
+            Tuned(**{field: entry[field] for field in Tuned._fields}) for entry in _read_object(path).values()
+        )
+        good = entries and all(map(_is_tuned, entries))
+    except (KeyError, TypeError):
+        good = False
+    if not good:
+        raise UserError(f"{path} is damaged; delete it, and resume=true writes it again")
+    return entries
+
+
+def _is_tuned(entry: Tuned) -> bool:
+    counts = (entry.trial, entry.trials, entry.within_standard_error)
+    scores = (entry.validation, *([] if entry.configured is None else [entry.configured]), *entry.expected_best)
+    settings = entry.settings.items() if isinstance(entry.settings, dict) else [(None, None)]
+    return (
+        entry.arm in ARMS
+        and (entry.width is None or type(entry.width) is int)
+        and all(type(count) is int and 0 <= count < 2**53 for count in counts)
+        and all(_is_number(score) and abs(score) <= MAX_VALUE for score in scores)
+        and all(isinstance(key, str) and (value is None or _is_number(value)) for key, value in settings)
+    )
 
 
 def _read_object(path: Path) -> dict[str, Any]:

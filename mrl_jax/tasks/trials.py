@@ -56,7 +56,8 @@ def tune(config: Config, directory: Path, trainer: Trainer, splits: Splits) -> d
     tried = space.draws(config)
     population = arms.expand(config.arms, config.nesting_dims, config.loss.weights)
     done = _run(config, population, tried, directory, trainer, splits)
-    chosen = {arm.label: _choose(arm, [t for t in done if t.member.startswith(f"{arm.label}-trial")]) for arm in population}
+    each = len(tried)
+    chosen = {arm.label: _choose(arm, done[i * each : (i + 1) * each]) for i, arm in enumerate(population)}
     examples = len(splits["validation"])
     record = {label: _describe(best, of_arm, tried, examples) for label, (best, of_arm) in chosen.items()}
     if processes.is_process0():
@@ -74,7 +75,7 @@ def _run(
     trainer: Trainer,
     splits: Splits,
 ) -> list[Trial]:
-    """All trials, of which those that are in trials.csv are not run again."""
+    """The trials of all arms, arm by arm, of which those that are in trials.csv are not run again."""
     members = [Member(arm, SEED, settings, trial) for arm in population for trial, settings in enumerate(tried)]
     path = directory / FOLDER / "trials.csv"
     done = {trial.member: trial for trial in processes.on_process0(lambda: read(path))}
@@ -116,6 +117,8 @@ def _describe(best: Trial, of_arm: Sequence[Trial], tried: Sequence[Settings], e
     drawn = [trial.accuracy for trial in of_arm[1:] if math.isfinite(trial.accuracy)]
     error = math.sqrt(max(best.accuracy * (1 - best.accuracy), 0) / examples)
     return {
+        "arm": best.arm,
+        "width": best.width,
         "settings": {key: value if math.isfinite(value) else None for key, value in tried[best.trial]},
         "trial": best.trial,
         "trials": len(of_arm) - 1,

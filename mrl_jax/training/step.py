@@ -334,12 +334,12 @@ class TrainStep:
         return State(model, optimizer, state.step + 1), Measures(losses, optax.global_norm(grads))
 
     def score(
-        self, model: Weights, batch: Inputs, valid_B: jax.Array, settings: rows.Settings
+        self, model: Weights, batch: Inputs, valid_B: jax.Array, settings: rows.Settings | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Numbers of correct answers and summed losses, both [kinds, K], over the examples where `valid_B` is true."""
         with jax.default_matmul_precision("highest"):
             z_BxD = self.embed(model, _inputs(batch))
-            objective, label = self.with_settings(settings).objective.of(batch["label"])
+            objective, label = self.with_settings(settings or {}).objective.of(batch["label"])
             return objective.score(model.params, z_BxD, label, valid_B)
 
 

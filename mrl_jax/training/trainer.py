@@ -176,7 +176,7 @@ class Trainer:
         members: int | None,
         settings: Mapping[str, Any] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Accuracy and mean loss [(members,) kinds, K] over a split, of one source; `settings` are those of the rows."""
+        """Accuracy and mean loss [(members,) kinds, K] over a split of one source; `settings` are of the rows."""
         layout = self.layout(members)
         own = layout.on_devices(dict(settings or {}), layout.state)
         right: Any = 0

@@ -18,7 +18,7 @@ import pytest
 from tqdm import tqdm
 
 from mrl_jax import arms, train
-from mrl_jax.arms import Row, Member
+from mrl_jax.arms import Member, Row
 from mrl_jax.config import LossConfig, OptimizerConfig, TrainerConfig
 from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.encoders.convnet import ConvNetConfig
@@ -80,7 +80,7 @@ def fit(
     at_once: int | None = None,
 ) -> dict[str, FitResult]:
     config = TrainerConfig(batch_size=16, evaluations=3, log_every=4, population=population, arms_at_once=at_once)
-    trainer = Trainer(program, config)
+    trainer = Trainer(program, config, trainings=len({m.seed for m in members}))
     done = {}
     for group in group_members(members, trainer.at_once(members, train or features(90))):
         fitted = trainer.fit(
