@@ -3,7 +3,10 @@
     python -m mrl_jax.report results/newsgroups/latest
     python -m mrl_jax.report results/newsgroups results/newsgroups_weighted --out reports/weights
 
-Writes report.md, report.html, tables.tex, differences.csv and plots/ into `<first path>/report`, or into --out.
+    python -m mrl_jax.report --across results/newsgroups/a/report results/reuters_r52/b/report results/mine/c/report
+
+Writes report.md, report.html, tables.tex, differences.csv and plots/ into `<first path>/report`, or into --out. With
+--across it reads the reports of several data sets, and writes across.md, across.csv and plots/: see `report.across`.
 """
 
 import argparse
@@ -16,7 +19,7 @@ import numpy as np
 
 from mrl_jax.arms import ARMS, CLASSICAL, TRAINED
 from mrl_jax.evaluate.metrics import COMPARED, find, ordered
-from mrl_jax.report import compare, figures, formats, page, plots, study, validate
+from mrl_jax.report import across, compare, figures, formats, page, plots, study, validate
 from mrl_jax.report.sections import sections
 from mrl_jax.system import console, files
 
@@ -138,12 +141,16 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m mrl_jax.report", description="Compare runs: statistics, tables, plots and a page."
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a run, or a folder with runs below it")
+    parser.add_argument(
+        "--across", action="store_true", help="PATHs are reports of several data sets: what they say together"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; by default <first PATH>/report")
     return console.run(parser, _run, arguments, place="out")
 
 
 def _run(options: argparse.Namespace) -> None:
-    written, summary = report(options.paths, options.out or options.paths[0] / "report")
+    write, usual = (across.report, "across") if options.across else (report, "report")
+    written, summary = write(options.paths, options.out or options.paths[0] / usual)
     print(summary)
     folder = written[0].parent
     print(f"{folder}: {', '.join(str(path.relative_to(folder)) for path in written)}", file=sys.stderr)

@@ -25,16 +25,21 @@ def markdown(study: Study, parts: Sequence[Section]) -> str:
     ]
     if study.notes:
         lines += ["", *(f"- {_markdown(note)}" for note in study.notes)]
+    return "\n".join([*lines, *markdown_parts(parts)]) + "\n"
+
+
+def markdown_parts(parts: Sequence[Section]) -> Iterator[str]:
+    """The lines of the sections of a report."""
     for part in parts:
-        lines += ["", f"## {_markdown(part.heading)}"]
+        yield from ("", f"## {_markdown(part.heading)}")
         if len(part.sentences) == 1:
-            lines += ["", _markdown(part.sentences[0])]
+            yield from ("", _markdown(part.sentences[0]))
         elif part.sentences:
-            lines += ["", *(f"- {_markdown(sentence)}" for sentence in part.sentences)]
+            yield from ("", *(f"- {_markdown(sentence)}" for sentence in part.sentences))
         for table in part.tables:
-            lines += ["", _markdown(table.caption), "", *_markdown_grid(table)]
-        lines += [line for figure in part.figures for line in ("", f"![{figure.name}](plots/{figure.name}.png)")]
-    return "\n".join(lines) + "\n"
+            yield from ("", _markdown(table.caption), "", *_markdown_grid(table))
+        for figure in part.figures:
+            yield from ("", f"![{figure.name}](plots/{figure.name}.png)")
 
 
 def _markdown_grid(table: Table) -> Iterator[str]:

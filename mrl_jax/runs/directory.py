@@ -3,6 +3,8 @@
     results/<experiment>/<run>/
         config.yaml         the resolved configuration
         recipe.json         which recipe chose the keys that the command left open, and the scores of its trials
+        tuned.json          the settings that each arm chose on validation, where `tune.trials` asks for it
+        trials/             every setting that was tried: trials.csv, and the log of their training
         environment.json    versions, device, core count, git commit
         dataset.json        classes, sizes and a fingerprint of the data
         repeats.json        how many examples stand in train more than once, or in train and in another part
