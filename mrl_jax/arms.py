@@ -5,6 +5,7 @@ With K nesting dims and both kinds of heads a row has 2K entries, K for the sepa
     mrl          (1 … 1 | 0 … 0)      one head per granularity
     mrl_e        (0 … 0 | 1 … 1)      one tied head
     mrl_sampled  (1 … 1 | 0 … 0)      as mrl, but each step keeps a random few of the granularities
+    mrl_…        (1 … 1 | 0 … 0)      as mrl, with settings of its own: the weight of another loss
     ff(k)        (0 … 1 … 0 | 0 … 0)  the independently trained fixed-size model of width m_k
 
 Everything else (data order, initial parameters, dropout, optimiser, compiled step) is the same for the arms of a seed,
@@ -17,8 +18,8 @@ is the run's width.
 Where pairs are trained on there is no head: the row weighs the contrastive loss of each granularity, and no mrl_e.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,10 +36,13 @@ class ArmType:
     marker: Literal[
         "circle", "square", "pentagon", "triangle-up", "triangle-down", "plus", "x", "diamond", "star", "hexagon",
         "thin-diamond", "triangle-left", "triangle-right", "octagon", "hexagon2", "star-diamond",
+        "triangle-ne", "triangle-sw",
     ]  # fmt: skip
     origin: Literal["nested", "fixed", "compressed", "untuned", "classical"]
     head: Literal["separate", "tied"] | None = None  # that a trained arm reads where classes are learnt
     sampled: bool = False  # each step keeps a random few of the granularities
+    settings: Mapping[str, float] = field(default_factory=dict)  # by key of `rows`, what it has beside its loss weights
+    in_all: bool = True  # whether `arms=all` stands for it too
     compression: str | None = None  # of `evaluate.compress.COMPRESSIONS`: what is made of an embedding
     compresses: str = "ff"  # the trained arm whose full-width embedding a compressed arm is made of
     baseline: bool = False  # nested arms are compared with it
@@ -53,6 +57,18 @@ ARMS: dict[str, ArmType] = {
     "mrl": ArmType("MRL", "#0072b2", "circle", "nested", "separate"),
     "mrl_e": ArmType("MRL-E", "#d55e00", "square", "nested", "tied", tasks=("classes",)),
     "mrl_sampled": ArmType("MRL sampled", "#56b4e9", "pentagon", "nested", "separate", sampled=True),
+    "mrl_distilled": ArmType(
+        "MRL distilled",
+        "#44aa99",
+        "triangle-ne",
+        "nested",
+        "separate",
+        settings={"loss.distillation": 1.0},
+        in_all=False,
+    ),
+    "mrl_shortlist": ArmType(
+        "MRL shortlist", "#aa4499", "triangle-sw", "nested", "separate", settings={"loss.shortlist": 1.0}, in_all=False
+    ),
     "ff": ArmType("FF", "#009e73", "triangle-up", "fixed", "separate", baseline=True),
     "truncated": ArmType("truncated", "#e69f00", "triangle-down", "compressed", compression="truncated", baseline=True),
     "random_subset": ArmType("random subset", "#999999", "plus", "compressed", compression="random_subset"),
@@ -160,6 +176,13 @@ def expand(names: Sequence[str], dims: Sequence[int], weights: Sequence[float] |
     return tuple(dict.fromkeys(arms))
 
 
+def own_settings(arms: Sequence[Arm], configured: Callable[[str], float]) -> dict[str, tuple[tuple[str, float], ...]]:
+    """By label of each arm, the settings that any of `arms` has beside its loss weights; where it has none itself, they
+    are as `configured`. All rows of a program have the same keys."""
+    keys = dict.fromkeys(key for arm in arms for key in ARMS[arm.name].settings)
+    return {arm.label: tuple((key, ARMS[arm.name].settings.get(key, configured(key))) for key in keys) for arm in arms}
+
+
 def posthoc(names: Sequence[str]) -> tuple[str, ...]:
     """The post-hoc arms among `names`. Raises `UserError` when the models that they compress are missing."""
     named = _named(names)
@@ -188,7 +211,7 @@ def untuned(names: Sequence[str]) -> tuple[str, ...]:
 
 def suited_to(*tasks: str) -> tuple[str, ...]:
     """What `arms=all` stands for where `tasks` are learnt from: classes, pairs or scored pairs."""
-    return tuple(name for name in NAMES if {*tasks} <= {*ARMS[name].tasks})
+    return tuple(name for name in NAMES if ARMS[name].in_all and {*tasks} <= {*ARMS[name].tasks})
 
 
 def classical(chosen: str | Sequence[str] | None, task: str) -> tuple[str, ...]:

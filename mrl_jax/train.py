@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from omegaconf import DictConfig
 from mrl_jax import arms, data, report, runs, tasks
 from mrl_jax import config as configuration
 from mrl_jax.arms import Member
-from mrl_jax.config import Config
+from mrl_jax.config import Config, space
 from mrl_jax.data import repeats
 from mrl_jax.runs import MetricRow, checkpoint, sweeps
 from mrl_jax.system import console, files, processes
@@ -186,8 +187,10 @@ def _score_untuned(config: Config, trainer: Trainer, splits: Splits, directory: 
 
 def _members(config: Config, tuned: Mapping[str, trials.Settings] | None = None) -> list[Member]:
     """The members of the comparison, with the settings of each arm where they are `tuned`, by its label."""
-    population, own = arms.expand(config.arms, config.nesting_dims, config.loss.weights), tuned or {}
-    return [Member(arm, seed, own.get(arm.label, ())) for seed in range(config.seeds) for arm in population]
+    population = arms.expand(config.arms, config.nesting_dims, config.loss.weights)
+    own = arms.own_settings(population, partial(space.configured, config))
+    chosen = {label: settings + (tuned or {}).get(label, ()) for label, settings in own.items()}
+    return [Member(arm, seed, chosen[arm.label]) for seed in range(config.seeds) for arm in population]
 
 
 def _is_of(row: MetricRow, member: Member, config: Config) -> bool:

@@ -20,7 +20,7 @@ class LossConfig:
     learned_temperature: bool = False  # info_nce: learn τ, starting from temperature
     symmetric: bool = True  # symmetric InfoNCE: also document → query
     mask_known: bool = True  # info_nce: equal texts, known positives and the query's own text are no negatives
-    distillation: float = at_least(0.0, 0)  # weight of a loss in which the full width's similarities teach the prefixes
+    distillation: float = at_least(0.0, 0)  # weight of a loss in which the full width's similarities or answers teach
     shortlist: float = at_least(
         0.0, 0
     )  # weight of a loss in which the full width's neighbours in a batch teach prefixes

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mrl_jax import rows
+from mrl_jax import arms, rows
 from mrl_jax.config.build import as_word
 from mrl_jax.config.schema import Config
 from mrl_jax.encoders import ENCODERS
@@ -80,7 +80,7 @@ def draws(config: Config) -> list[tuple[tuple[str, float], ...]]:
     The draw of a trial depends on `tune.seed`, its number and the key alone, so more trials, or another key, leave the
     others as they are."""
     space = read(config)
-    own = tuple((key, _configured(config, key)) for key in space)
+    own = tuple((key, configured(config, key)) for key in space)
     drawn = [
         tuple(
             (key, of.at(float(np.random.default_rng([config.tune.seed, trial, *key.encode()]).uniform())))
@@ -122,6 +122,9 @@ def _allowed(config: Config) -> tuple[str, ...]:
 
 def _check_key(config: Config, key: str) -> None:
     allowed = _allowed(config)
+    for arm in config.arms:
+        if key in arms.ARMS[arm].settings:
+            raise UserError(f"tune.space: {key} is what makes arm {arm}; leave out one of them")
     if key in allowed:
         return
     section, _, name = key.rpartition(".")
@@ -174,7 +177,7 @@ def _check_value(config: Config, key: str, value: float) -> None:
         raise UserError(f"tune.space: {key} cannot be {as_word(value)}; {metadata['allowed']}")
 
 
-def _configured(config: Config, key: str) -> float:
+def configured(config: Config, key: str) -> float:
     """The value that the configuration has. No clipping is a bound that no gradient reaches."""
     section, _, name = key.partition(".")
     value = getattr(getattr(config, section), name)

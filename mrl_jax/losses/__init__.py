@@ -12,6 +12,7 @@ import jax
 from mrl_jax.losses.classification import (
     cross_entropy,
     nested_cross_entropy,
+    nested_logit_distillation,
     sample_granularities,
     uncertainty_weighted,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "nested_cross_entropy",
     "nested_distillation",
     "nested_info_nce",
+    "nested_logit_distillation",
     "nested_pair_distillation",
     "nested_similarity_regression",
     "sample_granularities",
@@ -114,7 +116,7 @@ def _teach_cosines(
 
 CONTRASTED = ("loss.learned_temperature", "loss.guide", "loss.guide_margin", "trainer.no_duplicates")
 OF_CLASSES = (
-    *("loss.label_smoothing", "loss.weighting", "evaluation.cascade", "evaluation.few_shot"),
+    *("loss.label_smoothing", "loss.weighting", "loss.distillation", "evaluation.cascade", "evaluation.few_shot"),
     *("evaluation.by_frequency", "evaluation.superclass", "evaluation.unknown", "evaluation.corruption"),
 )
 TAUGHT = ("loss.distillation", "loss.teacher", "loss.teacher_weight", "loss.supervised")

@@ -70,6 +70,28 @@ def nested_cross_entropy(
     return jnp.dot(weights, losses_K), losses_K
 
 
+def nested_logit_distillation(
+    logits: Sequence[jax.Array], weights: jax.Array | Sequence[float]
+) -> tuple[jax.Array, jax.Array]:
+    """Σ_k weights[k] · mean over the batch of KL(softmax(logits_K) ‖ softmax(logits_k)).
+
+    The answers of the full width, without gradient, are the targets of the prefixes (Hinton, Vinyals and Dean, 2015,
+    arXiv:1503.02531, at temperature 1). The loss of the full width itself is 0.
+
+    Args:
+        logits: K arrays [B, C], one per granularity, the full width last.
+        weights: [K], summed as given.
+
+    Returns:
+        The scalar loss, and the unweighted loss of each granularity in nats, float32 [K].
+    """
+    *students, teacher = (jax.nn.log_softmax(logits_BxC.astype(jnp.float32)) for logits_BxC in logits)
+    teacher = jax.lax.stop_gradient(teacher)
+    divergences = [jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)) for student in students]
+    losses_K = jnp.stack([*divergences, jnp.zeros(())])
+    return jnp.dot(jnp.asarray(weights, jnp.float32), losses_K), losses_K
+
+
 def uncertainty_weighted(losses_K: jax.Array, log_variances_K: jax.Array, weights_K: jax.Array) -> jax.Array:
     """Σ_k c_k · (exp(−s_k) · L_k + s_k / 2): the importance of each granularity learned with the model.
 

@@ -18,7 +18,7 @@ MARKERS = {
     "triangle-down": "triangle-down", "plus": "cross", "x": "x", "diamond": "diamond", "star": "star",
     "hexagon": "hexagon", "thin-diamond": "diamond-tall", "triangle-left": "triangle-left",
     "triangle-right": "triangle-right", "octagon": "octagon", "hexagon2": "hexagon2",
-    "star-diamond": "star-diamond",
+    "star-diamond": "star-diamond", "triangle-ne": "triangle-ne", "triangle-sw": "triangle-sw",
 }  # fmt: skip
 PATTERNS = {"solid": "", "dash": "/", "dot": ".", "dashdot": "x", "longdash": "\\"}
 AXIS = {"gridcolor": "#e6e6e6", "linecolor": "#999", "zeroline": False, "automargin": True, "tickangle": 0}

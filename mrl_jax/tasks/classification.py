@@ -18,7 +18,7 @@ from mrl_jax.config import Config, LossConfig
 from mrl_jax.data import Dataset, Split, StreamedTexts
 from mrl_jax.evaluate import EvaluationConfig, Score, adaptive, compress, parts, refit
 from mrl_jax.evaluate.classification import Classifiers
-from mrl_jax.losses import heads, uncertainty_weighted
+from mrl_jax.losses import heads, nested_logit_distillation, uncertainty_weighted
 from mrl_jax.rows import is_zero
 from mrl_jax.runs import MetricRow
 from mrl_jax.system import processes
@@ -96,6 +96,10 @@ class ClassObjective:
                 loss = uncertainty_weighted(losses_K, params["log_variances"][kind], weights_K)
             total += loss
             each.append(losses_K)
+            if not is_zero(self.options.distillation):
+                taught_K = where_taught(weights_K, None if of_arm is None else of_arm[self.kinds.index(kind)])
+                answers = heads.logits(head, kind, z_BxD, self.dims)
+                total += self.options.distillation * nested_logit_distillation(answers, taught_K)[0]
         if not is_zero(self.options.shortlist):
             taught_K = where_taught(jnp.sum(weights, axis=0), None if of_arm is None else jnp.sum(of_arm, axis=0))
             total += self.options.shortlist * shortlist(self.options, z_BxD, None, self.dims, taught_K)
@@ -139,12 +143,24 @@ class Classification:
             only = dataset.classes[0] if classes else "none"
             raise UserError(f"{dataset.name}: all labels of the training data are {only!r}; at least 2 are needed")
         refit.check(refit_kind(config), classes, config.width)
+        self._check_distillation(config, classes)
         if settings.cascade:
             adaptive.check(len(dataset.validation), settings.epsilon, settings.delta)
             examples = len(dataset.validation) + len(dataset.test)
             adaptive.check_memory(examples, classes, len(config.nesting_dims))
         if isinstance(dataset.train.inputs, StreamedTexts):
             _check_memory(config, dataset)
+
+    def _check_distillation(self, config: Config, classes: int) -> None:
+        """Raise `UserError` where the answers that teach and are taught would not fit in memory: all logits at once."""
+        taught = [name for name in config.arms if "loss.distillation" in arms.ARMS[name].settings]
+        logits = config.trainer.batch_size * classes * len(config.nesting_dims)
+        if (config.loss.distillation or taught) and logits > heads.DIRECT_ELEMENTS:
+            what = f"arms={taught[0]}" if taught else f"loss.distillation={config.loss.distillation:g}"
+            raise UserError(
+                f"{what} needs the logits of all {classes:,} classes at once, {logits:,} per batch; at most "
+                f"{heads.DIRECT_ELEMENTS:,}: lower trainer.batch_size"
+            )
 
     def splits(self, config: Config, dataset: Dataset, preprocess: Preprocess) -> Splits:
         def part(name: str, split: Split) -> Examples:

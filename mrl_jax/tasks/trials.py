@@ -12,6 +12,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +77,12 @@ def _run(
     splits: Splits,
 ) -> list[Trial]:
     """The trials of all arms, arm by arm, of which those that are in trials.csv are not run again."""
-    members = [Member(arm, SEED, settings, trial) for arm in population for trial, settings in enumerate(tried)]
+    own = arms.own_settings(population, partial(space.configured, config))
+    members = [
+        Member(arm, SEED, own[arm.label] + settings, trial)
+        for arm in population
+        for trial, settings in enumerate(tried)
+    ]
     path = directory / FOLDER / "trials.csv"
     done = {trial.member: trial for trial in processes.on_process0(lambda: read(path))}
     path.parent.mkdir(exist_ok=True)

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax
 
-from mrl_jax.losses import cross_entropy, heads, nested_cross_entropy, sample_granularities, uncertainty_weighted
+from mrl_jax.losses import (
+    cross_entropy,
+    heads,
+    nested_cross_entropy,
+    nested_logit_distillation,
+    sample_granularities,
+    uncertainty_weighted,
+)
 from mrl_jax.nesting import nested_logits
 
 BATCH, WIDTH, CLASSES = 4, 12, 5
@@ -221,3 +228,25 @@ def test_uncertainty_weighted_loss_is_the_formula():
     wanted = sum(w * (np.exp(-v) * loss + v / 2) for loss, v, w in zip(losses, s, c, strict=True))
     got = uncertainty_weighted(jnp.float32(losses), jnp.float32(s), jnp.float32(c))
     assert float(got) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_distilled_logits_are_the_divergence_from_the_full_width() -> None:
+    """Against a loop in float64; the full width teaches and is not taught."""
+    rng = np.random.default_rng(5)
+    logits = [rng.normal(size=(4, 6)).astype(np.float32) * 3 for _ in range(3)]
+    weights = np.array([0.5, 2.0, 1.0], np.float32)
+    expected = []
+    for student in logits[:-1]:
+        each = []
+        for s, t in zip(student.astype(np.float64), logits[-1].astype(np.float64), strict=True):
+            p, q = np.exp(t) / np.exp(t).sum(), np.exp(s) / np.exp(s).sum()
+            each.append(np.sum(p * np.log(p / q)))
+        expected.append(np.mean(each))
+    loss, losses = nested_logit_distillation(logits, weights)
+    np.testing.assert_allclose(losses, [*expected, 0], rtol=1e-5)
+    np.testing.assert_allclose(loss, weights @ [*expected, 0], rtol=1e-5)
+    gradient = jax.grad(lambda *x: nested_logit_distillation(x, weights)[0], argnums=(0, 1, 2))(
+        *map(jnp.asarray, logits)
+    )
+    assert not np.any(gradient[2])
+    assert all(np.any(g) for g in gradient[:2])

@@ -250,3 +250,18 @@ def test_tiles_of_classes_take_a_traced_smoothing(smoothing: float) -> None:
 def test_rates_of_every_encoder_are_fields_and_attributes() -> None:
     for entry in ENCODERS.values():
         assert {*entry.rates} <= set(entry.config.__dataclass_fields__)
+
+
+def test_an_arm_with_settings_of_its_own_is_the_loss_that_it_names() -> None:
+    """MRL distilled beside MRL in one program is MRL with the loss configured, and leaves MRL as it is alone."""
+    step = program(MLP, FEATURES)
+    population = arms.expand(["mrl", "mrl_distilled", "ff"], DIMS)
+    own = arms.own_settings(population, lambda key: 0.0)
+    assert set(own.values()) == {(("loss.distillation", 0.0),), (("loss.distillation", 1.0),)}
+    mrl, distilled, *_ = population
+    configured = with_constants(step, {"loss.distillation": 1.0})
+    for arm, alone in ((mrl, step), (distilled, configured)):
+        together, _ = trained(step, Member(arm, 0, own[arm.label]), FEATURES)
+        wanted, _ = trained(alone, Member(mrl, 0), FEATURES)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), together.model, wanted.model)
+    assert arms.own_settings(arms.expand(["mrl", "ff"], DIMS), lambda key: 0.0)["mrl"] == ()
