@@ -95,9 +95,10 @@ class Study:
     notes: tuple[str, ...]  # sentences for the reader
     log: list[dict[str, Any]]  # the lines of all metrics.jsonl, each with its `variant`
     environment: list[dict[str, Any]]  # one mapping per run, with its `run`
-    tuned: Mapping[tuple[Series, int | None], validate.Tuned]  # by series and fixed width, where settings were chosen
     _values: Mapping[tuple[Series, str, str, int], np.ndarray] = field(repr=False)
     _files: Mapping[Series, Mapping[int | None, list[Path]]] = field(repr=False)  # width of a fixed-size model → [S]
+    # By series and fixed width, where settings were chosen for it.
+    tuned: Mapping[tuple[Series, int | None], validate.Tuned] = field(default_factory=dict)
     _cache: dict[tuple[Series, str], dict[int, np.ndarray]] = field(default_factory=dict, repr=False)
     _parts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # of partial metrics: bool [n]
     _intervals: dict[tuple[Series, str], dict[int, Interval]] = field(default_factory=dict, repr=False)

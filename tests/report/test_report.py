@@ -192,4 +192,4 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
 def test_the_command_explains_its_usage(arguments, status, capsys):
     assert report.main(arguments) == status
     said = capsys.readouterr()
-    assert "usage: python -m mrl_jax.report [-h] [--out DIR] PATH [PATH ...]" in said.out + said.err
+    assert "usage: python -m mrl_jax.report [-h] [--across] [--out DIR] PATH [PATH ...]" in said.out + said.err
