@@ -324,9 +324,14 @@ def main() -> None:
             continue
         for dtype in options.dtypes:
             report[f"{what} {dtype}"] = compare(what, dtype, options)
-    report["load_after"] = os.getloadavg()
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+            save(report, options.json)
+    save(report, options.json)
+
+
+def save(report: dict[str, Any], path: Path | None) -> None:
+    """Write what is measured so far."""
+    if path:
+        path.write_text(json.dumps(report | {"load_after": os.getloadavg()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
