@@ -2,11 +2,13 @@
 
 The study trains the joint arms and a fixed-size model at each dim through one compiled step, `--seeds` times. Apart,
 each model is what a user would start by hand: its own process, the fixed-size ones really of that width (a smaller
-network, so a cheaper step). Models of other seeds cost the same, so apart only seed 0 is run, and its time multiplied.
+network, so a cheaper step). Models of other seeds and settings cost the same, so apart only seed 0 is run, and its time
+multiplied.
 
     python benchmarks/study.py                      # reuters_r52, full length, 5 seeds
     python benchmarks/study.py --steps 20           # runs of seconds, where starting up is what counts
     python benchmarks/study.py --steps 20 evaluation.refit=null evaluation.neighbours=false      # … training alone
+    python benchmarks/study.py --steps 20 --trials 15 evaluation.refit=null evaluation.neighbours=false  # … and settings
 """
 
 import argparse
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--experiment", default="reuters_r52")
     parser.add_argument("--dims", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=0, help="settings that each arm tries, beside the configured ones")
     parser.add_argument("--steps", type=int, help="steps a model; the experiment's own number by default")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("words", nargs="*", help="further key=value words for every run")
@@ -50,14 +53,17 @@ def main() -> None:
         apart = {arm: run(*common, *joint, f"arms=[{arm}]", f"run={arm}") for arm in JOINT}
         for m in options.dims:
             apart[f"ff{m}"] = run(*common, "arms=[ff]", f"nesting_dims=[{m}]", f"width={m}", f"run=ff{m}")
-        study = run(*common, *joint, f"arms=[{','.join(JOINT)},ff]", f"seeds={options.seeds}", "run=study")
-    total = options.seeds * sum(one["seconds"] for one in apart.values())
+        every = [f"arms=[{','.join(JOINT)},ff]", f"seeds={options.seeds}", f"tune.trials={options.trials}"]
+        study = run(*common, *joint, *every, "run=study")
+    each = options.seeds + (options.trials + 1 if options.trials else 0)  # trainings of each arm
+    total = each * sum(one["seconds"] for one in apart.values())
     figures = {
         "experiment": options.experiment,
         "steps": options.steps,
         "words": options.words,
         "seeds": options.seeds,
-        "models": options.seeds * len(apart),
+        "trials": options.trials,
+        "models": each * len(apart),
         "study": study,
         "apart": apart,
         "apart_seconds": total,
