@@ -8,7 +8,7 @@ multiplied.
     python benchmarks/study.py                      # reuters_r52, full length, 5 seeds
     python benchmarks/study.py --steps 20           # runs of seconds, where starting up is what counts
     python benchmarks/study.py --steps 20 evaluation.refit=null evaluation.neighbours=false      # … training alone
-    python benchmarks/study.py --steps 20 --trials 15 evaluation.refit=null evaluation.neighbours=false  # … and settings
+    python benchmarks/study.py --steps 20 --trials 15 evaluation.refit=null evaluation.neighbours=false    # settings
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--experiment", default="reuters_r52")
     parser.add_argument("--dims", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--trials", type=int, default=0, help="settings that each arm tries, beside the configured ones")
+    parser.add_argument("--trials", type=int, default=0, help="settings that each arm tries")
     parser.add_argument("--steps", type=int, help="steps a model; the experiment's own number by default")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("words", nargs="*", help="further key=value words for every run")
