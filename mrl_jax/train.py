@@ -81,6 +81,7 @@ def _prepare(config: Config, locks: contextlib.ExitStack, begun: list[Path]) -> 
     with console.stage("preparing the examples"):
         prompted = put_prompts(config, probes.add(config, dataset))
         config, recipe = tuning.choose(config, prompted)
+        space.check(config)  # with what the recipe chose
         reader = disk_examples.fit(config, prompted)
         splits = read_splits(config, prompted, reader)
         description = describe(config, prompted, reader, splits)

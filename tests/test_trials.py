@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_interrupted_in_a_trial_a_run_goes_on_to_the_same_choice(
     assert (directory / "trials" / "trials.csv").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("word", ["tune.seed=1", "tune.trials=5", "tune.space={encoder.dropout: [0,0.5]}"])
+@pytest.mark.parametrize("word", ["tune.seed=1", "tune.trials=5", "tune.space={encoder.dropout: uniform 0 .5}"])
 def test_another_space_does_not_resume(
     word: str, command: list[str], tuned: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -124,13 +125,14 @@ def test_another_space_does_not_resume(
 def test_a_trial_that_diverges_is_not_chosen(population: str, tiny: list[str], tmp_path: Path) -> None:
     space = "tune.space={optimizer.learning_rate: [1e-1,1e38]}"
     words = [*tiny, "evaluation.refit=null", "evaluation.neighbours=false", "arms=[mrl]", "optimizer=sgd",
-             "optimizer.learning_rate=0.02", "tune.trials=4", space, f"trainer.population={population}"]  # fmt: skip
+             "optimizer.learning_rate=0.02", "tune.trials=2", space, f"trainer.population={population}"]  # fmt: skip
     assert train.main([*words, f"results_dir={tmp_path}", "run=a"]) == 0
     directory = tmp_path / "tiny" / "a"
     rates = {line["optimizer.learning_rate"]: line["accuracy"] for line in lines(directory)}
     assert rates["1e+38"] == "nan"
     entry = json.loads((directory / "tuned.json").read_text())["mrl"]
-    assert 0 < entry["diverged"] < 5
+    assert entry["diverged"] == 1
+    assert entry["expected_best"] == pytest.approx([entry["validation"] / 2, entry["validation"] * 3 / 4])
     assert entry["settings"]["optimizer.learning_rate"] < 1
 
 
@@ -141,6 +143,23 @@ def test_an_arm_that_diverges_with_all_settings_says_so(
              "tune.space={optimizer.learning_rate: [1e37,1e38]}"]  # fmt: skip
     assert train.main([*words, f"results_dir={tmp_path}", "run=a"]) == 2
     assert "all 2 settings of arm mrl diverge; lower optimizer.learning_rate" in capsys.readouterr().err
+
+
+def test_models_that_were_trained_with_other_settings_are_not_mixed(
+    command: list[str], tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(tuned.parent, tmp_path / "tiny")
+    path = tmp_path / "tiny" / "a" / "trials" / "trials.csv"
+    chosen = json.loads((tuned / "tuned.json").read_text())["mrl"]["trial"]
+    other = next(line for line in lines(tuned) if line["arm"] == "mrl" and int(line["trial"]) != chosen)
+    start = f"{other['member']},mrl,,{other['trial']},"
+    path.write_text(path.read_text().replace(start + other["accuracy"], start + "2.0"))
+    assert train.main([*command, f"results_dir={tmp_path}", "run=a", "resume=true"]) == 2
+    error = capsys.readouterr().err
+    assert "chooses other settings for mrl" in error
+    assert json.loads((tmp_path / "tiny" / "a" / "tuned.json").read_text()) == json.loads(
+        (tuned / "tuned.json").read_text()
+    )
 
 
 def test_pairs_are_tuned_too(tmp_path: Path) -> None:

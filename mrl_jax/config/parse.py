@@ -103,6 +103,9 @@ def _check(config: Config) -> None:
     if config.optimizer.name == "sgd" and (value := config.optimizer.adaptivity) != 1:
         raise UserError(f"optimizer.adaptivity={as_word(value)} is not allowed with optimizer.name=sgd; it is of adamw")
     space.check(config)
+    own = [name for name in config.arms if arms.ARMS[name].settings]
+    if own and config.data.source == "mixture":
+        raise UserError(f"arms={own[0]} is not for data=mixture, whose sources have losses of their own")
     _check_distributed(config.distributed)
     weights = config.loss.weights
     if weights is not None:
@@ -157,13 +160,20 @@ def _check_loss(config: Config) -> None:
             "loss.guide is not allowed with loss.supervised=false, which leaves out the loss that it guides"
         )
     weights = config.loss.weights
-    for key in ("distillation", "shortlist") if weights and weights[-1] == 0 else ():
-        if (value := getattr(config.loss, key)) > 0:
+    of_arms = {key: f"arms={name}" for name in config.arms for key in arms.ARMS[name].settings}
+    for key in ("loss.distillation", "loss.shortlist") if weights and weights[-1] == 0 else ():
+        value = getattr(config.loss, key.removeprefix("loss."))
+        given = f"{key}={as_word(value)}" if value > 0 else of_arms.get(key)
+        given = given or (f"tune.space: {key}" if key in (config.tune.space or ()) else None)
+        if given:
             raise UserError(
-                f"loss.{key}={as_word(value)} is not allowed with loss.weights={list(weights or ())}: the full width "
-                "teaches, and has no weight"
+                f"{given} is not allowed with loss.weights={list(weights or ())}: the full width teaches, and has no "
+                "weight"
             )
-    for key in ("shortlist_k", "shortlist_temperature") if not config.loss.shortlist else ():
+    is_shortlist = (
+        config.loss.shortlist > 0 or "loss.shortlist" in of_arms or "loss.shortlist" in (config.tune.space or ())
+    )
+    for key in () if is_shortlist else ("shortlist_k", "shortlist_temperature"):
         if (value := getattr(config.loss, key)) != getattr(DEFAULTS["loss"](), key):
             raise UserError(
                 f"loss.{key}={as_word(value)} is not allowed with loss.shortlist=0; it needs a weight above 0"

@@ -1,6 +1,7 @@
 """The settings that arms try, `tune.space`: what may be tried, in which range, and the draws."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class Choice:
         return self.values
 
 
+ROWS = {"optimizer": rows.OPTIMIZER, "loss": rows.LOSS}  # keys that may be in rows, beside rates of dropout
+
 Space = dict[str, Range | Choice]
 
 
@@ -78,46 +81,56 @@ def draws(config: Config) -> list[tuple[tuple[str, float], ...]]:
     """The settings that every arm tries: those of the configuration first, then `tune.trials` that are drawn.
 
     The draw of a trial depends on `tune.seed`, its number and the key alone, so more trials, or another key, leave the
-    others as they are."""
+    others as they are; only a draw that repeats another is drawn again."""
     space = read(config)
-    own = tuple((key, configured(config, key)) for key in space)
-    drawn = [
-        tuple(
-            (key, of.at(float(np.random.default_rng([config.tune.seed, trial, *key.encode()]).uniform())))
-            for key, of in space.items()
-        )
-        for trial in range(1, config.tune.trials + 1)
-    ]
-    return [own, *drawn]
+    tried = [tuple((key, configured(config, key)) for key in space)]
+    for trial in range(1, config.tune.trials + 1):
+        for attempt in itertools.count():  # another draw for one that was tried already, of lists
+            word = [config.tune.seed, trial, *([attempt] if attempt else [])]
+            shares = {key: np.random.default_rng([*word, *key.encode()]).uniform() for key in space}
+            drawn = tuple((key, of.at(float(shares[key]))) for key, of in space.items())
+            if drawn not in tried:
+                break
+        tried.append(drawn)
+    return tried
 
 
 def check(config: Config) -> None:
     """Raise `UserError` for a section `tune` that cannot be followed."""
     if config.tune.trials == 0:
         if config.tune.space is not None:
-            raise UserError("tune.space is not allowed with tune.trials=0; say how many settings each arm tries")
+            raise UserError("tune.space is not allowed with tune.trials=0; set tune.trials, or tune.space=null")
         return
     if config.data.source == "mixture":
         raise UserError("tune.trials is not for data=mixture, whose sources may have settings of their own; a sweep is")
-    read(config)
+    space = read(config)
+    if all(isinstance(of, Choice) for of in space.values()):
+        count = math.prod(len(of.ends) for of in space.values())
+        listed = all(configured(config, key) in of.ends for key, of in space.items())
+        if config.tune.trials > count - listed:
+            raise UserError(
+                f"tune.trials={config.tune.trials} is not allowed; beside the configured settings tune.space has "
+                f"{count - listed}"
+            )
 
 
 def _allowed(config: Config) -> tuple[str, ...]:
     """The keys that may be in a row of this run."""
     loss, encoder = config.loss, config.encoder
     entry = LOSSES[loss.name]
-    is_without_effect = {
+    is_shortlist = "loss.shortlist" in {key for arm in config.arms for key in arms.ARMS[arm].settings}
+    has_no_effect = {key: key not in entry.options for other in LOSSES.values() for key in other.options}
+    has_no_effect |= {
         "optimizer.adaptivity": config.optimizer.name == "sgd",
         "loss.temperature": entry.of_pairs is None or (loss.name == "cosine" and loss.teacher is None),
-        "loss.teacher_weight": loss.teacher is None,
-        "loss.shortlist_temperature": loss.shortlist == 0,
+        "loss.teacher_weight": entry.of_pairs is None or loss.teacher is None,
+        "loss.shortlist_temperature": loss.shortlist == 0 and not is_shortlist,
+        "encoder.dropout": getattr(encoder, "hidden", None) == (),
         "encoder.attention_dropout": getattr(encoder, "attention", "plain") == "fused",
     }
-    is_without_effect |= {key: key not in entry.options for other in LOSSES.values() for key in other.options}
     rates = () if getattr(encoder, "frozen", False) else ENCODERS[encoder.name].rates
-    keys = [f"optimizer.{name}" for name in rows.OPTIMIZER] + [f"loss.{name}" for name in rows.LOSS]
-    keys += [f"encoder.{name}" for name in rates]
-    return tuple(key for key in keys if not is_without_effect.get(key))
+    keys = [f"{section}.{name}" for section, names in (ROWS | {"encoder": tuple(rates)}).items() for name in names]
+    return tuple(key for key in keys if not has_no_effect.get(key))
 
 
 def _check_key(config: Config, key: str) -> None:
@@ -130,9 +143,15 @@ def _check_key(config: Config, key: str) -> None:
     section, _, name = key.rpartition(".")
     part = getattr(config, section, None) if section else config
     if dataclasses.is_dataclass(part) and name in {item.name for item in dataclasses.fields(part)}:
+        if dataclasses.is_dataclass(getattr(part, name)):
+            raise UserError(f"tune.space: {key} is a section; write {key}.KEY: …, with a dot")
+        if key in {f"{of}.{one}" for of, names in ROWS.items() for one in names} or (
+            section == "encoder" and (name in ENCODERS[config.encoder.name].rates)
+        ):
+            raise UserError(f"tune.space: {key} has no effect in this run; allowed: {', '.join(allowed)}")
         raise UserError(
-            f"tune.space: {key} cannot be tried in one compiled program, whose shapes or parts it changes, or has no "
-            f"effect in this run; a sweep tries it: --multirun {key}=…,…; allowed: {', '.join(allowed)}"
+            f"tune.space: {key} cannot be tried in one compiled program, which it changes; a sweep tries it: "
+            f"--multirun {key}=…,…; allowed: {', '.join(allowed)}"
         )
     raise UserError(f"tune.space: {key} is unknown{nearest(key, allowed)}; allowed: {', '.join(allowed)}")
 
@@ -147,7 +166,7 @@ def _read_values(key: str, value: Any) -> Range | Choice:
         return Choice(tuple(numbers))
     words = value.split() if isinstance(value, str) else []
     if len(words) != 3 or words[0] not in ("uniform", "log"):
-        raise UserError(f"{name}={value} is not allowed; {FORMS}")
+        raise UserError(f"{name}={as_word(value)} is not allowed; {FORMS}")
     low, high = (_number(name, word) for word in words[1:])
     if low >= high:
         raise UserError(f"{name}={value} is not allowed; the lower bound comes first")
@@ -159,10 +178,10 @@ def _read_values(key: str, value: Any) -> Range | Choice:
 def _number(name: str, value: Any) -> float:
     try:
         number = float("nan" if isinstance(value, bool) or value is None else value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{name}: {as_word(value)} is not allowed; a finite number")
+        raise UserError(f"{name}: {str(as_word(value))[:40]} is not allowed; a finite number")
     return number
 
 

@@ -18,6 +18,7 @@ neighbouring dims as fully correlated and so errs on the wide side.
 
 import csv
 import io
+import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -84,8 +85,9 @@ def pooled(effects: Sequence[Effect]) -> Pooled:
     mean = float(np.average(means, weights=weights))
     spread = float(np.sum(weights * (means - mean) ** 2) / freedom)
     reach = float(t.ppf(1 - LEVEL / 2, freedom)) * math.sqrt(max(spread, 1.0) / weights.sum())
-    new_low, new_high = _interval_of_one_more(means, variances)
-    return Pooled(len(means), mean, mean - reach, mean + reach, new_low, new_high, math.sqrt(tau2))
+    low, high = mean - reach, mean + reach
+    ends = _interval_of_one_more(means, variances)
+    return Pooled(len(means), mean, low, high, min(ends[0], low), max(ends[1], high), math.sqrt(tau2))
 
 
 def between(means: np.ndarray, variances: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -151,10 +153,13 @@ def crossing(summary: Mapping[float, Pooled]) -> Crossing | None:
     if len(turns) != 1:
         return None
     sides = fine[moved[turns[0] : turns[0] + 2]]
+    ratio = float(2 ** sides.mean())
     undecided = np.flatnonzero((low <= 0) & (high >= 0))
+    if not len(undecided):  # a band that is narrower than the grid
+        return Crossing(ratio, float(2 ** sides[0]), float(2 ** sides[1]))
     first, last = undecided[0], undecided[-1]
     return Crossing(
-        float(2 ** sides.mean()),
+        ratio,
         0.0 if first == 0 else float(2 ** fine[first]),
         math.inf if last == len(fine) - 1 else float(2 ** fine[last]),
     )
@@ -183,15 +188,18 @@ def read(folders: Sequence[Path]) -> dict[Contrast, dict[str, Curve]]:
         UserError: a folder without a report, a damaged one, or two of the same name.
     """
     found: dict[Contrast, dict[str, dict[float, Effect]]] = defaultdict(dict)
-    names: dict[str, Path] = {}
+    seen: dict[tuple[str, str], Path] = {}
     for folder in folders:
         path = folder / "differences.csv"
         if not path.exists():
             raise UserError(f"{path}: there is no such file; --across reads the folders that reports were written into")
-        width, name = _width_and_name(folder)
-        if name in names:
-            raise UserError(f"{folder} and {names[name]} are both of {name}; give one report for each data set")
-        names[name] = folder
+        width, name, data = _described(folder)
+        for key, what in ((name, "name"), (data, "data")):
+            if (what, key) in seen:
+                raise UserError(
+                    f"{folder} and {seen[what, key]} have the same {what}; give one report for each data set"
+                )
+            seen[what, key] = folder
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(file):
@@ -205,12 +213,18 @@ def read(folders: Sequence[Path]) -> dict[Contrast, dict[str, Curve]]:
     return {contrast: dict(of) for contrast, of in found.items()}
 
 
-def _width_and_name(folder: Path) -> tuple[int, str]:
-    """The full width of a report's study, and the name of its experiment, from the config.yaml beside it or above."""
+def _described(folder: Path) -> tuple[int, str, str]:
+    """The full width of a report's study, the name of its experiment, and what tells its data from others: from the
+    config.yaml, and the dataset.json if there is one, beside the report or above it."""
     for place in (folder, folder.parent):
         if (place / "config.yaml").exists():
             config = configuration.from_yaml(place / "config.yaml")
-            return config.width, config.name
+            try:
+                data = json.dumps(json.loads((place / "dataset.json").read_text(encoding="utf-8"))["fingerprint"])
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                of = config.data
+                data = f"{of.source} {of.train} {of.test} {of.path} {config.loss.name}"
+            return config.width, config.name, data
     raise UserError(f"{folder} has no config.yaml, and neither has the folder above: of which run is the report?")
 
 
@@ -254,7 +268,7 @@ def _section(
     sentences, tables, panels = [], [], []
     for contrast, summary in of_metric.items():
         curves, name = found[contrast], f"{contrast[1]} − {contrast[2]}"
-        sentences.append(f"{name}: {_verdict(summary)} {_coverage(curves)}")
+        sentences.append(f"{name}, {title_of(metric)}: {_verdict(summary)} {_coverage(curves)}")
         rows = [
             [
                 f"1/{ratio:g}" if ratio > 1 else "full",

@@ -153,10 +153,11 @@ class Classification:
 
     def _check_distillation(self, config: Config, classes: int) -> None:
         """Raise `UserError` where the answers that teach and are taught would not fit in memory: all logits at once."""
-        taught = [name for name in config.arms if "loss.distillation" in arms.ARMS[name].settings]
+        taught = [f"arms={name}" for name in config.arms if "loss.distillation" in arms.ARMS[name].settings]
+        taught += ["tune.space: loss.distillation"] if "loss.distillation" in (config.tune.space or ()) else []
         logits = config.trainer.batch_size * classes * len(config.nesting_dims)
         if (config.loss.distillation or taught) and logits > heads.DIRECT_ELEMENTS:
-            what = f"arms={taught[0]}" if taught else f"loss.distillation={config.loss.distillation:g}"
+            what = taught[0] if taught else f"loss.distillation={config.loss.distillation:g}"
             raise UserError(
                 f"{what} needs the logits of all {classes:,} classes at once, {logits:,} per batch; at most "
                 f"{heads.DIRECT_ELEMENTS:,}: lower trainer.batch_size"

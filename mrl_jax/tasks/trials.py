@@ -61,8 +61,7 @@ def tune(config: Config, directory: Path, trainer: Trainer, splits: Splits) -> d
     chosen = {arm.label: _choose(arm, done[i * each : (i + 1) * each]) for i, arm in enumerate(population)}
     examples = len(splits["validation"])
     record = {label: _describe(best, of_arm, tried, examples) for label, (best, of_arm) in chosen.items()}
-    if processes.is_process0():
-        files.write(directory / CHOSEN, json.dumps(record, indent=1) + "\n")
+    processes.on_process0(lambda: _keep(directory, record))
     for label, entry in record.items():
         console.say(f"{label}: {_sentence(entry)}")
     return {label: tried[best.trial] for label, (best, _) in chosen.items()}
@@ -84,8 +83,10 @@ def _run(
         for trial, settings in enumerate(tried)
     ]
     path = directory / FOLDER / "trials.csv"
-    done = {trial.member: trial for trial in processes.on_process0(lambda: read(path))}
-    path.parent.mkdir(exist_ok=True)
+    known = [Trial(*row) for row in processes.on_process0(lambda: read(path))]  # between processes, lists
+    done = {trial.member: trial for trial in known}
+    if processes.is_process0():
+        path.parent.mkdir(exist_ok=True)
     log, total = Log(path.with_name("metrics.jsonl")), trainer.program.steps
     for group in group_members(members, trainer.at_once(members, splits["train"])):
         if all(member.label in done for member in group):
@@ -108,6 +109,24 @@ def _run(
     return [done[member.label] for member in members]
 
 
+def _keep(directory: Path, record: Mapping[str, Any]) -> None:
+    """Write tuned.json. Raises `UserError` where a model is there that was trained with other settings."""
+    path = directory / CHOSEN
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        before = {}
+    for label, entry in record.items():
+        stored = before.get(label) if isinstance(before, dict) else None
+        changed = isinstance(stored, dict) and stored.get("settings") != entry["settings"]
+        if changed and any((directory / "checkpoints").glob(f"{label}-seed*/model")):
+            raise UserError(
+                f"{directory / FOLDER / 'trials.csv'} chooses other settings for {label} than {path}, with which its "
+                f"models were trained; restore it, or delete {directory / 'checkpoints'} and evaluation.csv beside it"
+            )
+    files.write(path, json.dumps(record, indent=1) + "\n")
+
+
 def _choose(arm: Arm, of_arm: Sequence[Trial]) -> tuple[Trial, Sequence[Trial]]:
     """The first of the best trials of an arm, and all of them."""
     finite = [trial for trial in of_arm if math.isfinite(trial.accuracy)]
@@ -120,7 +139,7 @@ def _choose(arm: Arm, of_arm: Sequence[Trial]) -> tuple[Trial, Sequence[Trial]]:
 
 def _describe(best: Trial, of_arm: Sequence[Trial], tried: Sequence[Settings], examples: int) -> dict[str, Any]:
     """What tuned.json says of an arm. Scores are shares, null where a trial diverged."""
-    drawn = [trial.accuracy for trial in of_arm[1:] if math.isfinite(trial.accuracy)]
+    drawn = [trial.accuracy if math.isfinite(trial.accuracy) else 0.0 for trial in of_arm[1:]]
     error = math.sqrt(max(best.accuracy * (1 - best.accuracy), 0) / examples)
     return {
         "arm": best.arm,
@@ -151,7 +170,7 @@ def _sentence(entry: Mapping[str, Any]) -> str:
     configured = entry["configured"]
     before = "which diverge as configured" if configured is None else f"{100 * configured:.2f} % as configured"
     as_good = entry["within_standard_error"] - 1
-    others = f"; {as_good} others are within a standard error" if as_good else ""
+    others = f"; within a standard error: {as_good} more" if as_good else ""
     which = "the configured settings" if entry["trial"] == 0 else f"trial {entry['trial']} of {entry['trials']}"
     return f"{which}, {settings}: {100 * entry['validation']:.2f} % on validation ({before}{others})"
 

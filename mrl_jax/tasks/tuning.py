@@ -16,6 +16,7 @@ import dataclasses
 import math
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 from mrl_jax import arms, encoders, tasks
 from mrl_jax import config as configuration
 from mrl_jax.arms import Member
-from mrl_jax.config import Config
+from mrl_jax.config import Config, space
 from mrl_jax.data import Dataset, PairDataset, StreamedTexts
 from mrl_jax.encoders import huggingface
 from mrl_jax.encoders.transformer import TransformerConfig
@@ -144,7 +145,9 @@ def _trial(config: Config, dataset: Dataset | PairDataset, name: str) -> tuple[f
     step = tasks.train_step(config, describe(config, dataset, reader, splits), steps)
     short = dataclasses.replace(config.trainer, population="loop", log_every=steps, evaluations=EVALUATIONS)
     trainer = Trainer(step, short)
-    member = Member(arms.expand(config.arms, dims)[0], 0)
+    population = arms.expand(config.arms, dims)
+    own = arms.own_settings(population, partial(space.configured, config))
+    member = Member(population[0], 0, own[population[0].label])
     with tempfile.TemporaryDirectory() as folder, console.progress(steps, f"try recipe {name}", "step") as bar:
         log, states = Log(Path(folder) / "metrics.jsonl"), Path(folder) / "state"
         (result,) = trainer.fit([member], range(1), splits["train"], splits["validation"], states, log, bar)

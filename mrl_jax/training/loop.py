@@ -227,10 +227,13 @@ class GroupLoop:
                 where = (
                     f"the loss at granularity {self.program.dims[int(np.argmax(bad))]}" if bad.any() else "the gradient"
                 )
+                hint = "try a smaller optimizer.learning_rate or optimizer.clip_norm=1"
+                if member.settings:  # chosen by trials, or of the arm
+                    own = " ".join(f"{key}={value:g}" for key, value in member.settings)
+                    hint = f"its settings are {own}; a narrower tune.space in a new run, or optimizer.clip_norm, helps"
                 raise UserError(
                     f"{where} of arm {member.arm.label}, seed {member.seed}, is not finite at step "
-                    f"{before + offset + 1}; {self._keep_best(i, best)}; "
-                    "try a smaller optimizer.learning_rate or optimizer.clip_norm=1"
+                    f"{before + offset + 1}; {self._keep_best(i, best)}; {hint}"
                 )
 
     def _keep_best(self, i: int, best: Best) -> str:

@@ -97,7 +97,8 @@ class Trainer:
         longest = None if train.lengths is None else train.padded_length(np.array([np.argmax(train.lengths)]))
         row, key = member.row(self.program.kinds), jax.random.key(0)
         model = self.program.shapes
-        state = State(model, jax.eval_shape(self.program.optimizer.init, model.params), jnp.int32(0))
+        optimizer = self.program.with_settings(dict(member.settings)).optimizer
+        state = State(model, jax.eval_shape(optimizer.init, model.params), jnp.int32(0))
         step = jax.jit(self.program.step, donate_argnums=0)
         analysis = step.lower(state, train.take(rows, longest), row, key).compile().memory_analysis()
         if analysis is None:  # not every backend has this analysis

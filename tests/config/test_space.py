@@ -92,6 +92,25 @@ def test_without_a_space_learning_rates_around_the_configured_one_are_tried() ->
         (["tune.trials=2", "tune.space={encoder.dropout: [a,b]}"], "a is not allowed; a finite number"),
         (["tune.trials=2", "tune.space=3"], "a mapping such as"),
         (["tune.trials=-1"], "tune.trials=-1 is not allowed; 0 to 10000"),
+        (
+            ["tune.trials=9", "tune.space={encoder.dropout: [0,.1,.2]}"],
+            "beside the configured settings tune.space has 2",
+        ),
+        (["tune.trials=2", "tune.space={optimizer: {learning_rate: [1,2]}}"], "write optimizer.KEY: …, with a dot"),
+        (["tune.trials=2", f"tune.space={{optimizer.learning_rate: [1,1{400 * '0'}]}}"], "a finite number"),
+        (["tune.trials=1", "tune.space={loss.teacher_weight: [1,2]}"], "no effect in this run"),
+        (
+            ["arms=[mrl,mrl_distilled]", "tune.trials=1", "tune.space={loss.distillation: [0,1]}"],
+            "is what makes arm mrl_distilled",
+        ),
+        (
+            ["tune.trials=1", "tune.space={loss.distillation: [0,1]}", "loss.weights=[1,1,1,1,1,0]"],
+            "tune.space: loss.distillation is not allowed with loss.weights",
+        ),
+        (
+            ["arms=[mrl,mrl_distilled]", "loss.weights=[1,1,1,1,1,0]"],
+            "arms=mrl_distilled is not allowed with loss.weights",
+        ),
         (["tune.trial=2"], "tune.trial"),
         (["optimizer=sgd", "tune.trials=2", "tune.space={optimizer.adaptivity: [0,.5]}"], "no effect in this run"),
     ],
@@ -103,6 +122,25 @@ def test_a_mistake_is_one_sentence(words: list[str], said: str) -> None:
     assert "\n" not in str(found.value)
 
 
-def test_a_mixture_is_not_tuned() -> None:
+@pytest.mark.parametrize("word", ["tune.trials=2", "arms=[mrl,mrl_distilled]"])
+def test_a_mixture_keeps_the_losses_of_its_sources(word: str) -> None:
     with pytest.raises(UserError, match="not for data=mixture"):
-        configuration.from_command_line(["+experiment=mixture", "tune.trials=2"])
+        configuration.from_command_line(["+experiment=mixture", word])
+
+
+def test_lists_are_tried_without_repeats() -> None:
+    drawn = draws("tune.trials=5", "tune.space={loss.label_smoothing: [0,.1], encoder.dropout: [.1,.2,.3]}")
+    assert len({*drawn}) == 6
+    assert draws("tune.trials=3", "tune.space={loss.label_smoothing: [0,.1], encoder.dropout: [.1,.2,.3]}") == drawn[:4]
+
+
+def test_the_shortlist_of_an_arm_has_settings_too() -> None:
+    words = ["arms=[mrl,mrl_shortlist]", "loss.shortlist_k=5", "tune.trials=1"]
+    drawn = draws(*words, "tune.space={loss.shortlist_temperature: log .02 .5}")
+    assert 0.02 <= dict(drawn[1])["loss.shortlist_temperature"] <= 0.5
+
+
+def test_a_linear_map_has_nothing_to_drop() -> None:
+    words = ["data=features", "data.train=a.npy", "data.test=b.npy", "encoder.hidden=[]", "tune.trials=1"]
+    with pytest.raises(UserError, match=r"encoder\.dropout has no effect"):
+        configuration.from_command_line([*words, "tune.space={encoder.dropout: [0,.5]}"])

@@ -96,6 +96,20 @@ def test_the_crossing_lies_where_the_mean_is_zero() -> None:
     assert across.crossing(across.summarise(level)) is None
     assert across.left_out(curves) == (30, 30)
     assert across.left_out({name: curves[name] for name in ("set0", "set1", "set2")}) == (0, 0)
+    sharp = {
+        ratio: across.Pooled(3, 0.5 - x, 0.5 - x - 1e-7, 0.5 - x + 1e-7, -1, 1, 0) for x, ratio in ((0, 1), (1, 2))
+    }
+    found = across.crossing(sharp)
+    assert found is not None
+    assert found.low <= found.ratio <= found.high
+    assert found.ratio == pytest.approx(2**0.5, rel=1e-3)
+
+
+def test_one_more_data_set_is_never_surer_than_the_mean() -> None:
+    for curves in across.read(STUDIES).values():
+        for pooled in across.summarise(curves).values():
+            assert pooled.new_low <= pooled.low
+            assert pooled.new_high >= pooled.high
 
 
 def test_committed_studies_are_summarised(tmp_path: Path) -> None:
@@ -123,7 +137,12 @@ def test_mistakes_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     assert "there is no such file; --across reads" in said(tmp_path)
     assert "on 3 data sets; the most are 2" in said(*STUDIES[:2])
-    assert "both of newsgroups; give one report for each data set" in said(STUDIES[1], STUDIES[1])
+    assert "have the same name; give one report for each data set" in said(STUDIES[1], STUDIES[1])
+    again = tmp_path / "again"
+    shutil.copytree(STUDIES[1], again)
+    text = (again / "config.yaml").read_text()
+    (again / "config.yaml").write_text(text.replace("name: newsgroups", "name: other", 1))
+    assert "have the same data; give one report for each data set" in said(STUDIES[1], again)
     damaged = tmp_path / "damaged"
     shutil.copytree(STUDIES[0], damaged)
     (damaged / "differences.csv").write_text("metric,a,b,dim,mean,low,high\nx,MRL,FF,none,1,0,2\n")
