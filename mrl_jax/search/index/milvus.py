@@ -4,8 +4,12 @@ Two collections. `documents` has the fields id, text, vector (the whole embeddin
 the prefix and of the whole: documents that share one are equal there). `documents_prefixes` has each distinct prefix
 once, by its key and at unit length (see `distinct`). Milvus searches the prefixes; the documents that have them are
 ranked by whole embeddings here. A prefix is written before its documents and deleted after them, so that a process that
-is killed between leaves a prefix that no document has, which searches pass over. Indexes of earlier versions have the
-prefix of every document in `documents`, copies and all; they are searched there.
+is killed between leaves a prefix that no document has, which searches pass over. Each collection has one vector field,
+as servers before 2.4 want it; whole embeddings have an index too, FLAT, without which servers do not load them. Indexes
+of earlier versions have the prefix of every document in `documents`, copies and all; they are searched there.
+
+Several processes may write to one server at once. Whoever deletes a prefix that no document has looks afterwards
+whether one has come meanwhile, and whoever writes documents looks afterwards whether their prefixes are still there.
 
 The same code serves both, so that a corpus that outgrows one machine moves to a cluster by another address. We claim
 nothing about the speed of Milvus Lite, which is for trying things out: it runs in the process that opened it, and no
@@ -13,6 +17,7 @@ other may open it meanwhile.
 """
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,17 @@ import numpy as np
 
 from mrl_jax.search.index import distinct, is_server
 from mrl_jax.search.index.base import Description, Document, batched, check_add, quantised_bytes, unit
-from mrl_jax.search.index.milvus_client import client_errors, close, connect, one_of_filter, quote, text_bytes
+from mrl_jax.search.index.milvus_client import (
+    CONNECT_SECONDS,
+    call,
+    client_errors,
+    close,
+    connect,
+    one_of_filter,
+    quote,
+    text_bytes,
+)
+from mrl_jax.system import console
 from mrl_jax.system.errors import UserError
 
 COLLECTION = "documents"
@@ -29,6 +44,7 @@ PREFIXES = "_prefixes"  # appended to the name of a collection for that of its p
 DESCRIPTION_PROPERTY = "mrl_jax"  # holds the `Description`; Milvus Lite forgets descriptions of collections
 IVF_CELLS, IVF_PROBED_CELLS = 128, 32  # of ivf_…: cells in all, and cells that are searched first
 HNSW_LINKS, HNSW_NODES = 32, 128  # per node; nodes that a search keeps in view, and twice as many while it is built
+METRIC = "IP"  # of prefixes of unit length: the cosine
 # Limits of a Milvus server.
 MAX_DIMS = 32768
 MAX_CANDIDATES = 16384
@@ -36,7 +52,8 @@ MAX_HNSW_NODES = 32768
 MAX_ID_BYTES, MAX_TEXT_BYTES = 512, 65535
 MAX_MESSAGE_BYTES = 16 << 20  # sent or asked for at a time; servers accept 64 MiB and send 100 MB
 MAX_FILTER_IDS = 1000
-RETRIES = 5  # of a call that did not reach the server, within a second and a half; the client's own 75 take minutes
+LOAD_SECONDS = 600.0  # to wait until a server has loaded a collection, written it to disk or indexed it
+POLL_SECONDS = 0.5
 
 
 class MilvusIndex:
@@ -62,8 +79,10 @@ class MilvusIndex:
     def _call(self, name: str, *args: Any, collection: str | None = None, **options: Any) -> Any:
         if self._client is None:
             raise ValueError(f"the index at {self.uri} was closed")
+        if name in ("query", "search"):
+            options["consistency_level"] = "Strong"  # all that was acknowledged to anybody is seen
         with self._errors():
-            return getattr(self._client, name)(collection or self.collection, *args, retry_times=RETRIES, **options)
+            return call(self._client, name, collection or self.collection, *args, **options)
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         return client_errors(self.uri, f"milvus-{self.kind} of {self.description.prefix} dims: ")
@@ -90,14 +109,27 @@ class MilvusIndex:
         before = self._prefix_keys([one.id for one in documents])
         prefix_keys, vector_keys = _hex(distinct.keys(prefixes)), _hex(distinct.keys(vectors))
         by_key = dict(zip(prefix_keys, prefixes, strict=True))
-        self._upsert(
-            self.searched, [prefix.nbytes for prefix in by_key.values()],
-            [{"key": key, "prefix": prefix} for key, prefix in by_key.items()],
-        )  # fmt: skip
+        self._upsert_prefixes(by_key)
         for row, prefix_key, vector_key in zip(rows, prefix_keys, vector_keys, strict=True):
             row |= {"prefix_key": prefix_key, "vector_key": vector_key}
         self._upsert(self.collection, sizes, rows)
+        if is_server(self.uri):  # a file has one writer
+            self._upsert_prefixes({key: by_key[key] for key in by_key.keys() - self._stored_prefixes(by_key)})
         self._delete_unused(set(before.values()) - by_key.keys())
+
+    def _upsert_prefixes(self, by_key: dict[str, np.ndarray]) -> None:
+        sizes = [prefix.nbytes for prefix in by_key.values()]
+        self._upsert(self.searched, sizes, [{"key": key, "prefix": prefix} for key, prefix in by_key.items()])
+
+    def _stored_prefixes(self, keys: Iterable[str]) -> set[str]:
+        """Those of these keys whose prefixes are there."""
+        stored: set[str] = set()
+        for some in batched(list(keys), MAX_FILTER_IDS):
+            rows = self._call(
+                "query", filter=one_of_filter("key", some), output_fields=["key"], collection=self.searched
+            )
+            stored |= {row["key"] for row in rows}
+        return stored
 
     def _upsert(self, collection: str, sizes: list[int], rows: list[dict[str, Any]]) -> None:
         """Insert rows of about so many bytes, or replace them, in messages of a size that a server takes."""
@@ -133,6 +165,14 @@ class MilvusIndex:
                 unused -= {row["prefix_key"] for row in rows}
             if unused:
                 self._call("delete", filter=one_of_filter("key", sorted(unused)), collection=self.searched)
+            if unused and is_server(self.uri):
+                self._restore_prefixes(unused)
+
+    def _restore_prefixes(self, keys: set[str]) -> None:
+        """Write those of these prefixes again that a document has: another process wrote it meanwhile."""
+        for rows in self._scan(one_of_filter("prefix_key", sorted(keys)), ["prefix_key", "vector"], self._page_size):
+            prefixes = unit(np.array([row["vector"][: self.description.prefix] for row in rows], np.float32))
+            self._upsert_prefixes({row["prefix_key"]: prefix for row, prefix in zip(rows, prefixes, strict=True)})
 
     def find(self, ids: Sequence[str]) -> dict[str, Document]:
         return {row["id"]: Document(row["id"], row["text"]) for row in self._get(ids, "text", MAX_TEXT_BYTES)}
@@ -169,8 +209,8 @@ class MilvusIndex:
         """The keys of each query's best prefixes. Where Milvus returns fewer than there are, it searches wider."""
         key = "key" if self._is_grouped else "id"
         setting, value, entries = "", 0, 0
-        if self.kind in ("hnsw", "autoindex"):
-            setting, value = "ef", max(HNSW_NODES, size)
+        if self.kind in ("hnsw", "autoindex", "diskann"):
+            setting, value = "search_list" if self.kind == "diskann" else "ef", max(HNSW_NODES, size)
         elif self.kind.startswith("ivf"):
             setting, value = "nprobe", IVF_PROBED_CELLS
         while True:
@@ -181,7 +221,8 @@ class MilvusIndex:
             keys = [[hit[key] for hit in hits_of_query] for hits_of_query in hits]
             fewest = min(map(len, keys))
             entries = entries or (self._count(self.searched) if fewest < size else size)
-            widest = {"ef": min(MAX_HNSW_NODES, 2 * entries), "nprobe": IVF_CELLS}.get(setting, 0)
+            nodes = min(MAX_HNSW_NODES, 2 * entries)
+            widest = {"ef": nodes, "search_list": nodes, "nprobe": IVF_CELLS}.get(setting, 0)
             if fewest >= min(size, entries) or value >= widest:
                 return keys
             value = min(2 * value, widest)
@@ -207,7 +248,21 @@ class MilvusIndex:
         return [np.array(self._copies.get(handle, [handle])[:most]) for handle in handles.tolist()]
 
     def prepare(self) -> None:
-        pass  # Milvus indexes what is added
+        """A server indexes what is on its disk, and scans what is not: have it write all there, and wait for indexes.
+
+        Milvus Lite indexes what is added.
+        """
+        if not is_server(self.uri):
+            return
+        with console.stage("index"):
+            for collection in dict.fromkeys((self.collection, self.searched)):
+                self._call("flush", collection=collection, seconds=LOAD_SECONDS)
+            until = time.monotonic() + LOAD_SECONDS
+            while left := self._call("describe_index", "prefix", collection=self.searched).get("pending_index_rows", 0):
+                if time.monotonic() > until:
+                    console.say(f"{self.uri} has still to index {left:,} prefixes, and scans them until then")
+                    return
+                time.sleep(POLL_SECONDS)
 
     def _handle(self, id_: str) -> int:
         if id_ not in self._handles:
@@ -220,9 +275,14 @@ class MilvusIndex:
         by_id = {row["id"]: row["vector"] for row in self._get(ids, "vector", 4 * width)}
         return np.array(self._in_order(ids, by_id), np.float32).reshape(len(handles), width)
 
+    @property
+    def _page_size(self) -> int:
+        """Documents with their vectors that are asked for at a time."""
+        return max(1, min(MAX_CANDIDATES, MAX_MESSAGE_BYTES // (4 * self.description.width)))
+
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         width = self.description.width
-        for rows in self._scan("", ["vector"], max(1, min(MAX_CANDIDATES, MAX_MESSAGE_BYTES // (4 * width)))):
+        for rows in self._scan("", ["vector"], self._page_size):
             handles = np.array([self._handle(row["id"]) for row in rows], np.int64)
             yield handles, np.array([row["vector"] for row in rows], np.float32).reshape(len(rows), width)
 
@@ -289,36 +349,59 @@ def create(uri: str, description: Description, collection: str = COLLECTION, tok
             "vector_key": key,
         },
     }
+    taken = UserError(f"{uri} has a collection {collection} already; it is not overwritten")
     try:
         with client_errors(uri, f"{description.kind} of {description.prefix} dims: "):
-            if client.has_collection(collection, retry_times=RETRIES):
-                raise UserError(f"{uri} has a collection {collection} already; it is not overwritten")
+            if call(client, "has_collection", collection):
+                raise taken
             try:
-                for name in fields:
-                    _create_collection(client, name, fields[name], description)
-            except BaseException:
-                for name in fields:
-                    with contextlib.suppress(Exception):
-                        client.drop_collection(name, retry_times=RETRIES)
+                _create_prefixes(client, collection, fields[collection + PREFIXES], description)
+                _create_collection(client, collection, fields[collection], description)
+            except Exception as error:
+                there = None
+                with contextlib.suppress(Exception):  # the server may be gone
+                    there = call(client, "has_collection", collection, seconds=CONNECT_SECONDS)
+                    if not there:
+                        call(client, "drop_collection", collection + PREFIXES, seconds=CONNECT_SECONDS)
+                if there:  # of another process, which began at the same moment
+                    raise taken from error
                 raise
+            _load(client, collection, fields[collection], description)
     except BaseException:
         close(uri, client)
         raise
     return MilvusIndex(uri, collection, client, description, kind, collection + PREFIXES)
 
 
+def _create_prefixes(client: Any, collection: str, fields: dict[str, dict[str, Any]], description: Description) -> None:
+    """Create an empty collection of prefixes, or take over that of a `create` that was killed or is at work."""
+    name = collection + PREFIXES
+    if call(client, "has_collection", name):
+        about = call(client, "describe_collection", name)
+        if _description_text(about) == description.to_json():
+            _load(client, name, fields, description)
+            if not call(client, "query", name, filter="", output_fields=["count(*)"])[0]["count(*)"]:
+                return
+        if not call(client, "has_collection", collection):  # else somebody writes to it by now
+            call(client, "drop_collection", name)
+    _create_collection(client, name, fields, description)
+    _load(client, name, fields, description)
+
+
 def _create_collection(client: Any, name: str, fields: dict[str, dict[str, Any]], description: Description) -> None:
-    """Create an empty collection, in the place of what a killed `create` left behind."""
     text = description.to_json()
-    if client.has_collection(name, retry_times=RETRIES):
-        client.drop_collection(name, retry_times=RETRIES)
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=text)
     for field, options in fields.items():
         schema.add_field(field, **options)
-    client.create_collection(
-        name, schema=schema, consistency_level="Strong", properties={DESCRIPTION_PROPERTY: text}, retry_times=RETRIES
-    )
-    _load(client, name, fields, description)
+    call(
+        client, "create_collection", name, schema=schema, consistency_level="Strong",
+        properties={DESCRIPTION_PROPERTY: text},
+    )  # fmt: skip
+
+
+def _description_text(about: dict[str, Any]) -> str:
+    """What a collection says of itself, which need not be ours."""
+    return about.get("properties", {}).get(DESCRIPTION_PROPERTY) or about.get("description") or ""
 
 
 def _load(client: Any, name: str, fields: Iterable[str], description: Description) -> None:
@@ -326,7 +409,7 @@ def _load(client: Any, name: str, fields: Iterable[str], description: Descriptio
     prefix, kind = description.prefix, _milvus_kind(description)
     # Servers load no vectors without an index. Not every server has defaults for these parameters.
     types = {field: index for field, index in (("prefix", kind.upper()), ("vector", "FLAT")) if field in fields}
-    if not all(client.describe_index(name, field, retry_times=RETRIES) for field in types):
+    if not all(_describe_index(client, name, field) for field in types):
         index_params = client.prepare_index_params()
         for field, index_type in types.items():
             params: dict[str, int] = {}
@@ -336,9 +419,14 @@ def _load(client: Any, name: str, fields: Iterable[str], description: Descriptio
                 params = {"nlist": IVF_CELLS}
             if index_type == "IVF_PQ":
                 params["m"] = quantised_bytes(prefix)
-            index_params.add_index(field, index_name=field, index_type=index_type, metric_type="IP", params=params)
-        client.create_index(name, index_params, retry_times=RETRIES)
-    client.load_collection(name, retry_times=RETRIES)
+            index_params.add_index(field, index_name=field, index_type=index_type, metric_type=METRIC, params=params)
+        call(client, "create_index", name, index_params, seconds=LOAD_SECONDS)
+    call(client, "load_collection", name, seconds=LOAD_SECONDS)
+
+
+def _describe_index(client: Any, name: str, field: str) -> dict[str, Any]:
+    """Of a field, its index with index_type, metric_type and, on servers, pending_index_rows; empty for none."""
+    return call(client, "describe_index", name, field) or {}
 
 
 def open_(uri: str, write: bool = False, collection: str = COLLECTION, token: str = "") -> MilvusIndex:
@@ -351,35 +439,51 @@ def open_(uri: str, write: bool = False, collection: str = COLLECTION, token: st
     client, _ = connect(uri, collection, token)
     try:
         with client_errors(uri):
-            if not client.has_collection(collection, retry_times=RETRIES):
+            if not call(client, "has_collection", collection):
                 raise UserError(f"{uri} has no collection {collection}; build an index there first")
-            about = client.describe_collection(collection, retry_times=RETRIES)
-            text = about.get("properties", {}).get(DESCRIPTION_PROPERTY) or about.get("description") or ""
+            about = call(client, "describe_collection", collection)
             try:
-                description = Description.from_json(text)
+                description = Description.from_json(_description_text(about))
             except ValueError:
                 raise UserError(f"{uri} has a collection {collection} that mrl_jax did not make") from None
             fields = {field["name"] for field in about["fields"]}
             searched = collection if "prefix" in fields else collection + PREFIXES
+            if searched != collection and not call(client, "has_collection", searched):
+                raise UserError(f"{uri} has no collection {searched}, which {collection} needs; rebuild the index")
             if searched != collection:
-                if not client.has_collection(searched, retry_times=RETRIES):
-                    raise UserError(f"{uri} has no collection {searched}, which {collection} needs; rebuild the index")
                 _load(client, searched, {"prefix"}, description)
             _load(client, collection, fields, description)
-            kind = client.describe_index(searched, "prefix", retry_times=RETRIES)["index_type"].lower()
+            kind = _check_vectors(uri, client, searched, "prefix", description.prefix)
+            _check_vectors(uri, client, collection, "vector", description.width)
     except BaseException:
         close(uri, client)
         raise
     return MilvusIndex(uri, collection, client, description, kind, searched)
 
 
-def exists(uri: str) -> bool:
-    """Whether there is an index at `uri` that can be opened."""
-    try:
-        open_(uri).close()
-    except UserError:
+def _check_vectors(uri: str, client: Any, collection: str, field: str, dim: int) -> str:
+    """The type of a field's index, in small letters. Raises UserError for other vectors than a description says."""
+    fields = {one["name"]: one for one in call(client, "describe_collection", collection)["fields"]}
+    there = int(fields.get(field, {}).get("params", {}).get("dim", 0))
+    index = _describe_index(client, collection, field)
+    if there != dim or index["metric_type"] != METRIC:
+        raise UserError(
+            f"{uri}: {field} of {collection} should have {dim} dims compared by {METRIC}, and has {there} compared by "
+            f"{index['metric_type']}; rebuild the index"
+        )
+    return str(index["index_type"]).lower()
+
+
+def exists(uri: str, token: str = "") -> bool:
+    """Whether there is an index at `uri`, or one that a killed build has begun. Raises UserError as `connect` does."""
+    if not is_server(uri) and not Path(uri).exists():
         return False
-    return True
+    client, _ = connect(uri, COLLECTION, token)
+    try:
+        with client_errors(uri):
+            return bool(call(client, "has_collection", COLLECTION))
+    finally:
+        close(uri, client)
 
 
 def _milvus_kind(description: Description) -> str:
