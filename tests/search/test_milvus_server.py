@@ -85,7 +85,7 @@ def found_ids(index: Any, rows: np.ndarray) -> list[int]:
 def test_flat_finds_what_brute_force_finds_before_and_after_it_is_written_to_disk(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(milvus, "MAX_MESSAGE_BYTES", 1 << 16)  # several messages and pages
+    monkeypatch.setattr(milvus, "MAX_MESSAGE_BYTES", 1 << 18)  # several messages and pages
     z, queries = vectors(5000), vectors(20, 1)
     assert not exists(place)
     index = create_index(place, description())
@@ -102,8 +102,8 @@ def test_flat_finds_what_brute_force_finds_before_and_after_it_is_written_to_dis
             wanted = shortlist[np.argsort(-(z[shortlist] @ query))][:10]
             assert found_ids(index, rows) == wanted.tolist()
             np.testing.assert_allclose(scores, z[wanted] @ query, atol=1e-6)
-        everything = rerank(index, queries, 10, 5000)  # then the truth itself
-        assert recall(everything, best_of_blocks(index.blocks(), queries, 10)).min() == 1
+        everything = rerank(index, queries[:3], 10, 5000)  # then the truth itself
+        assert recall(everything, best_of_blocks(index.blocks(), queries[:3], 10)).min() == 1
         index.prepare()
         index.close()
         assert exists(place)
@@ -113,18 +113,26 @@ def test_flat_finds_what_brute_force_finds_before_and_after_it_is_written_to_dis
 
 
 @pytest.mark.parametrize("kind", [kind.removeprefix("milvus-") for kind in BACKENDS["milvus"].kinds])
-def test_every_kind_is_created_found_again_and_searched_by_its_own_index(place: str, kind: str) -> None:
-    z, queries = vectors(6000), vectors(50, 1)
+def test_every_kind_is_created_found_again_and_searched_by_its_own_index(
+    place: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z, queries = vectors(3000), vectors(3, 1)
+    if kind == "diskann":  # the server of the wheel has it by name only
+        monkeypatch.setattr(milvus, "PROBE_SECONDS", 5.0)
+        with pytest.raises(UserError, match="does not build an index of kind milvus-diskann; take another --kind"):
+            create_index(place, description(kind))
+        assert not exists(place)
+        return
     index = create_index(place, description(kind))
-    add(index, z, 3000)
+    add(index, z, 1500)
     index.prepare()
     index.close()
     index = open_index(place)
     about = index._client.describe_index(index.searched, "prefix")
     assert about["index_type"].lower() == kind
-    assert (about["indexed_rows"], about["pending_index_rows"]) == (6000, 0)
+    assert (about["indexed_rows"], about["pending_index_rows"]) == (3000, 0)
     truth = best_of_blocks(index.blocks(), queries, 10)
-    assert recall(rerank(index, queries, 10, 6000), truth).min() == 1  # a shortlist of everything
+    assert recall(rerank(index, queries, 10, 3000), truth).min() == 1  # a shortlist of everything
     own = rerank(index, z[:50], 1, 50)
     assert np.mean([found_ids(index, row) == [i] for i, row in enumerate(own.rows)]) >= (0.7 if "pq" in kind else 0.95)
     index.close()

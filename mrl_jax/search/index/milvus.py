@@ -17,6 +17,7 @@ other may open it meanwhile.
 """
 
 import contextlib
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from mrl_jax.search.index.milvus_client import (
     connect,
     one_of_filter,
     quote,
+    server_time,
     text_bytes,
 )
 from mrl_jax.system import console
@@ -51,9 +53,11 @@ MAX_CANDIDATES = 16384
 MAX_HNSW_NODES = 32768
 MAX_ID_BYTES, MAX_TEXT_BYTES = 512, 65535
 MAX_MESSAGE_BYTES = 16 << 20  # sent or asked for at a time; servers accept 64 MiB and send 100 MB
-MAX_FILTER_IDS = 1000
+MAX_FILTER_IDS = 1024
 LOAD_SECONDS = 600.0  # to wait until a server has loaded a collection, written it to disk or indexed it
 POLL_SECONDS = 0.5
+# DISKANN is accepted by servers that cannot build it, and then tried for ever: it is tried on random vectors before.
+PROBED_KINDS, PROBE_ROWS, PROBE_SECONDS = ("diskann",), 2048, 30.0  # servers index from 1,024 rows on
 
 
 class MilvusIndex:
@@ -69,6 +73,7 @@ class MilvusIndex:
         self._client: Any = client
         self._ids: list[str] = []
         self._handles: dict[str, int] = {}
+        self._moment = 0  # in the server's time; 0 for the present
         self._copies: dict[int, list[int]] = {}  # a handle that `candidates` returned → all documents like it
 
     @property
@@ -80,14 +85,30 @@ class MilvusIndex:
         if self._client is None:
             raise ValueError(f"the index at {self.uri} was closed")
         if name in ("query", "search"):
-            options["consistency_level"] = "Strong"  # all that was acknowledged to anybody is seen
+            options = {**self._consistency(), **options}
         with self._errors():
             return call(self._client, name, collection or self.collection, *args, **options)
+
+    def _consistency(self) -> dict[str, Any]:
+        """Options of a read that sees all that was acknowledged, to anybody, when `_read_anew` was last called.
+
+        A server keeps a read waiting until it has seen a moment, about 0.2 s for the present one; what belongs to one
+        search is read as of one moment, and only its first read waits.
+        """
+        if self._moment:
+            return {"consistency_level": "Customized", "guarantee_timestamp": self._moment}
+        return {"consistency_level": "Strong"}
+
+    def _read_anew(self) -> None:
+        if is_server(self.uri) and self._client is not None:
+            with self._errors():
+                self._moment = server_time(self._client)
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         return client_errors(self.uri, f"milvus-{self.kind} of {self.description.prefix} dims: ")
 
     def __len__(self) -> int:
+        self._read_anew()
         return self._count(self.collection)
 
     def _count(self, collection: str) -> int:
@@ -123,6 +144,7 @@ class MilvusIndex:
 
     def _stored_prefixes(self, keys: Iterable[str]) -> set[str]:
         """Those of these keys whose prefixes are there."""
+        self._read_anew()
         stored: set[str] = set()
         for some in batched(list(keys), MAX_FILTER_IDS):
             rows = self._call(
@@ -154,11 +176,13 @@ class MilvusIndex:
 
     def _prefix_keys(self, ids: Sequence[str]) -> dict[str, str]:
         """id → key of its prefix, or the id itself where prefixes have none, of the documents with these ids."""
+        self._read_anew()
         field = "prefix_key" if self._is_grouped else "id"
         return {row["id"]: row[field] for row in self._get(ids, field, MAX_ID_BYTES)}
 
     def _delete_unused(self, prefix_keys: set[str]) -> None:
         """Delete those of these prefixes that no document has."""
+        self._read_anew()
         for some in batched(sorted(prefix_keys), MAX_FILTER_IDS):
             unused = set(some)
             for rows in self._scan(one_of_filter("prefix_key", some), ["prefix_key"], MAX_CANDIDATES):
@@ -170,11 +194,16 @@ class MilvusIndex:
 
     def _restore_prefixes(self, keys: set[str]) -> None:
         """Write those of these prefixes again that a document has: another process wrote it meanwhile."""
+        self._read_anew()
         for rows in self._scan(one_of_filter("prefix_key", sorted(keys)), ["prefix_key", "vector"], self._page_size):
             prefixes = unit(np.array([row["vector"][: self.description.prefix] for row in rows], np.float32))
             self._upsert_prefixes({row["prefix_key"]: prefix for row, prefix in zip(rows, prefixes, strict=True)})
 
     def find(self, ids: Sequence[str]) -> dict[str, Document]:
+        self._read_anew()
+        return self._find(ids)
+
+    def _find(self, ids: Sequence[str]) -> dict[str, Document]:
         return {row["id"]: Document(row["id"], row["text"]) for row in self._get(ids, "text", MAX_TEXT_BYTES)}
 
     def handles(self, ids: Sequence[str]) -> dict[str, int]:
@@ -194,6 +223,7 @@ class MilvusIndex:
             raise ValueError(f"size={size} is not allowed; at least 1")
         if size > MAX_CANDIDATES:
             raise UserError(f"Milvus returns at most {MAX_CANDIDATES:,} documents per query; {size:,} were asked for")
+        self._read_anew()
         handles = np.full((len(queries), size), -1, np.int64)
         prefixes = unit(queries[:, : self.description.prefix])
         step = max(1, min(MAX_CANDIDATES // size, MAX_MESSAGE_BYTES // (4 * self.description.prefix)))
@@ -281,6 +311,7 @@ class MilvusIndex:
         return max(1, min(MAX_CANDIDATES, MAX_MESSAGE_BYTES // (4 * self.description.width)))
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        self._read_anew()
         width = self.description.width
         for rows in self._scan("", ["vector"], self._page_size):
             handles = np.array([self._handle(row["id"]) for row in rows], np.int64)
@@ -289,8 +320,14 @@ class MilvusIndex:
     def _scan(self, condition: str, fields: list[str], count: int) -> Iterator[list[dict[str, Any]]]:
         """id and more fields of the documents that a filter selects, by id and `count` at a time.
 
-        As the client's iterator, which does not escape the id after which it continues.
+        As the client's iterator, which does not escape the id after which it continues. All are asked for first, since
+        an iterator waits for the present at each step.
         """
+        rows = self._call("query", filter=condition, output_fields=["id", *fields], limit=count)
+        if len(rows) < count:
+            if rows:
+                yield list(rows)
+            return
         after = ""
         while rows := self._call(
             "query", filter=" and ".join(filter(None, (after, condition))), output_fields=["id", *fields], limit=count,
@@ -301,7 +338,7 @@ class MilvusIndex:
 
     def documents(self, handles: np.ndarray) -> list[Document]:
         ids = self._ids_of(handles)
-        return self._in_order(ids, self.find(ids))
+        return self._in_order(ids, self._find(ids))
 
     def _ids_of(self, handles: np.ndarray) -> list[str]:
         if len(handles) and not 0 <= np.min(handles) <= np.max(handles) < len(self._ids):
@@ -354,6 +391,8 @@ def create(uri: str, description: Description, collection: str = COLLECTION, tok
         with client_errors(uri, f"{description.kind} of {description.prefix} dims: "):
             if call(client, "has_collection", collection):
                 raise taken
+            if kind in PROBED_KINDS and is_server(uri):
+                _probe(uri, client, types, description)
             try:
                 _create_prefixes(client, collection, fields[collection + PREFIXES], description)
                 _create_collection(client, collection, fields[collection], description)
@@ -371,6 +410,29 @@ def create(uri: str, description: Description, collection: str = COLLECTION, tok
         close(uri, client)
         raise
     return MilvusIndex(uri, collection, client, description, kind, collection + PREFIXES)
+
+
+def _probe(uri: str, client: Any, types: Any, description: Description) -> None:
+    """Raises UserError where the server does not build an index of this kind, of a collection that is dropped again."""
+    name, dim = f"{COLLECTION}_probe_{secrets.token_hex(8)}", description.prefix
+    fields: dict[str, dict[str, Any]] = {
+        "id": {"datatype": types.INT64, "is_primary": True},
+        "prefix": {"datatype": types.FLOAT_VECTOR, "dim": dim},
+    }
+    rows = unit(np.random.default_rng(0).normal(size=(PROBE_ROWS, dim)))
+    try:
+        _create_collection(client, name, fields, description)
+        call(client, "insert", name, [{"id": i, "prefix": row} for i, row in enumerate(rows)])
+        call(client, "flush", name)
+        _create_index(client, name, {"prefix"}, description)
+        until = time.monotonic() + PROBE_SECONDS
+        while _describe_index(client, name, "prefix")["indexed_rows"] < PROBE_ROWS:
+            if time.monotonic() > until:
+                raise UserError(f"{uri} does not build an index of kind {description.kind}; take another --kind")
+            time.sleep(POLL_SECONDS)
+    finally:
+        with contextlib.suppress(Exception):
+            call(client, "drop_collection", name, seconds=CONNECT_SECONDS)
 
 
 def _create_prefixes(client: Any, collection: str, fields: dict[str, dict[str, Any]], description: Description) -> None:
@@ -406,22 +468,28 @@ def _description_text(about: dict[str, Any]) -> str:
 
 def _load(client: Any, name: str, fields: Iterable[str], description: Description) -> None:
     """Load a collection, after making the indexes that it lacks if a `create` was killed."""
-    prefix, kind = description.prefix, _milvus_kind(description)
-    # Servers load no vectors without an index. Not every server has defaults for these parameters.
-    types = {field: index for field, index in (("prefix", kind.upper()), ("vector", "FLAT")) if field in fields}
-    if not all(_describe_index(client, name, field) for field in types):
-        index_params = client.prepare_index_params()
-        for field, index_type in types.items():
-            params: dict[str, int] = {}
-            if index_type == "HNSW":
-                params = {"M": HNSW_LINKS, "efConstruction": 2 * HNSW_NODES}
-            elif index_type.startswith("IVF"):
-                params = {"nlist": IVF_CELLS}
-            if index_type == "IVF_PQ":
-                params["m"] = quantised_bytes(prefix)
-            index_params.add_index(field, index_name=field, index_type=index_type, metric_type=METRIC, params=params)
-        call(client, "create_index", name, index_params, seconds=LOAD_SECONDS)
+    vectors = [field for field in ("prefix", "vector") if field in fields]
+    if not all(_describe_index(client, name, field) for field in vectors):
+        _create_index(client, name, vectors, description)
     call(client, "load_collection", name, seconds=LOAD_SECONDS)
+
+
+def _create_index(client: Any, name: str, fields: Iterable[str], description: Description) -> None:
+    """Index fields: the prefix by the kind of index that is described, the whole vector by what loads it as it is."""
+    kind = _milvus_kind(description).upper()
+    index_params = client.prepare_index_params()
+    for field in fields:
+        index_type = kind if field == "prefix" else "FLAT"  # servers load no vectors without an index
+        params: dict[str, int] = {}  # not every server has defaults for these
+        if index_type == "HNSW":
+            params = {"M": HNSW_LINKS, "efConstruction": 2 * HNSW_NODES}
+        elif index_type.startswith("IVF"):
+            params = {"nlist": IVF_CELLS}
+        if index_type == "IVF_PQ":
+            params["m"] = quantised_bytes(description.prefix)
+        index_params.add_index(field, index_name=field, index_type=index_type, metric_type=METRIC, params=params)
+    # Not until all is indexed that is there: an index that a server cannot build would keep us waiting.
+    call(client, "create_index", name, index_params, seconds=LOAD_SECONDS, sync=False)
 
 
 def _describe_index(client: Any, name: str, field: str) -> dict[str, Any]:

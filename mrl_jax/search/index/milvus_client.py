@@ -144,6 +144,12 @@ def call(client: Any, name: str, *args: Any, seconds: float = CALL_SECONDS, **op
         time.sleep(RETRY_SECONDS)
 
 
+def server_time(client: Any) -> int:
+    """A moment after everything that the server acknowledged; 0 where the client does not tell."""
+    handler = client._get_connection()
+    return int(handler.alloc_timestamp(timeout=CALL_SECONDS)) if hasattr(handler, "alloc_timestamp") else 0
+
+
 def _is_passing(error: Any) -> bool:
     """Whether a server answers so only for a moment, as while it starts."""
     return bool(error.retriable)
