@@ -381,25 +381,6 @@ def test_collections_that_do_not_fit_are_said(place: str, monkeypatch: pytest.Mo
         open_index(place)
 
 
-def test_a_server_that_freezes_is_left_after_a_time(
-    server: MilvusServer, place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(milvus_client.call.__kwdefaults__, "seconds", 2.0)
-    index = create_index(place, description())
-    assert server.process is not None
-    os.kill(server.process.pid, 19)  # SIGSTOP
-    started = time.monotonic()
-    try:
-        with pytest.raises(UserError, match="stopped answering"):
-            len(index)
-        with pytest.raises(UserError, match=re.escape(place)):
-            open_index(place)
-    finally:
-        os.kill(server.process.pid, 18)  # SIGCONT
-    assert time.monotonic() - started < 60
-    index.close()
-
-
 def test_the_command_line_builds_queries_measures_and_deletes(
     place: str, tmp_path: Path, tiny: list[str], texts: dict[str, Path], capsys: pytest.CaptureFixture
 ) -> None:
@@ -428,3 +409,22 @@ def test_the_command_line_builds_queries_measures_and_deletes(
     said = capsys.readouterr()
     assert "does not accept the token" in said.err
     assert "secret" not in said.err + said.out
+
+
+def test_a_server_that_freezes_is_left_after_a_time(
+    server: MilvusServer, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(milvus_client.call.__kwdefaults__, "seconds", 2.0)
+    index = create_index(place, description())
+    assert server.process is not None
+    os.kill(server.process.pid, 19)  # SIGSTOP
+    started = time.monotonic()
+    try:
+        with pytest.raises(UserError, match="stopped answering"):
+            len(index)
+        with pytest.raises(UserError, match=re.escape(place)):
+            open_index(place)
+    finally:
+        os.kill(server.process.pid, 18)  # SIGCONT
+    assert time.monotonic() - started < 60
+    index.close()

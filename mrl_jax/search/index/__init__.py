@@ -108,7 +108,7 @@ def open_index(place: str, write: bool = False, token: str = "") -> Index:
         write: whether documents may be added and deleted.
         token: of a server, such as user:password; by default what the environment says.
     """
-    kinds = by_kind(place)
+    kinds, access = by_kind(place), _access(place, token)
     if is_in_folder(place):  # several back ends have folders, all of them with the same store
         from mrl_jax.search.index import store
 
@@ -117,7 +117,7 @@ def open_index(place: str, write: bool = False, token: str = "") -> Index:
             raise UserError(f"{place} is an index of kind {kind}; this version opens {', '.join(kinds)}")
     else:
         kind = default_kind(place)
-    index: Index = kinds[kind].load().open_(place, write, **_access(place, token))
+    index: Index = kinds[kind].load().open_(place, write, **access)
     return index
 
 

@@ -100,7 +100,7 @@ class MilvusIndex:
         return {"consistency_level": "Strong"}
 
     def _read_anew(self) -> None:
-        if is_server(self.uri) and self._client is not None:
+        if is_server(self.uri) and self._client is not None:  # a file has no time
             with self._errors():
                 self._moment = server_time(self._client)
 
@@ -372,44 +372,55 @@ def create(uri: str, description: Description, collection: str = COLLECTION, tok
     if description.width > MAX_DIMS:
         raise UserError(f"Milvus takes vectors of at most {MAX_DIMS:,} dims; these have {description.width:,}")
     client, types = connect(uri, collection, token)
+    taken = UserError(f"{uri} has a collection {collection} already; it is not overwritten")
+    fields = _fields(types, collection, description)
+    prefixes = collection + PREFIXES
+    try:
+        with client_errors(uri, f"{description.kind} of {description.prefix} dims: "):
+            left_over = call(client, "has_collection", prefixes)  # made after that of documents, which is gone
+            if call(client, "has_collection", collection):
+                raise taken
+            if kind in PROBED_KINDS and is_server(uri):
+                _probe(uri, client, types, description)
+            if left_over:
+                call(client, "drop_collection", prefixes)
+            try:
+                _create_collection(client, collection, fields[collection], description)
+            except Exception as error:
+                if call(client, "has_collection", collection):  # of another process, which began at the same moment
+                    raise taken from error
+                raise
+            try:
+                _create_collection(client, prefixes, fields[prefixes], description)
+                _load(client, prefixes, fields[prefixes], description)
+            except Exception:  # the server does not take this kind of index
+                for name in fields:
+                    with contextlib.suppress(Exception):
+                        call(client, "drop_collection", name, seconds=CONNECT_SECONDS)
+                raise
+            _load(client, collection, fields[collection], description)
+    except BaseException:
+        close(uri, client)
+        raise
+    return MilvusIndex(uri, collection, client, description, kind, prefixes)
+
+
+def _fields(types: Any, collection: str, description: Description) -> dict[str, dict[str, dict[str, Any]]]:
+    """The fields of the two collections. That of documents comes first: whoever creates it has the index."""
     key = {"datatype": types.VARCHAR, "max_length": 2 * distinct.KEY_BYTES}
-    fields: dict[str, dict[str, dict[str, Any]]] = {
-        collection + PREFIXES: {
-            "key": {**key, "is_primary": True},
-            "prefix": {"datatype": types.FLOAT_VECTOR, "dim": description.prefix},
-        },
-        collection: {  # made last: where it is, the index is whole
+    return {
+        collection: {
             "id": {"datatype": types.VARCHAR, "is_primary": True, "max_length": MAX_ID_BYTES},
             "text": {"datatype": types.VARCHAR, "max_length": MAX_TEXT_BYTES},
             "vector": {"datatype": types.FLOAT_VECTOR, "dim": description.width},
             "prefix_key": key,
             "vector_key": key,
         },
+        collection + PREFIXES: {
+            "key": {**key, "is_primary": True},
+            "prefix": {"datatype": types.FLOAT_VECTOR, "dim": description.prefix},
+        },
     }
-    taken = UserError(f"{uri} has a collection {collection} already; it is not overwritten")
-    try:
-        with client_errors(uri, f"{description.kind} of {description.prefix} dims: "):
-            if call(client, "has_collection", collection):
-                raise taken
-            if kind in PROBED_KINDS and is_server(uri):
-                _probe(uri, client, types, description)
-            try:
-                _create_prefixes(client, collection, fields[collection + PREFIXES], description)
-                _create_collection(client, collection, fields[collection], description)
-            except Exception as error:
-                there = None
-                with contextlib.suppress(Exception):  # the server may be gone
-                    there = call(client, "has_collection", collection, seconds=CONNECT_SECONDS)
-                    if not there:
-                        call(client, "drop_collection", collection + PREFIXES, seconds=CONNECT_SECONDS)
-                if there:  # of another process, which began at the same moment
-                    raise taken from error
-                raise
-            _load(client, collection, fields[collection], description)
-    except BaseException:
-        close(uri, client)
-        raise
-    return MilvusIndex(uri, collection, client, description, kind, collection + PREFIXES)
 
 
 def _probe(uri: str, client: Any, types: Any, description: Description) -> None:
@@ -433,21 +444,6 @@ def _probe(uri: str, client: Any, types: Any, description: Description) -> None:
     finally:
         with contextlib.suppress(Exception):
             call(client, "drop_collection", name, seconds=CONNECT_SECONDS)
-
-
-def _create_prefixes(client: Any, collection: str, fields: dict[str, dict[str, Any]], description: Description) -> None:
-    """Create an empty collection of prefixes, or take over that of a `create` that was killed or is at work."""
-    name = collection + PREFIXES
-    if call(client, "has_collection", name):
-        about = call(client, "describe_collection", name)
-        if _description_text(about) == description.to_json():
-            _load(client, name, fields, description)
-            if not call(client, "query", name, filter="", output_fields=["count(*)"])[0]["count(*)"]:
-                return
-        if not call(client, "has_collection", collection):  # else somebody writes to it by now
-            call(client, "drop_collection", name)
-    _create_collection(client, name, fields, description)
-    _load(client, name, fields, description)
 
 
 def _create_collection(client: Any, name: str, fields: dict[str, dict[str, Any]], description: Description) -> None:
@@ -492,6 +488,11 @@ def _create_index(client: Any, name: str, fields: Iterable[str], description: De
     call(client, "create_index", name, index_params, seconds=LOAD_SECONDS, sync=False)
 
 
+def _count(client: Any, name: str) -> int:
+    options: dict[str, Any] = {"filter": "", "output_fields": ["count(*)"], "consistency_level": "Strong"}
+    return int(call(client, "query", name, **options)[0]["count(*)"])
+
+
 def _describe_index(client: Any, name: str, field: str) -> dict[str, Any]:
     """Of a field, its index with index_type, metric_type and, on servers, pending_index_rows; empty for none."""
     return call(client, "describe_index", name, field) or {}
@@ -504,7 +505,7 @@ def open_(uri: str, write: bool = False, collection: str = COLLECTION, token: st
     """
     if not is_server(uri) and not Path(uri).exists():
         raise UserError(f"{uri} is not an index: there is no such file")
-    client, _ = connect(uri, collection, token)
+    client, types = connect(uri, collection, token)
     try:
         with client_errors(uri):
             if not call(client, "has_collection", collection):
@@ -516,11 +517,15 @@ def open_(uri: str, write: bool = False, collection: str = COLLECTION, token: st
                 raise UserError(f"{uri} has a collection {collection} that mrl_jax did not make") from None
             fields = {field["name"] for field in about["fields"]}
             searched = collection if "prefix" in fields else collection + PREFIXES
-            if searched != collection and not call(client, "has_collection", searched):
-                raise UserError(f"{uri} has no collection {searched}, which {collection} needs; rebuild the index")
-            if searched != collection:
-                _load(client, searched, {"prefix"}, description)
             _load(client, collection, fields, description)
+            if searched != collection:
+                if not call(client, "has_collection", searched):
+                    if _count(client, collection):
+                        raise UserError(f"{uri} has no collection {searched}, which {collection} needs; rebuild it")
+                    # What created the other one was killed, or is about to do the same.
+                    made = _fields(types, collection, description)[searched]
+                    _create_collection(client, searched, made, description)
+                _load(client, searched, {"prefix"}, description)
             kind = _check_vectors(uri, client, searched, "prefix", description.prefix)
             _check_vectors(uri, client, collection, "vector", description.width)
     except BaseException:

@@ -147,7 +147,7 @@ def call(client: Any, name: str, *args: Any, seconds: float = CALL_SECONDS, **op
 def server_time(client: Any) -> int:
     """A moment after everything that the server acknowledged; 0 where the client does not tell."""
     handler = client._get_connection()
-    return int(handler.alloc_timestamp(timeout=CALL_SECONDS)) if hasattr(handler, "alloc_timestamp") else 0
+    return int(call(handler, "alloc_timestamp")) if hasattr(handler, "alloc_timestamp") else 0
 
 
 def _is_passing(error: Any) -> bool:
