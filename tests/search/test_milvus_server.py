@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 TOKEN = f"root:{PASSWORD}"
-SETTINGS = {"authorization_enabled": True, "queryNode.enableDisk": True}
+SETTINGS = {"authorization_enabled": True, "common.session.ttl": 5}  # seconds until a killed server is given up
 WIDTH, PREFIX = 32, 8
 
 
@@ -283,33 +283,31 @@ def test_a_build_outlives_a_server_that_is_killed_and_started_again_and_nothing_
     server: MilvusServer, place: str
 ) -> None:
     create_index(place, description()).close()
-    acknowledged, rounds = 0, 0
-    for seconds in (60.0, 1.0):  # the second one does not wait so long, and is begun again
-        for _ in range(2):
-            rounds += 1
-            writer = start_writer(place, seconds, acknowledged)
-            assert writer.stdout is not None
-            for line in writer.stdout:
-                assert line.strip().isdecimal(), line
-                acknowledged = int(line)
-                if acknowledged >= 4000 * rounds:
-                    break
-            server.kill()
-            if seconds == 1:
-                rest = writer.stdout.read().split("\n")
-                acknowledged = max([acknowledged, *(int(line) for line in rest if line.isdecimal())])
-                assert rest[-2] == f"error: {place} stopped answering"
-            server.start()
-            if seconds == 60:
-                line = writer.stdout.readline()  # it goes on
-                assert line.strip().isdecimal(), line
-                acknowledged = int(line)
-                assert missing(place, acknowledged) == []
-                writer.kill()
-                rest = writer.stdout.read().split("\n")
-                acknowledged = max([acknowledged, *(int(line) for line in rest if line.isdecimal())])
-            writer.wait()
+    acknowledged = 0
+    for rounds, seconds in ((1, 60.0), (2, 1.0)):  # the second one does not wait so long, and is begun again
+        writer = start_writer(place, seconds, acknowledged)
+        assert writer.stdout is not None
+        for line in writer.stdout:
+            assert line.strip().isdecimal(), line
+            acknowledged = int(line)
+            if acknowledged >= 4000 * rounds:
+                break
+        server.kill()
+        if seconds == 1:
+            rest = writer.stdout.read().split("\n")
+            acknowledged = max([acknowledged, *(int(line) for line in rest if line.isdecimal())])
+            assert rest[-2] == f"error: {place} stopped answering"
+        server.start()
+        if seconds == 60:
+            line = writer.stdout.readline()  # it goes on
+            assert line.strip().isdecimal(), line
+            acknowledged = int(line)
             assert missing(place, acknowledged) == []
+            writer.kill()
+            rest = writer.stdout.read().split("\n")
+            acknowledged = max([acknowledged, *(int(line) for line in rest if line.isdecimal())])
+        writer.wait()
+        assert missing(place, acknowledged) == []
     writer = start_writer(place, 60.0, acknowledged)
     assert writer.communicate()[0].split()[-1] == "done"
     assert missing(place, 20000) == []

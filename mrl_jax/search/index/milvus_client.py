@@ -24,7 +24,13 @@ from mrl_jax.system.errors import UserError
 TOKEN = "MRL_JAX_MILVUS_TOKEN"  # the environment variable with the token of a server
 OLDEST_SERVER = (2, 3)  # which is the first with upserts
 CONNECT_SECONDS = 5.0  # to wait for a server that does not answer
-CALL_SECONDS = 60.0  # the same while an index is open: a server that is started again is back within them
+CALL_SECONDS = (
+    120.0  # the same while an index is open: a killed server takes 30 to 60 from its start to its first answer
+)
+CONNECT_FAILED = 2  # what the client says of a connection that it cannot make
+# What a server says while it loads again what was loaded before: collections that are not (fully) loaded; replicas,
+# channels, segments or nodes that are missing.
+STARTING = frozenset((101, 103, 400, 401, 500, 501, 503, 600, 601, 602, 901, 902, 903, 904))
 RETRY_SECONDS = 0.5  # between two tries of a call that a server is not ready for
 
 _open_files: Counter[str] = Counter()  # how many times this process has each Milvus Lite file open
@@ -152,7 +158,20 @@ def server_time(client: Any) -> int:
 
 def _is_passing(error: Any) -> bool:
     """Whether a server answers so only for a moment, as while it starts."""
-    return bool(error.retriable)
+    return bool(error.retriable) or error.code in STARTING or _is_away(error)
+
+
+def _is_away(error: Any) -> bool:
+    """Whether nobody answered, or in time; a connection that cannot be made again has lost the reason."""
+    grpc: Any = importlib.import_module("grpc")
+    status = _status(error)
+    return status in (CONNECT_FAILED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def _status(error: Any) -> Any:
+    """The status of the call that an error of the client comes from; else the number that it has from the server."""
+    grpc: Any = importlib.import_module("grpc")
+    return error.__cause__.code() if isinstance(error.__cause__, grpc.RpcError) else error.code
 
 
 @contextlib.contextmanager
@@ -164,11 +183,9 @@ def client_errors(uri: str, settings: str = "") -> Iterator[None]:
     try:
         yield
     except MilvusException as error:
-        cause = error.__cause__
-        code = cause.code() if isinstance(cause, grpc.RpcError) else error.code
-        if code == grpc.StatusCode.UNAUTHENTICATED:
+        if _status(error) == grpc.StatusCode.UNAUTHENTICATED:
             raise UserError(f"{uri} does not accept the token; give one by --token, or in {TOKEN}") from None
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        if _is_away(error):
             raise UserError(f"{uri} stopped answering") from None
         raise UserError(f"{uri}: {settings}{first_line(error.message or error)}") from None
     except grpc.RpcError as error:
