@@ -24,9 +24,8 @@ from mrl_jax.system.errors import UserError
 TOKEN = "MRL_JAX_MILVUS_TOKEN"  # the environment variable with the token of a server
 OLDEST_SERVER = (2, 3)  # which is the first with upserts
 CONNECT_SECONDS = 5.0  # to wait for a server that does not answer
-CALL_SECONDS = (
-    120.0  # the same while an index is open: a killed server takes 30 to 60 from its start to its first answer
-)
+# The same while an index is open: a killed server answers 30 to 60 seconds after it is started again.
+CALL_SECONDS = 120.0
 CONNECT_FAILED = 2  # what the client says of a connection that it cannot make
 # What a server says while it loads again what was loaded before: collections that are not (fully) loaded; replicas,
 # channels, segments or nodes that are missing.
