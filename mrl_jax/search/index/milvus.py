@@ -33,6 +33,7 @@ from mrl_jax.search.index.milvus_client import (
     client_errors,
     close,
     connect,
+    is_passing,
     one_of_filter,
     quote,
     server_time,
@@ -393,11 +394,12 @@ def create(uri: str, description: Description, collection: str = COLLECTION, tok
             try:
                 _create_collection(client, prefixes, fields[prefixes], description)
                 _load(client, prefixes, fields[prefixes], description)
-            except Exception:  # the server does not take this kind of index
-                for name in fields:
-                    with contextlib.suppress(Exception):
-                        call(client, "drop_collection", name, seconds=CONNECT_SECONDS)
-                raise
+            except Exception as error:
+                if not is_passing(error):  # the server does not take this kind of index, from nobody
+                    for name in fields:
+                        with contextlib.suppress(Exception):
+                            call(client, "drop_collection", name, seconds=CONNECT_SECONDS)
+                raise  # else `open_` makes what is missing
             _load(client, collection, fields[collection], description)
     except BaseException:
         close(uri, client)

@@ -144,7 +144,7 @@ def call(client: Any, name: str, *args: Any, seconds: float = CALL_SECONDS, **op
         try:  # the client itself tries again, until its timeout, where nobody answers
             return getattr(client, name)(*args, timeout=max(1.0, until - time.monotonic()), **options)
         except MilvusException as error:
-            if not _is_passing(error) or time.monotonic() + RETRY_SECONDS > until:
+            if not is_passing(error) or time.monotonic() + RETRY_SECONDS > until:
                 raise
         time.sleep(RETRY_SECONDS)
 
@@ -155,9 +155,9 @@ def server_time(client: Any) -> int:
     return int(call(handler, "alloc_timestamp")) if hasattr(handler, "alloc_timestamp") else 0
 
 
-def _is_passing(error: Any) -> bool:
+def is_passing(error: Any) -> bool:
     """Whether a server answers so only for a moment, as while it starts."""
-    return bool(error.retriable) or error.code in STARTING or _is_away(error)
+    return bool(getattr(error, "retriable", False)) or getattr(error, "code", 0) in STARTING or _is_away(error)
 
 
 def _is_away(error: Any) -> bool:
@@ -170,7 +170,8 @@ def _is_away(error: Any) -> bool:
 def _status(error: Any) -> Any:
     """The status of the call that an error of the client comes from; else the number that it has from the server."""
     grpc: Any = importlib.import_module("grpc")
-    return error.__cause__.code() if isinstance(error.__cause__, grpc.RpcError) else error.code
+    of_call = error if isinstance(error, grpc.RpcError) else error.__cause__
+    return of_call.code() if isinstance(of_call, grpc.RpcError) else getattr(error, "code", 0)
 
 
 @contextlib.contextmanager
