@@ -9,6 +9,7 @@ import mrl_jax.search
 from mrl_jax.search import adapt, mining
 from mrl_jax.search.commands import COMMANDS
 from mrl_jax.search.index import BACKENDS
+from mrl_jax.search.index.milvus_client import TOKEN
 from mrl_jax.search.service import options
 from mrl_jax.system import console
 from mrl_jax.system.errors import UserError
@@ -39,19 +40,28 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add_token(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--token", default="", help=f"of a Milvus server; better in the environment, as {TOKEN}")
+
     kinds = ", ".join(dict.fromkeys(kind for backend in BACKENDS.values() for kind in backend.kinds))
 
     build = commands.add_parser("build", help="embed a corpus and add it to an index, new or begun")
     console.add_model(build, untuned=True)
     build.add_argument("corpus", type=Path, help="JSONL with _id, text and perhaps title")
-    build.add_argument("--index", required=True, help="a folder, a Milvus Lite file ….db, or http://host:19530")
+    build.add_argument(
+        "--index", required=True, help="a folder, a Milvus Lite file ….db, or http://host:19530/database"
+    )
     build.add_argument("--kind", help=f"{kinds}; by default exact or, in Milvus, milvus-autoindex")
     build.add_argument("--prefix", type=int, help="dims that are searched first; by default about a quarter of all")
     build.add_argument("--batch", type=console.positive, default=256, help="texts embedded at a time")
     build.add_argument("--replace", action="store_true", help="replace documents that are there with another text")
 
+    add_token(build)
+
     query = commands.add_parser("query", help="the best documents for a text")
     query.add_argument("index")
+    add_token(query)
     query.add_argument("text", nargs="+")
     query.add_argument("--k", type=console.positive, default=10)
     query.add_argument("--plan", default="auto", help="auto (what `plan` saved, else exact), exact, or 64:200,128:50")
@@ -70,12 +80,14 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="recall and speed per method")
     bench.add_argument("index")
+    add_token(bench)
     bench.add_argument("--queries", type=Path, required=True, help="JSONL with text")
     bench.add_argument("--k", type=console.positive, default=10)
     bench.add_argument("--run", help="where the model's run is now, if it was moved")
 
     delete = commands.add_parser("delete", help="remove documents by id")
     delete.add_argument("index")
+    add_token(delete)
     delete.add_argument("ids", nargs="+")
 
     mine = commands.add_parser(

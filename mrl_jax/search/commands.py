@@ -92,7 +92,7 @@ def build(options: argparse.Namespace) -> None:
     model = pretrained.find_any(options.run, options.arm, options.seed)
     description = new_description(model, options)
     size = corpus.file_size(options.corpus)
-    with contextlib.closing(_open_or_create(options.index, description)) as index:
+    with contextlib.closing(_open_or_create(options.index, description, options.token)) as index:
         _check_same(index.description, description, options)
         added = known = 0
         batch: list[Document] = []
@@ -116,8 +116,10 @@ def build(options: argparse.Namespace) -> None:
         print(f"{options.index}: {len(index):,} documents, {added:,} added now, {known:,} were there")
 
 
-def _open_or_create(place: str, description: Description) -> Index:
-    return open_index(place, write=True) if exists(place) else create_index(place, description)
+def _open_or_create(place: str, description: Description, token: str) -> Index:
+    if exists(place, token):
+        return open_index(place, write=True, token=token)
+    return create_index(place, description, token)
 
 
 def _check_same(stored: Description, wanted: Description, options: argparse.Namespace) -> None:
@@ -166,7 +168,7 @@ def query(options: argparse.Namespace) -> None:
     """Print the best documents for each text."""
     if not all(text.strip() for text in options.text):
         raise UserError("the text to search for is empty")
-    with contextlib.closing(open_index(options.index)) as index:
+    with contextlib.closing(open_index(options.index, token=options.token)) as index:
         size = _size(index, options)
         if options.k > size:
             print(f"--k={options.k}: there are only {size:,} documents", file=sys.stderr)
@@ -318,7 +320,7 @@ def plan(options: argparse.Namespace) -> None:
 
 def bench(options: argparse.Namespace) -> None:
     """Print recall against exact search, and speed, per method."""
-    with contextlib.closing(open_index(options.index)) as index:
+    with contextlib.closing(open_index(options.index, token=options.token)) as index:
         k = min(options.k, _size(index, options))
         z, own = _read_queries(index, options)
         methods = _methods(index, _asked(k, own))
@@ -362,7 +364,7 @@ def _seconds(search: Callable[[np.ndarray], object], z: np.ndarray, repeats: int
 
 def delete(options: argparse.Namespace) -> None:
     """Remove documents by id."""
-    with contextlib.closing(open_index(options.index, write=True)) as index:
+    with contextlib.closing(open_index(options.index, write=True, token=options.token)) as index:
         count = index.delete(options.ids)
         print(f"{options.index}: {count} deleted, {len(options.ids) - count} were not there; {len(index):,} documents")
 

@@ -22,7 +22,7 @@ __all__ = [
 
 
 def is_server(place: str) -> bool:
-    """An address: http://host:19530."""
+    """An address: http://host:19530, perhaps with a database after a slash."""
     return place.startswith(("http://", "https://"))
 
 
@@ -41,6 +41,7 @@ class Backend(NamedTuple):
 
     # Imported when it is first used, since clients take a second. It has `create(place, description)` and
     # `open_(place, write)`, which return an `Index`, and `exists(place)`: whether a build there is to be continued.
+    # Those of servers take a `token`, too.
     module: str
     is_place: Callable[[str], bool]  # whether its indexes are at places like this one
     kinds: tuple[str, ...]  # ways to search, by the names that --kind and a stored description give them; default first
@@ -84,16 +85,30 @@ def default_kind(place: str) -> str:
     return next(iter(by_kind(place)))
 
 
-def create_index(place: str, description: Description) -> Index:
+def _access(place: str, token: str) -> dict[str, str]:
+    """What a back end needs to know of whoever comes. Raises UserError for a token where nobody asks for one."""
+    if token and not is_server(place):
+        raise UserError(f"--token is for a Milvus server; {place} is none")
+    return {"token": token} if token else {}
+
+
+def create_index(place: str, description: Description, token: str = "") -> Index:
     """An empty index at `place`, of `description.kind`. Raises UserError: no such kind there, or a place in use."""
     kinds = by_kind(place)
-    index: Index = kinds[one_of("--kind", description.kind, kinds)].load().create(place, description)
+    backend = kinds[one_of("--kind", description.kind, kinds)]
+    index: Index = backend.load().create(place, description, **_access(place, token))
     return index
 
 
-def open_index(place: str, write: bool = False) -> Index:
-    """The index at `place`, whatever its back end. Raises UserError where there is none or it cannot be used."""
-    kinds = by_kind(place)
+def open_index(place: str, write: bool = False, token: str = "") -> Index:
+    """The index at `place`, whatever its back end. Raises UserError where there is none or it cannot be used.
+
+    Args:
+        place: a folder, a Milvus Lite file or the address of a server.
+        write: whether documents may be added and deleted.
+        token: of a server, such as user:password; by default what the environment says.
+    """
+    kinds, access = by_kind(place), _access(place, token)
     if is_in_folder(place):  # several back ends have folders, all of them with the same store
         from mrl_jax.search.index import store
 
@@ -102,11 +117,11 @@ def open_index(place: str, write: bool = False) -> Index:
             raise UserError(f"{place} is an index of kind {kind}; this version opens {', '.join(kinds)}")
     else:
         kind = default_kind(place)
-    index: Index = kinds[kind].load().open_(place, write)
+    index: Index = kinds[kind].load().open_(place, write, **access)
     return index
 
 
-def exists(place: str) -> bool:
+def exists(place: str, token: str = "") -> bool:
     """Whether there is something at `place` already: then a build continues it."""
-    there: bool = by_kind(place)[default_kind(place)].load().exists(place)
+    there: bool = by_kind(place)[default_kind(place)].load().exists(place, **_access(place, token))
     return there

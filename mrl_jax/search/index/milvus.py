@@ -4,8 +4,12 @@ Two collections. `documents` has the fields id, text, vector (the whole embeddin
 the prefix and of the whole: documents that share one are equal there). `documents_prefixes` has each distinct prefix
 once, by its key and at unit length (see `distinct`). Milvus searches the prefixes; the documents that have them are
 ranked by whole embeddings here. A prefix is written before its documents and deleted after them, so that a process that
-is killed between leaves a prefix that no document has, which searches pass over. Indexes of earlier versions have the
-prefix of every document in `documents`, copies and all; they are searched there.
+is killed between leaves a prefix that no document has, which searches pass over. Each collection has one vector field,
+as servers before 2.4 want it; whole embeddings have an index too, FLAT, without which servers do not load them. Indexes
+of earlier versions have the prefix of every document in `documents`, copies and all; they are searched there.
+
+Several processes may write to one server at once. Whoever deletes a prefix that no document has looks afterwards
+whether one has come meanwhile, and whoever writes documents looks afterwards whether their prefixes are still there.
 
 The same code serves both, so that a corpus that outgrows one machine moves to a cluster by another address. We claim
 nothing about the speed of Milvus Lite, which is for trying things out: it runs in the process that opened it, and no
@@ -13,6 +17,8 @@ other may open it meanwhile.
 """
 
 import contextlib
+import secrets
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +27,19 @@ import numpy as np
 
 from mrl_jax.search.index import distinct, is_server
 from mrl_jax.search.index.base import Description, Document, batched, check_add, quantised_bytes, unit
-from mrl_jax.search.index.milvus_client import client_errors, close, connect, one_of_filter, quote, text_bytes
+from mrl_jax.search.index.milvus_client import (
+    CONNECT_SECONDS,
+    call,
+    client_errors,
+    close,
+    connect,
+    is_passing,
+    one_of_filter,
+    quote,
+    server_time,
+    text_bytes,
+)
+from mrl_jax.system import console
 from mrl_jax.system.errors import UserError
 
 COLLECTION = "documents"
@@ -29,14 +47,18 @@ PREFIXES = "_prefixes"  # appended to the name of a collection for that of its p
 DESCRIPTION_PROPERTY = "mrl_jax"  # holds the `Description`; Milvus Lite forgets descriptions of collections
 IVF_CELLS, IVF_PROBED_CELLS = 128, 32  # of ivf_…: cells in all, and cells that are searched first
 HNSW_LINKS, HNSW_NODES = 32, 128  # per node; nodes that a search keeps in view, and twice as many while it is built
+METRIC = "IP"  # of prefixes of unit length: the cosine
 # Limits of a Milvus server.
 MAX_DIMS = 32768
 MAX_CANDIDATES = 16384
 MAX_HNSW_NODES = 32768
 MAX_ID_BYTES, MAX_TEXT_BYTES = 512, 65535
 MAX_MESSAGE_BYTES = 16 << 20  # sent or asked for at a time; servers accept 64 MiB and send 100 MB
-MAX_FILTER_IDS = 1000
-RETRIES = 5  # of a call that did not reach the server, within a second and a half; the client's own 75 take minutes
+MAX_FILTER_IDS = 1024
+LOAD_SECONDS = 600.0  # to wait until a server has loaded a collection, written it to disk or indexed it
+POLL_SECONDS = 0.5
+# DISKANN is accepted by servers that cannot build it, and then tried for ever: it is tried on random vectors before.
+PROBED_KINDS, PROBE_ROWS, PROBE_SECONDS = ("diskann",), 2048, 30.0  # servers index from 1,024 rows on
 
 
 class MilvusIndex:
@@ -52,6 +74,7 @@ class MilvusIndex:
         self._client: Any = client
         self._ids: list[str] = []
         self._handles: dict[str, int] = {}
+        self._moment = 0  # in the server's time; 0 for the present
         self._copies: dict[int, list[int]] = {}  # a handle that `candidates` returned → all documents like it
 
     @property
@@ -62,13 +85,31 @@ class MilvusIndex:
     def _call(self, name: str, *args: Any, collection: str | None = None, **options: Any) -> Any:
         if self._client is None:
             raise ValueError(f"the index at {self.uri} was closed")
+        if name in ("query", "search"):
+            options = {**self._consistency(), **options}
         with self._errors():
-            return getattr(self._client, name)(collection or self.collection, *args, retry_times=RETRIES, **options)
+            return call(self._client, name, collection or self.collection, *args, **options)
+
+    def _consistency(self) -> dict[str, Any]:
+        """Options of a read that sees all that was acknowledged, to anybody, when `_read_anew` was last called.
+
+        A server keeps a read waiting until it has seen a moment, about 0.2 s for the present one; what belongs to one
+        search is read as of one moment, and only its first read waits.
+        """
+        if self._moment:
+            return {"consistency_level": "Customized", "guarantee_timestamp": self._moment}
+        return {"consistency_level": "Strong"}
+
+    def _read_anew(self) -> None:
+        if is_server(self.uri) and self._client is not None:  # a file has no time
+            with self._errors():
+                self._moment = server_time(self._client)
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         return client_errors(self.uri, f"milvus-{self.kind} of {self.description.prefix} dims: ")
 
     def __len__(self) -> int:
+        self._read_anew()
         return self._count(self.collection)
 
     def _count(self, collection: str) -> int:
@@ -90,14 +131,28 @@ class MilvusIndex:
         before = self._prefix_keys([one.id for one in documents])
         prefix_keys, vector_keys = _hex(distinct.keys(prefixes)), _hex(distinct.keys(vectors))
         by_key = dict(zip(prefix_keys, prefixes, strict=True))
-        self._upsert(
-            self.searched, [prefix.nbytes for prefix in by_key.values()],
-            [{"key": key, "prefix": prefix} for key, prefix in by_key.items()],
-        )  # fmt: skip
+        self._upsert_prefixes(by_key)
         for row, prefix_key, vector_key in zip(rows, prefix_keys, vector_keys, strict=True):
             row |= {"prefix_key": prefix_key, "vector_key": vector_key}
         self._upsert(self.collection, sizes, rows)
+        if is_server(self.uri):  # a file has one writer
+            self._upsert_prefixes({key: by_key[key] for key in by_key.keys() - self._stored_prefixes(by_key)})
         self._delete_unused(set(before.values()) - by_key.keys())
+
+    def _upsert_prefixes(self, by_key: dict[str, np.ndarray]) -> None:
+        sizes = [prefix.nbytes for prefix in by_key.values()]
+        self._upsert(self.searched, sizes, [{"key": key, "prefix": prefix} for key, prefix in by_key.items()])
+
+    def _stored_prefixes(self, keys: Iterable[str]) -> set[str]:
+        """Those of these keys whose prefixes are there."""
+        self._read_anew()
+        stored: set[str] = set()
+        for some in batched(list(keys), MAX_FILTER_IDS):
+            rows = self._call(
+                "query", filter=one_of_filter("key", some), output_fields=["key"], collection=self.searched
+            )
+            stored |= {row["key"] for row in rows}
+        return stored
 
     def _upsert(self, collection: str, sizes: list[int], rows: list[dict[str, Any]]) -> None:
         """Insert rows of about so many bytes, or replace them, in messages of a size that a server takes."""
@@ -122,19 +177,34 @@ class MilvusIndex:
 
     def _prefix_keys(self, ids: Sequence[str]) -> dict[str, str]:
         """id → key of its prefix, or the id itself where prefixes have none, of the documents with these ids."""
+        self._read_anew()
         field = "prefix_key" if self._is_grouped else "id"
         return {row["id"]: row[field] for row in self._get(ids, field, MAX_ID_BYTES)}
 
     def _delete_unused(self, prefix_keys: set[str]) -> None:
         """Delete those of these prefixes that no document has."""
+        self._read_anew()
         for some in batched(sorted(prefix_keys), MAX_FILTER_IDS):
             unused = set(some)
             for rows in self._scan(one_of_filter("prefix_key", some), ["prefix_key"], MAX_CANDIDATES):
                 unused -= {row["prefix_key"] for row in rows}
             if unused:
                 self._call("delete", filter=one_of_filter("key", sorted(unused)), collection=self.searched)
+            if unused and is_server(self.uri):
+                self._restore_prefixes(unused)
+
+    def _restore_prefixes(self, keys: set[str]) -> None:
+        """Write those of these prefixes again that a document has: another process wrote it meanwhile."""
+        self._read_anew()
+        for rows in self._scan(one_of_filter("prefix_key", sorted(keys)), ["prefix_key", "vector"], self._page_size):
+            prefixes = unit(np.array([row["vector"][: self.description.prefix] for row in rows], np.float32))
+            self._upsert_prefixes({row["prefix_key"]: prefix for row, prefix in zip(rows, prefixes, strict=True)})
 
     def find(self, ids: Sequence[str]) -> dict[str, Document]:
+        self._read_anew()
+        return self._find(ids)
+
+    def _find(self, ids: Sequence[str]) -> dict[str, Document]:
         return {row["id"]: Document(row["id"], row["text"]) for row in self._get(ids, "text", MAX_TEXT_BYTES)}
 
     def handles(self, ids: Sequence[str]) -> dict[str, int]:
@@ -154,6 +224,7 @@ class MilvusIndex:
             raise ValueError(f"size={size} is not allowed; at least 1")
         if size > MAX_CANDIDATES:
             raise UserError(f"Milvus returns at most {MAX_CANDIDATES:,} documents per query; {size:,} were asked for")
+        self._read_anew()
         handles = np.full((len(queries), size), -1, np.int64)
         prefixes = unit(queries[:, : self.description.prefix])
         step = max(1, min(MAX_CANDIDATES // size, MAX_MESSAGE_BYTES // (4 * self.description.prefix)))
@@ -169,8 +240,8 @@ class MilvusIndex:
         """The keys of each query's best prefixes. Where Milvus returns fewer than there are, it searches wider."""
         key = "key" if self._is_grouped else "id"
         setting, value, entries = "", 0, 0
-        if self.kind in ("hnsw", "autoindex"):
-            setting, value = "ef", max(HNSW_NODES, size)
+        if self.kind in ("hnsw", "autoindex", "diskann"):
+            setting, value = "search_list" if self.kind == "diskann" else "ef", max(HNSW_NODES, size)
         elif self.kind.startswith("ivf"):
             setting, value = "nprobe", IVF_PROBED_CELLS
         while True:
@@ -181,7 +252,8 @@ class MilvusIndex:
             keys = [[hit[key] for hit in hits_of_query] for hits_of_query in hits]
             fewest = min(map(len, keys))
             entries = entries or (self._count(self.searched) if fewest < size else size)
-            widest = {"ef": min(MAX_HNSW_NODES, 2 * entries), "nprobe": IVF_CELLS}.get(setting, 0)
+            nodes = min(MAX_HNSW_NODES, 2 * entries)
+            widest = {"ef": nodes, "search_list": nodes, "nprobe": IVF_CELLS}.get(setting, 0)
             if fewest >= min(size, entries) or value >= widest:
                 return keys
             value = min(2 * value, widest)
@@ -207,7 +279,21 @@ class MilvusIndex:
         return [np.array(self._copies.get(handle, [handle])[:most]) for handle in handles.tolist()]
 
     def prepare(self) -> None:
-        pass  # Milvus indexes what is added
+        """A server indexes what is on its disk, and scans what is not: have it write all there, and wait for indexes.
+
+        Milvus Lite indexes what is added.
+        """
+        if not is_server(self.uri):
+            return
+        with console.stage("index"):
+            for collection in dict.fromkeys((self.collection, self.searched)):
+                self._call("flush", collection=collection, seconds=LOAD_SECONDS)
+            until = time.monotonic() + LOAD_SECONDS
+            while left := self._call("describe_index", "prefix", collection=self.searched).get("pending_index_rows", 0):
+                if time.monotonic() > until:
+                    console.say(f"{self.uri} has still to index {left:,} prefixes, and scans them until then")
+                    return
+                time.sleep(POLL_SECONDS)
 
     def _handle(self, id_: str) -> int:
         if id_ not in self._handles:
@@ -220,17 +306,29 @@ class MilvusIndex:
         by_id = {row["id"]: row["vector"] for row in self._get(ids, "vector", 4 * width)}
         return np.array(self._in_order(ids, by_id), np.float32).reshape(len(handles), width)
 
+    @property
+    def _page_size(self) -> int:
+        """Documents with their vectors that are asked for at a time."""
+        return max(1, min(MAX_CANDIDATES, MAX_MESSAGE_BYTES // (4 * self.description.width)))
+
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        self._read_anew()
         width = self.description.width
-        for rows in self._scan("", ["vector"], max(1, min(MAX_CANDIDATES, MAX_MESSAGE_BYTES // (4 * width)))):
+        for rows in self._scan("", ["vector"], self._page_size):
             handles = np.array([self._handle(row["id"]) for row in rows], np.int64)
             yield handles, np.array([row["vector"] for row in rows], np.float32).reshape(len(rows), width)
 
     def _scan(self, condition: str, fields: list[str], count: int) -> Iterator[list[dict[str, Any]]]:
         """id and more fields of the documents that a filter selects, by id and `count` at a time.
 
-        As the client's iterator, which does not escape the id after which it continues.
+        As the client's iterator, which does not escape the id after which it continues. All are asked for first, since
+        an iterator waits for the present at each step.
         """
+        rows = self._call("query", filter=condition, output_fields=["id", *fields], limit=count)
+        if len(rows) < count:
+            if rows:
+                yield list(rows)
+            return
         after = ""
         while rows := self._call(
             "query", filter=" and ".join(filter(None, (after, condition))), output_fields=["id", *fields], limit=count,
@@ -241,7 +339,7 @@ class MilvusIndex:
 
     def documents(self, handles: np.ndarray) -> list[Document]:
         ids = self._ids_of(handles)
-        return self._in_order(ids, self.find(ids))
+        return self._in_order(ids, self._find(ids))
 
     def _ids_of(self, handles: np.ndarray) -> list[str]:
         if len(handles) and not 0 <= np.min(handles) <= np.max(handles) < len(self._ids):
@@ -275,70 +373,131 @@ def create(uri: str, description: Description, collection: str = COLLECTION, tok
     if description.width > MAX_DIMS:
         raise UserError(f"Milvus takes vectors of at most {MAX_DIMS:,} dims; these have {description.width:,}")
     client, types = connect(uri, collection, token)
+    taken = UserError(f"{uri} has a collection {collection} already; it is not overwritten")
+    fields = _fields(types, collection, description)
+    prefixes = collection + PREFIXES
+    try:
+        with client_errors(uri, f"{description.kind} of {description.prefix} dims: "):
+            left_over = call(client, "has_collection", prefixes)  # made after that of documents, which is gone
+            if call(client, "has_collection", collection):
+                raise taken
+            if kind in PROBED_KINDS and is_server(uri):
+                _probe(uri, client, types, description)
+            if left_over:
+                call(client, "drop_collection", prefixes)
+            try:
+                _create_collection(client, collection, fields[collection], description)
+            except Exception as error:
+                if call(client, "has_collection", collection):  # of another process, which began at the same moment
+                    raise taken from error
+                raise
+            try:
+                _create_collection(client, prefixes, fields[prefixes], description)
+                _load(client, prefixes, fields[prefixes], description)
+            except Exception as error:
+                if not is_passing(error):  # the server does not take this kind of index, from nobody
+                    for name in fields:
+                        with contextlib.suppress(Exception):
+                            call(client, "drop_collection", name, seconds=CONNECT_SECONDS)
+                raise  # else `open_` makes what is missing
+            _load(client, collection, fields[collection], description)
+    except BaseException:
+        close(uri, client)
+        raise
+    return MilvusIndex(uri, collection, client, description, kind, prefixes)
+
+
+def _fields(types: Any, collection: str, description: Description) -> dict[str, dict[str, dict[str, Any]]]:
+    """The fields of the two collections. That of documents comes first: whoever creates it has the index."""
     key = {"datatype": types.VARCHAR, "max_length": 2 * distinct.KEY_BYTES}
-    fields: dict[str, dict[str, dict[str, Any]]] = {
-        collection + PREFIXES: {
-            "key": {**key, "is_primary": True},
-            "prefix": {"datatype": types.FLOAT_VECTOR, "dim": description.prefix},
-        },
-        collection: {  # made last: where it is, the index is whole
+    return {
+        collection: {
             "id": {"datatype": types.VARCHAR, "is_primary": True, "max_length": MAX_ID_BYTES},
             "text": {"datatype": types.VARCHAR, "max_length": MAX_TEXT_BYTES},
             "vector": {"datatype": types.FLOAT_VECTOR, "dim": description.width},
             "prefix_key": key,
             "vector_key": key,
         },
+        collection + PREFIXES: {
+            "key": {**key, "is_primary": True},
+            "prefix": {"datatype": types.FLOAT_VECTOR, "dim": description.prefix},
+        },
     }
+
+
+def _probe(uri: str, client: Any, types: Any, description: Description) -> None:
+    """Raises UserError where the server does not build an index of this kind, of a collection that is dropped again."""
+    name, dim = f"{COLLECTION}_probe_{secrets.token_hex(8)}", description.prefix
+    fields: dict[str, dict[str, Any]] = {
+        "id": {"datatype": types.INT64, "is_primary": True},
+        "prefix": {"datatype": types.FLOAT_VECTOR, "dim": dim},
+    }
+    rows = unit(np.random.default_rng(0).normal(size=(PROBE_ROWS, dim)))
     try:
-        with client_errors(uri, f"{description.kind} of {description.prefix} dims: "):
-            if client.has_collection(collection, retry_times=RETRIES):
-                raise UserError(f"{uri} has a collection {collection} already; it is not overwritten")
-            try:
-                for name in fields:
-                    _create_collection(client, name, fields[name], description)
-            except BaseException:
-                for name in fields:
-                    with contextlib.suppress(Exception):
-                        client.drop_collection(name, retry_times=RETRIES)
-                raise
-    except BaseException:
-        close(uri, client)
-        raise
-    return MilvusIndex(uri, collection, client, description, kind, collection + PREFIXES)
+        _create_collection(client, name, fields, description)
+        call(client, "insert", name, [{"id": i, "prefix": row} for i, row in enumerate(rows)])
+        call(client, "flush", name)
+        _create_index(client, name, {"prefix"}, description)
+        until = time.monotonic() + PROBE_SECONDS
+        while _describe_index(client, name, "prefix")["indexed_rows"] < PROBE_ROWS:
+            if time.monotonic() > until:
+                raise UserError(f"{uri} does not build an index of kind {description.kind}; take another --kind")
+            time.sleep(POLL_SECONDS)
+    finally:
+        with contextlib.suppress(Exception):
+            call(client, "drop_collection", name, seconds=CONNECT_SECONDS)
 
 
 def _create_collection(client: Any, name: str, fields: dict[str, dict[str, Any]], description: Description) -> None:
-    """Create an empty collection, in the place of what a killed `create` left behind."""
     text = description.to_json()
-    if client.has_collection(name, retry_times=RETRIES):
-        client.drop_collection(name, retry_times=RETRIES)
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=text)
     for field, options in fields.items():
         schema.add_field(field, **options)
-    client.create_collection(
-        name, schema=schema, consistency_level="Strong", properties={DESCRIPTION_PROPERTY: text}, retry_times=RETRIES
-    )
-    _load(client, name, fields, description)
+    call(
+        client, "create_collection", name, schema=schema, consistency_level="Strong",
+        properties={DESCRIPTION_PROPERTY: text},
+    )  # fmt: skip
+
+
+def _description_text(about: dict[str, Any]) -> str:
+    """What a collection says of itself, which need not be ours."""
+    return about.get("properties", {}).get(DESCRIPTION_PROPERTY) or about.get("description") or ""
 
 
 def _load(client: Any, name: str, fields: Iterable[str], description: Description) -> None:
     """Load a collection, after making the indexes that it lacks if a `create` was killed."""
-    prefix, kind = description.prefix, _milvus_kind(description)
-    # Servers load no vectors without an index. Not every server has defaults for these parameters.
-    types = {field: index for field, index in (("prefix", kind.upper()), ("vector", "FLAT")) if field in fields}
-    if not all(client.describe_index(name, field, retry_times=RETRIES) for field in types):
-        index_params = client.prepare_index_params()
-        for field, index_type in types.items():
-            params: dict[str, int] = {}
-            if index_type == "HNSW":
-                params = {"M": HNSW_LINKS, "efConstruction": 2 * HNSW_NODES}
-            elif index_type.startswith("IVF"):
-                params = {"nlist": IVF_CELLS}
-            if index_type == "IVF_PQ":
-                params["m"] = quantised_bytes(prefix)
-            index_params.add_index(field, index_name=field, index_type=index_type, metric_type="IP", params=params)
-        client.create_index(name, index_params, retry_times=RETRIES)
-    client.load_collection(name, retry_times=RETRIES)
+    vectors = [field for field in ("prefix", "vector") if field in fields]
+    if not all(_describe_index(client, name, field) for field in vectors):
+        _create_index(client, name, vectors, description)
+    call(client, "load_collection", name, seconds=LOAD_SECONDS)
+
+
+def _create_index(client: Any, name: str, fields: Iterable[str], description: Description) -> None:
+    """Index fields: the prefix by the kind of index that is described, the whole vector by what loads it as it is."""
+    kind = _milvus_kind(description).upper()
+    index_params = client.prepare_index_params()
+    for field in fields:
+        index_type = kind if field == "prefix" else "FLAT"  # servers load no vectors without an index
+        params: dict[str, int] = {}  # not every server has defaults for these
+        if index_type == "HNSW":
+            params = {"M": HNSW_LINKS, "efConstruction": 2 * HNSW_NODES}
+        elif index_type.startswith("IVF"):
+            params = {"nlist": IVF_CELLS}
+        if index_type == "IVF_PQ":
+            params["m"] = quantised_bytes(description.prefix)
+        index_params.add_index(field, index_name=field, index_type=index_type, metric_type=METRIC, params=params)
+    # Not until all is indexed that is there: an index that a server cannot build would keep us waiting.
+    call(client, "create_index", name, index_params, seconds=LOAD_SECONDS, sync=False)
+
+
+def _count(client: Any, name: str) -> int:
+    options: dict[str, Any] = {"filter": "", "output_fields": ["count(*)"], "consistency_level": "Strong"}
+    return int(call(client, "query", name, **options)[0]["count(*)"])
+
+
+def _describe_index(client: Any, name: str, field: str) -> dict[str, Any]:
+    """Of a field, its index with index_type, metric_type and, on servers, pending_index_rows; empty for none."""
+    return call(client, "describe_index", name, field) or {}
 
 
 def open_(uri: str, write: bool = False, collection: str = COLLECTION, token: str = "") -> MilvusIndex:
@@ -348,38 +507,58 @@ def open_(uri: str, write: bool = False, collection: str = COLLECTION, token: st
     """
     if not is_server(uri) and not Path(uri).exists():
         raise UserError(f"{uri} is not an index: there is no such file")
-    client, _ = connect(uri, collection, token)
+    client, types = connect(uri, collection, token)
     try:
         with client_errors(uri):
-            if not client.has_collection(collection, retry_times=RETRIES):
+            if not call(client, "has_collection", collection):
                 raise UserError(f"{uri} has no collection {collection}; build an index there first")
-            about = client.describe_collection(collection, retry_times=RETRIES)
-            text = about.get("properties", {}).get(DESCRIPTION_PROPERTY) or about.get("description") or ""
+            about = call(client, "describe_collection", collection)
             try:
-                description = Description.from_json(text)
+                description = Description.from_json(_description_text(about))
             except ValueError:
                 raise UserError(f"{uri} has a collection {collection} that mrl_jax did not make") from None
             fields = {field["name"] for field in about["fields"]}
             searched = collection if "prefix" in fields else collection + PREFIXES
-            if searched != collection:
-                if not client.has_collection(searched, retry_times=RETRIES):
-                    raise UserError(f"{uri} has no collection {searched}, which {collection} needs; rebuild the index")
-                _load(client, searched, {"prefix"}, description)
             _load(client, collection, fields, description)
-            kind = client.describe_index(searched, "prefix", retry_times=RETRIES)["index_type"].lower()
+            if searched != collection:
+                if not call(client, "has_collection", searched):
+                    if _count(client, collection):
+                        raise UserError(f"{uri} has no collection {searched}, which {collection} needs; rebuild it")
+                    # What created the other one was killed, or is about to do the same.
+                    made = _fields(types, collection, description)[searched]
+                    _create_collection(client, searched, made, description)
+                _load(client, searched, {"prefix"}, description)
+            kind = _check_vectors(uri, client, searched, "prefix", description.prefix)
+            _check_vectors(uri, client, collection, "vector", description.width)
     except BaseException:
         close(uri, client)
         raise
     return MilvusIndex(uri, collection, client, description, kind, searched)
 
 
-def exists(uri: str) -> bool:
-    """Whether there is an index at `uri` that can be opened."""
-    try:
-        open_(uri).close()
-    except UserError:
+def _check_vectors(uri: str, client: Any, collection: str, field: str, dim: int) -> str:
+    """The type of a field's index, in small letters. Raises UserError for other vectors than a description says."""
+    fields = {one["name"]: one for one in call(client, "describe_collection", collection)["fields"]}
+    there = int(fields.get(field, {}).get("params", {}).get("dim", 0))
+    index = _describe_index(client, collection, field)
+    if there != dim or index["metric_type"] != METRIC:
+        raise UserError(
+            f"{uri}: {field} of {collection} should have {dim} dims compared by {METRIC}, and has {there} compared by "
+            f"{index['metric_type']}; rebuild the index"
+        )
+    return str(index["index_type"]).lower()
+
+
+def exists(uri: str, token: str = "") -> bool:
+    """Whether there is an index at `uri`, or one that a killed build has begun. Raises UserError as `connect` does."""
+    if not is_server(uri) and not Path(uri).exists():
         return False
-    return True
+    client, _ = connect(uri, COLLECTION, token)
+    try:
+        with client_errors(uri):
+            return bool(call(client, "has_collection", COLLECTION))
+    finally:
+        close(uri, client)
 
 
 def _milvus_kind(description: Description) -> str:
