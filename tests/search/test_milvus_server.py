@@ -35,6 +35,9 @@ ROOT = Path(__file__).parents[2]
 TOKEN = f"root:{PASSWORD}"
 SETTINGS = {"authorization_enabled": True, "common.session.ttl": 5}  # seconds until a killed server is given up
 WIDTH, PREFIX = 32, 8
+RELOAD_SECONDS = 120
+# How long a server takes to come back depends on the machine, by minutes.
+by_hand = pytest.mark.skipif("MRL_JAX_CAMPAIGNS" not in os.environ, reason="set MRL_JAX_CAMPAIGNS to kill servers")
 
 
 @pytest.fixture(scope="session")
@@ -279,6 +282,16 @@ def missing(place: str, count: int) -> list[int]:
     return lost
 
 
+def missing_for_good(place: str, count: int) -> list[int]:
+    """As `missing`, after as long as a server that was started again may take to load what it has: until then it answers
+    from a part of it, and does not say so."""
+    until = time.monotonic() + RELOAD_SECONDS
+    while (lost := missing(place, count)) and time.monotonic() < until:
+        time.sleep(2)
+    return lost
+
+
+@by_hand
 def test_a_build_outlives_a_server_that_is_killed_and_started_again_and_nothing_is_lost(
     server: MilvusServer, place: str
 ) -> None:
@@ -302,15 +315,15 @@ def test_a_build_outlives_a_server_that_is_killed_and_started_again_and_nothing_
             line = writer.stdout.readline()  # it goes on
             assert line.strip().isdecimal(), line
             acknowledged = int(line)
-            assert missing(place, acknowledged) == []
+            assert missing_for_good(place, acknowledged) == []
             writer.kill()
             rest = writer.stdout.read().split("\n")
             acknowledged = max([acknowledged, *(int(line) for line in rest if line.isdecimal())])
         writer.wait()
-        assert missing(place, acknowledged) == []
+        assert missing_for_good(place, acknowledged) == []
     writer = start_writer(place, 60.0, acknowledged)
     assert writer.communicate()[0].split()[-1] == "done"
-    assert missing(place, 20000) == []
+    assert missing_for_good(place, 20000) == []
     assert len(open_index(place)) == 20000
 
 
@@ -409,6 +422,7 @@ def test_the_command_line_builds_queries_measures_and_deletes(
     assert "secret" not in said.err + said.out
 
 
+@by_hand
 def test_a_server_that_freezes_is_left_after_a_time(
     server: MilvusServer, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
