@@ -110,6 +110,16 @@ def test_interrupted_in_a_trial_a_run_goes_on_to_the_same_choice(
     assert (directory / "trials" / "trials.csv").stat().st_mtime_ns == before
 
 
+def test_what_another_process_reads_of_trials_is_the_same(
+    command: list[str], tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between processes what process 0 reads goes through JSON."""
+    monkeypatch.setattr(trials.processes, "on_process0", lambda read: json.loads(json.dumps(read())))
+    before = (tuned / "trials" / "trials.csv").stat().st_mtime_ns
+    assert train.main([*command, f"results_dir={tuned.parents[1]}", "run=a", "resume=true"]) == 0
+    assert (tuned / "trials" / "trials.csv").stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize("word", ["tune.seed=1", "tune.trials=5", "tune.space={encoder.dropout: uniform 0 .5}"])
 def test_another_space_does_not_resume(
     word: str, command: list[str], tuned: Path, capsys: pytest.CaptureFixture
