@@ -107,6 +107,7 @@ COMPRESSIONS: dict[str, Callable[[np.ndarray, np.random.Generator], Affine]] = {
     "pca_whitened": pca_whitened,
     "rotated": rotated,
 }
+LEARNT = ("pca", "pca_whitened", "rotated")  # from embeddings; of the others only their width counts
 
 
 def _principal(z: np.ndarray, about: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -260,7 +260,7 @@ class LearningFromPairs:
         wanted = evaluate.dims_of(arm, config.nesting_dims, config.evaluation)
         rows = _write(config, directory, arm.name, member.label, member.seed, judged, wanted)
         if compressions := arms.made_of(arm, config.arms, config.width):
-            z = _sample(config, trainer, result.model, splits, member.seed)
+            z = _sample(config, trainer, result.model, splits, member.seed, compressions)
             rows += _score_compressed(config, directory, compressions, z, judged, member.seed)
         return rows
 
@@ -269,8 +269,9 @@ class LearningFromPairs:
     ) -> list[MetricRow]:
         model = trainer.program.init(seed).model
         judged = _judged(config, trainer, model, splits)
-        z = _sample(config, trainer, model, splits, seed)
-        return _score_compressed(config, directory, arms.untuned(config.arms), z, judged, seed)
+        names = arms.untuned(config.arms)
+        z = _sample(config, trainer, model, splits, seed, names)
+        return _score_compressed(config, directory, names, z, judged, seed)
 
 
 def _score_compressed(
@@ -320,8 +321,13 @@ def say_own(test: Ranking, why: str = "") -> None:
     say(f"test: {queries:,} of {len(test):,} queries are documents themselves and do not rank their own{also}{why}")
 
 
-def _sample(config: Config, trainer: Trainer, model: Weights, splits: Splits, seed: int) -> np.ndarray:
-    """Embeddings of training texts to fit a compression on."""
+def _sample(
+    config: Config, trainer: Trainer, model: Weights, splits: Splits, seed: int, names: Sequence[str]
+) -> np.ndarray:
+    """Embeddings of training texts to fit the compressions of the arms `names` on; one row of zeros where none of them
+    learns from embeddings."""
+    if not any(arms.ARMS[name].compression in compress.LEARNT for name in names):
+        return np.zeros((1, config.width), np.float32)
     table = splits["train"].table
     if len(table) > MAX_FIT_ROWS:
         table = table.subset(np.sort(np.random.default_rng(seed).choice(len(table), MAX_FIT_ROWS, replace=False)))

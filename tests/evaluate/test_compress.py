@@ -208,3 +208,10 @@ def test_degenerate_embeddings_give_finite_numbers(name, what):
 def test_whitening_leaves_out_directions_without_variance(what, rank):
     columns = fit("pca_whitened", degenerate()[what], 0).matrix.any(0)
     assert columns.tolist() == [True] * rank + [False] * (D - rank)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_what_is_said_to_learns_from_embeddings(name: str) -> None:
+    one, other = (np.random.default_rng(seed).normal(size=(50, 6)).astype(np.float32) for seed in (0, 1))
+    same = np.array_equal(compress.fit(name, one, 3).matrix, compress.fit(name, other, 3).matrix)
+    assert same == (name not in compress.LEARNT)

@@ -283,8 +283,8 @@ def missing(place: str, count: int) -> list[int]:
 
 
 def missing_for_good(place: str, count: int) -> list[int]:
-    """As `missing`, after as long as a server that was started again may take to load what it has: until then it answers
-    from a part of it, and does not say so."""
+    """As `missing`, after as long as a server that was started again may take to load what it has: until then it
+    answers from a part of it, and does not say so."""
     until = time.monotonic() + RELOAD_SECONDS
     while (lost := missing(place, count)) and time.monotonic() < until:
         time.sleep(2)
