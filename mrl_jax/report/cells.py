@@ -1,6 +1,7 @@
 """Numbers as the text of cells and hover boxes: shares as percent, differences as signed percentage points."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -40,3 +41,9 @@ def p_value(difference: Difference | None) -> str:
 def interval(of: Interval, scale: float, form: str) -> str:
     middle, low, high = (f"{scale * x:{form}}".replace("-", "−") for x in of)
     return middle if math.isnan(of.low) else f"{middle} [{low}, {high}]"
+
+
+def setting(settings: Mapping[str, float | None], key: str) -> str:
+    """The value of a setting of an arm: none where that is no bound, – where the arm did not try it."""
+    value = settings.get(key, math.nan)
+    return "none" if value is None else NONE if math.isnan(value) else f"{value:.3g}"

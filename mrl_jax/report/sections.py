@@ -190,7 +190,7 @@ def _settings(study: Study) -> Section:
         [
             series.label if width is None else f"{series.label}, {width} dims",
             "configured" if tuned.trial == 0 else f"{tuned.trial} of {tuned.trials}",
-            *(_setting(tuned.settings, key) for key in keys),
+            *(cells.setting(tuned.settings, key) for key in keys),
             cells.percent(tuned.validation),
             cells.NONE if tuned.configured is None else cells.percent(tuned.configured),
             str(tuned.within_standard_error),
@@ -206,11 +206,6 @@ def _settings(study: Study) -> Section:
     tables = _some("settings", caption, header, rows)
     pictures = [figure] if rows and (figure := figures.budget(study)).panels else []
     return Section("Settings of each arm", [sentence] if rows else [], tables, pictures)
-
-
-def _setting(settings: Mapping[str, float | None], key: str) -> str:
-    value = settings.get(key, math.nan)
-    return "none" if value is None else cells.NONE if math.isnan(value) else f"{value:.3g}"
 
 
 def _equal_compute(study: Study) -> Section:

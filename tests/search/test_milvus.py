@@ -19,7 +19,7 @@ from mrl_jax.system.errors import UserError
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 
-from mrl_jax.search.index import milvus, milvus_client
+from mrl_jax.search.index import milvus, milvus_client, milvus_index
 
 DESCRIPTION = Description(16, (4, 8, 16), 8, "model", "run", "milvus-flat")
 
@@ -43,7 +43,7 @@ def index(tmp_path: Path):
 def test_what_is_found_is_what_brute_force_finds_and_reopening_keeps_it(
     index: milvus.MilvusIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(milvus, "MAX_MESSAGE_BYTES", 5000)  # several messages
+    monkeypatch.setattr(milvus_index, "MAX_MESSAGE_BYTES", 5000)  # several messages
     z, queries = vectors(500), vectors(8, 1)
     index.add(named(500), z)
     x = z[:, :8].astype(np.float64) / np.linalg.norm(z[:, :8].astype(np.float64), axis=1, keepdims=True)

@@ -27,7 +27,7 @@ pytest.importorskip("pymilvus")
 
 from milvus_server import PASSWORD, MilvusServer
 
-from mrl_jax.search.index import milvus, milvus_client
+from mrl_jax.search.index import milvus, milvus_client, milvus_collections, milvus_index
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +88,7 @@ def found_ids(index: Any, rows: np.ndarray) -> list[int]:
 def test_flat_finds_what_brute_force_finds_before_and_after_it_is_written_to_disk(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(milvus, "MAX_MESSAGE_BYTES", 1 << 18)  # several messages and pages
+    monkeypatch.setattr(milvus_index, "MAX_MESSAGE_BYTES", 1 << 18)  # several messages and pages
     z, queries = vectors(5000), vectors(20, 1)
     assert not exists(place)
     index = create_index(place, description())
@@ -121,7 +121,7 @@ def test_every_kind_is_created_found_again_and_searched_by_its_own_index(
 ) -> None:
     z, queries = vectors(3000), vectors(3, 1)
     if kind == "diskann":  # the server of the wheel has it by name only
-        monkeypatch.setattr(milvus, "PROBE_SECONDS", 5.0)
+        monkeypatch.setattr(milvus_collections, "PROBE_SECONDS", 5.0)
         with pytest.raises(UserError, match="does not build an index of kind milvus-diskann; take another --kind"):
             create_index(place, description(kind))
         assert not exists(place)
