@@ -20,8 +20,8 @@ from mrl_jax.search.index import BACKENDS, Description, Document, create_index, 
 from mrl_jax.search.truth import best_of_blocks, recall
 from mrl_jax.system.errors import UserError
 
-# On a busy machine the server answers for minutes from a part of what it has, after a restart and after a build, and does
-# not say so: what is measured here then fails, so it is no test of every change.
+# On a busy machine the server answers for minutes from a part of what it has, after a restart and after a build, and
+# does not say so: what is measured here then fails, so it is no test of every change.
 if "MRL_JAX_CAMPAIGNS" not in os.environ:
     pytest.skip("set MRL_JAX_CAMPAIGNS=1 to start a Milvus server", allow_module_level=True)
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):
