@@ -118,7 +118,7 @@ def kept_over_the_table(page: str, number: int = 0) -> str:
     return f"Corrected over all {len(shown)} cells instead, {left}"
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "newsgroups", "reuters_r52", "stsb", "wordnet"])
+@pytest.mark.parametrize("name", ["fashion_mnist", "newsgroups", "reuters_r52", "stsb", "tuned", "wordnet"])
 def test_what_holds_over_a_whole_table_is_said(name: str) -> None:
     assert kept_over_the_table(name)[1:] in " ".join(PAGES[name].read_text(encoding="utf-8").split())
 
