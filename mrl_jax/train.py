@@ -17,7 +17,6 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +188,7 @@ def _score_untuned(config: Config, trainer: Trainer, splits: Splits, directory: 
 def _members(config: Config, tuned: Mapping[str, trials.Settings] | None = None) -> list[Member]:
     """The members of the comparison, with the settings of each arm where they are `tuned`, by its label."""
     population = arms.expand(config.arms, config.nesting_dims, config.loss.weights)
-    own = arms.own_settings(population, partial(space.configured, config))
+    own = space.of_arms(config, population)
     chosen = {label: settings + (tuned or {}).get(label, ()) for label, settings in own.items()}
     return [Member(arm, seed, chosen[arm.label]) for seed in range(config.seeds) for arm in population]
 

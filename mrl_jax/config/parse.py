@@ -160,19 +160,13 @@ def _check_loss(config: Config) -> None:
             "loss.guide is not allowed with loss.supervised=false, which leaves out the loss that it guides"
         )
     weights = config.loss.weights
-    of_arms = {key: f"arms={name}" for name in config.arms for key in arms.ARMS[name].settings}
     for key in ("loss.distillation", "loss.shortlist") if weights and weights[-1] == 0 else ():
-        value = getattr(config.loss, key.removeprefix("loss."))
-        given = f"{key}={as_word(value)}" if value > 0 else of_arms.get(key)
-        given = given or (f"tune.space: {key}" if key in (config.tune.space or ()) else None)
-        if given:
+        if given := space.giver(config, key):
             raise UserError(
                 f"{given} is not allowed with loss.weights={list(weights or ())}: the full width teaches, and has no "
                 "weight"
             )
-    is_shortlist = (
-        config.loss.shortlist > 0 or "loss.shortlist" in of_arms or "loss.shortlist" in (config.tune.space or ())
-    )
+    is_shortlist = space.giver(config, "loss.shortlist") is not None
     for key in () if is_shortlist else ("shortlist_k", "shortlist_temperature"):
         if (value := getattr(config.loss, key)) != getattr(DEFAULTS["loss"](), key):
             raise UserError(

@@ -95,6 +95,19 @@ def draws(config: Config) -> list[tuple[tuple[str, float], ...]]:
     return tried
 
 
+def of_arms(config: Config, population: Sequence[arms.Arm]) -> dict[str, tuple[tuple[str, float], ...]]:
+    """By label of each arm, the settings that it has by what it is; see `arms.own_settings`."""
+    return arms.own_settings(population, lambda key: configured(config, key))
+
+
+def giver(config: Config, key: str) -> str | None:
+    """What gives a loss of weight `key` to any member of a run: the key, an arm or the space, as messages name it."""
+    if (value := configured(config, key)) > 0:
+        return f"{key}={as_word(value)}"
+    arm = next((name for name in config.arms if key in arms.ARMS[name].settings), None)
+    return f"arms={arm}" if arm else f"tune.space: {key}" if key in (config.tune.space or ()) else None
+
+
 def check(config: Config) -> None:
     """Raise `UserError` for a section `tune` that cannot be followed."""
     if config.tune.trials == 0:

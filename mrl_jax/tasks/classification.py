@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrl_jax import arms, evaluate, runs
-from mrl_jax.config import Config, LossConfig
+from mrl_jax.config import Config, LossConfig, space
 from mrl_jax.data import Dataset, Split, StreamedTexts
 from mrl_jax.evaluate import EvaluationConfig, Score, adaptive, compress, parts, refit
 from mrl_jax.evaluate.classification import Classifiers
@@ -153,13 +153,11 @@ class Classification:
 
     def _check_distillation(self, config: Config, classes: int) -> None:
         """Raise `UserError` where the answers that teach and are taught would not fit in memory: all logits at once."""
-        taught = [f"arms={name}" for name in config.arms if "loss.distillation" in arms.ARMS[name].settings]
-        taught += ["tune.space: loss.distillation"] if "loss.distillation" in (config.tune.space or ()) else []
         logits = config.trainer.batch_size * classes * len(config.nesting_dims)
-        if (config.loss.distillation or taught) and logits > heads.DIRECT_ELEMENTS:
-            what = taught[0] if taught else f"loss.distillation={config.loss.distillation:g}"
+        given = space.giver(config, "loss.distillation")
+        if given and logits > heads.DIRECT_ELEMENTS:
             raise UserError(
-                f"{what} needs the logits of all {classes:,} classes at once, {logits:,} per batch; at most "
+                f"{given} needs the logits of all {classes:,} classes at once, {logits:,} per batch; at most "
                 f"{heads.DIRECT_ELEMENTS:,}: lower trainer.batch_size"
             )
 

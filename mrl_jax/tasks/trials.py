@@ -12,7 +12,6 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +75,7 @@ def _run(
     splits: Splits,
 ) -> list[Trial]:
     """The trials of all arms, arm by arm, of which those that are in trials.csv are not run again."""
-    own = arms.own_settings(population, partial(space.configured, config))
+    own = space.of_arms(config, population)
     members = [
         Member(arm, SEED, own[arm.label] + settings, trial)
         for arm in population

@@ -16,7 +16,6 @@ import dataclasses
 import math
 import re
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +145,7 @@ def _trial(config: Config, dataset: Dataset | PairDataset, name: str) -> tuple[f
     short = dataclasses.replace(config.trainer, population="loop", log_every=steps, evaluations=EVALUATIONS)
     trainer = Trainer(step, short)
     population = arms.expand(config.arms, dims)
-    own = arms.own_settings(population, partial(space.configured, config))
-    member = Member(population[0], 0, own[population[0].label])
+    member = Member(population[0], 0, space.of_arms(config, population)[population[0].label])
     with tempfile.TemporaryDirectory() as folder, console.progress(steps, f"try recipe {name}", "step") as bar:
         log, states = Log(Path(folder) / "metrics.jsonl"), Path(folder) / "state"
         (result,) = trainer.fit([member], range(1), splits["train"], splits["validation"], states, log, bar)
