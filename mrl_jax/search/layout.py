@@ -156,9 +156,9 @@ def lay_out(
     scanned = width if scanned is None else scanned
     if scanned not in dims:
         raise ValueError(f"scanned={scanned} is not one of the dims {list(dims)}")
-    size = min(CHUNK_ROWS, max(MAX_PACKED_ROWS, -(-count // MAX_PACKED_ROWS) * MAX_PACKED_ROWS))
-    shape = max(1, -(-count // size)), size
-    chunks = _aligned_zeros((shape[0], scanned, size), dtype)
+    shape = chunk_shape(count)
+    size = shape[1]
+    chunks = aligned_zeros((shape[0], scanned, size), dtype)
     bias = np.full(shape, -np.inf, np.float32)
     inverse_lengths = {m: np.ones(shape, np.float32) for m in dims if m <= scanned}
     tail_lengths = {m: np.zeros(shape, np.float32) for m in dims if m <= scanned}
@@ -198,7 +198,13 @@ def lay_out(
     )
 
 
-def _aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def chunk_shape(count: int) -> tuple[int, int]:
+    """The number of chunks of `count` rows, and of rows per chunk."""
+    size = min(CHUNK_ROWS, max(MAX_PACKED_ROWS, -(-count // MAX_PACKED_ROWS) * MAX_PACKED_ROWS))
+    return max(1, -(-count // size)), size
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Zeros that `jax.device_put` adopts on the CPU without a copy: they start at a multiple of 64 bytes."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.zeros(size + 64, np.uint8)

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -40,14 +40,19 @@ def need_folder(what: object, path: Path, hint: str = "") -> None:
         raise UserError(f"{what}: {reason}{hint}")
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Replace a file atomically; concurrent writers take turns. Raises `UserError` when the disk is full."""
+def write(path: Path, content: str | bytes | Sequence[bytes | memoryview]) -> None:
+    """Replace a file atomically, by a text, bytes or parts of them; concurrent writers take turns.
+
+    Raises `UserError` when the disk is full.
+    """
+    parts = [content.encode()] if isinstance(content, str) else [content] if isinstance(content, bytes) else content
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _open_exclusively(partial) as file:
             file.truncate()
-            file.write(content.encode() if isinstance(content, str) else content)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
             os.replace(partial, path)
@@ -192,6 +197,18 @@ def cannot_write_error(path: Path, error: Exception) -> Exception:
         if os.strerror(code) in text:  # raised by Orbax or TensorStore, without errno
             return UserError(f"cannot write {path}: {os.strerror(code)}")
     return error
+
+
+def identity_of(path: Path) -> tuple[int, ...] | None:
+    """Inode, size and two times in nanoseconds, of the last change of its content and of anything; None without a file.
+
+    While all are the same, so is the content: programs can set the first time, but not the second.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def sha256_of(path: Path) -> str:

@@ -216,7 +216,7 @@ def test_a_damaged_faiss_file_is_rebuilt(tmp_path: Path, capsys: pytest.CaptureF
     index.close()
     index = reopen("faiss-flat", tmp_path)
     assert ids(index, rerank(index, vectors(3, 1), 3, 10)) == wanted
-    assert "is damaged or of an earlier version; it is rebuilt" in capsys.readouterr().err
+    assert "is damaged or of an earlier version; it is made again" in capsys.readouterr().err
 
 
 def test_what_is_not_an_index_is_said(built: Path, tmp_path: Path) -> None:

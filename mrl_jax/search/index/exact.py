@@ -3,6 +3,9 @@
 The prefixes are held in memory, in bfloat16; whole embeddings stay in the file and are read for the few documents that
 are ranked by them. A million documents of 384 dims searched on 64 take 128 MB that way, whatever D is. Exact search
 scans as many principal directions instead of the prefix, which take the same memory again.
+
+What is held in memory is saved beside the documents by whoever only reads them, in {prefixes|principal|dim64}-{version}
+.layout (see `saved_layout`), since laying out ten million documents takes minutes and reading that file a second.
 """
 
 from functools import cached_property
@@ -11,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from mrl_jax.search import exact, shortlist
-from mrl_jax.search.index import store
+from mrl_jax.search.index import saved_layout, store
 from mrl_jax.search.index.base import Description, unit
+from mrl_jax.search.index.derived import read_or_make
 from mrl_jax.search.index.store import exists
 from mrl_jax.search.layout import Documents, StoredPrefixes, StoredVectors, lay_out
 from mrl_jax.search.queries import SearchResults
@@ -26,26 +30,36 @@ class ExactIndex(store.Store):
     @cached_property
     def prefixes(self) -> Documents:
         """Laid out as the model made them."""
-        return self._lay_out(rotate=False)
+        return self._laid_out("prefixes", self.description.width, rotate=False)
 
     @cached_property
     def principal_directions(self) -> Documents:
         """Laid out as many principal directions, for exact search."""
-        return self._lay_out(rotate=True)
+        return self._laid_out("principal", self.description.width, rotate=True)
 
     @cached_property
     def by_dim(self) -> dict[int, Documents]:
         """Laid out for exact search by a prefix alone, by its dim; filled as dims are asked for."""
         return {}
 
-    def _lay_out(self, rotate: bool, dim: int | None = None) -> Documents:
-        alive, (width, dims, prefix, *_) = self.verify(), self.description
-        # Another process may have added rows since: those of `alive` are the ones that were verified.
-        file = self.folder / "vectors.f32", len(alive), width
-        vectors = StoredVectors(*file) if dim is None else StoredPrefixes(*file, dim)
-        dim = dim or width
-        dims = tuple(m for m in dims if m <= dim)
-        return lay_out(vectors, dims, scanned=min(prefix, dim), alive=alive, rotate=rotate)
+    def _laid_out(self, name: str, dim: int, rotate: bool) -> Documents:
+        """The first `dim` coordinates of the embeddings, laid out; read from a file, where one of this version is."""
+        width, dims, prefix, *_ = self.description
+        dims, scanned = tuple(m for m in dims if m <= dim), min(prefix, dim)
+
+        def vectors(count: int) -> StoredVectors:
+            file = self.folder / "vectors.f32", count, width
+            return StoredVectors(*file) if dim == width else StoredPrefixes(*file, dim)
+
+        def read(path: Path, key: str, is_intact: bool) -> Documents:
+            return saved_layout.load(path, key, vectors(self.rows), dims, scanned, rotate, is_intact)
+
+        def make() -> Documents:
+            alive = self.alive()
+            # Another process may have added rows since: those of `alive` are the ones that were verified.
+            return lay_out(vectors(len(alive)), dims, scanned=scanned, alive=alive, rotate=rotate)
+
+        return read_or_make(self, f"{name}-{{version}}.layout", read, make, saved_layout.parts, not self.writable)
 
     def _invalidate(self) -> None:
         for name in ("prefixes", "principal_directions", "by_dim"):
@@ -63,7 +77,7 @@ class ExactIndex(store.Store):
             return shortlist.search(self.prefixes, queries, k, stages)
         if dim is not None and dim < self.description.width:
             if dim not in self.by_dim:
-                self.by_dim[dim] = self._lay_out(rotate=dim > self.description.prefix, dim=dim)
+                self.by_dim[dim] = self._laid_out(f"dim{dim}", dim, rotate=dim > self.description.prefix)
             documents = self.by_dim[dim]
             return exact.search(documents, unit(queries[:, :dim]), k, documents.scan_dims[-1])[0]
         return exact.search(self.principal_directions, queries, k, self.description.prefix)[0]

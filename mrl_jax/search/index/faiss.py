@@ -8,7 +8,7 @@
 The FAISS index has each distinct prefix once (see `distinct`). It is derived from the folder and saved beside it, in
 {kind}-{version}.index: one line with a SHA-256, which documents share a prefix, then what FAISS serialises. Where the
 hash does not match, because the documents changed, the file is damaged or an earlier version of this program wrote it,
-the index is rebuilt from the stored vectors.
+the index is built again from the stored vectors. A file that was found intact once is not hashed again (`verified`).
 
 The hash notices damage, not malice: FAISS trusts the bytes that it parses. Open the folder of a stranger only if you
 trust them to run code, or delete its *.index first, which leaves text and vectors.
@@ -17,7 +17,6 @@ trust them to run code, or delete its *.index first, which leaves text and vecto
 import contextlib
 import hashlib
 import io
-import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,15 @@ import numpy as np
 
 from mrl_jax.search.index import BACKENDS, store
 from mrl_jax.search.index.base import Description, library_errors, quantised_bytes, unit
+from mrl_jax.search.index.derived import read_or_make
 from mrl_jax.search.index.distinct import Distinct, find_distinct
 from mrl_jax.search.index.store import exists
-from mrl_jax.system import console, files
+from mrl_jax.system import console
 from mrl_jax.system.errors import UserError
 
 __all__ = ["FaissIndex", "create", "exists", "open_"]
 
-FORMAT = 2  # of the file
+FORMAT = 3  # of the file
 HNSW_LINKS = 32  # per node of the graph
 HNSW_NODES = 128  # nodes that a search of the graph keeps in view; twice as many while it is built
 IVF_CELLS = 4  # there are this times √N cells …
@@ -52,33 +52,25 @@ class FaissIndex(store.Store):
     def _searchable(self) -> tuple[Any, Distinct]:
         """The FAISS index, and the documents that its entries stand for."""
         faiss = library()
-        alive = self.verify()
-        path = self.folder / f"{self.description.kind}-{self.version}.index"
-        if path.exists():
-            with contextlib.suppress(ValueError, RuntimeError, OSError):
-                digest, content = path.read_bytes().split(b"\n", 1)
-                if digest == self._digest(content):
-                    file = io.BytesIO(content)
-                    distinct = Distinct.from_file(file)
-                    return faiss.deserialize_index(np.frombuffer(content, np.uint8, offset=file.tell())), distinct
-            print(f"{path} is damaged or of an earlier version; it is rebuilt", file=sys.stderr)
-        distinct = find_distinct(self.blocks(alive), self.description.prefix)
-        with self._errors():
-            index = self._build(faiss, distinct.rows)
-        content = distinct.to_bytes() + faiss.serialize_index(index).tobytes()
-        try:
-            for outdated in self.folder.glob(f"{self.description.kind}-*.index"):
-                outdated.unlink(missing_ok=True)
-            files.write(path, self._digest(content) + b"\n" + content)
-        except (UserError, OSError) as error:  # a disk that is full or read-only: searched all the same
-            print(f"{path} was not saved: {error}", file=sys.stderr)
-        return index, distinct
 
-    def _digest(self, content: bytes) -> bytes:
-        """SHA-256, in hexadecimal, of the content of the file and of the documents that it is for."""
-        batches = self._select("SELECT start, stop, crc FROM batches ORDER BY start")
-        documents = repr((FORMAT, self.description, self.version, batches)).encode()
-        return hashlib.sha256(hashlib.sha256(documents).digest() + content).hexdigest().encode()
+        def read(path: Path, digest: str, is_intact: bool) -> tuple[Any, Distinct]:
+            line, content = path.read_bytes().split(b"\n", 1)
+            if not line.startswith(_head(digest)) or not (is_intact or line == _head(digest, content)):
+                raise ValueError("not what was written for these documents")
+            file = io.BytesIO(content)
+            distinct = Distinct.from_file(file)
+            return faiss.deserialize_index(np.frombuffer(content, np.uint8, offset=file.tell())), distinct
+
+        def make() -> tuple[Any, Distinct]:
+            distinct = find_distinct(self.blocks(), self.description.prefix)
+            with self._errors():
+                return self._build(faiss, distinct.rows), distinct
+
+        def parts(digest: str, made: tuple[Any, Distinct]) -> list[bytes]:
+            content = made[1].to_bytes() + faiss.serialize_index(made[0]).tobytes()
+            return [_head(digest, content) + b"\n", content]
+
+        return read_or_make(self, f"{self.description.kind}-{{version}}.index", read, make, parts)
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         settings = f"FAISS cannot search {self.description.prefix} dims as {self.description.kind}"
@@ -133,6 +125,11 @@ class FaissIndex(store.Store):
 
     def copies(self, handles: np.ndarray, most: int) -> list[np.ndarray]:
         return self._searchable[1].copies(handles, most)
+
+
+def _head(digest: str, content: bytes | None = None) -> bytes:
+    """The first line of the file, or what it begins with: the format, the documents, a SHA-256 of the content."""
+    return f"{FORMAT} {digest} {'' if content is None else hashlib.sha256(content).hexdigest()}".encode()
 
 
 def _search(faiss: Any, index: Any, prefixes: np.ndarray, size: int) -> np.ndarray:

@@ -3,6 +3,7 @@
     documents.sqlite   tables `documents` (id, text, row, a checksum of the three), `batches` (a checksum of the vectors
                        that each `add` wrote) and `about`
     vectors.f32        float32, row after row, only ever appended
+    verified.json      the two as they were when they were last found intact (see `verified`); derived
 
 Vectors reach the disk before the transaction that names their rows is committed, so that every row that SQLite names is
 there; vectors that a killed process wrote without naming them are overwritten by the next `add`. Replaced and deleted
@@ -11,6 +12,7 @@ documents keep their row in the file until the index is rebuilt.
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import sqlite3
 import sys
@@ -20,12 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
+from mrl_jax.search.index import verified
 from mrl_jax.search.index.base import Description, Document, batched, check_add
 from mrl_jax.search.layout import StoredVectors
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import need_folder
 
 FORMAT = 2
+FILES = ("documents.sqlite", "vectors.f32")  # whatever else is in the folder is derived from them
 MAX_STATEMENT_IDS = 500  # ids in one SQL statement
 BLOCK_NUMBERS = 1 << 22  # numbers of one block of vectors
 VERIFIED_ROWS = 16384  # vectors that `verify` reads at a time
@@ -50,9 +54,11 @@ class Store:
     def __init__(
         self, folder: Path, connection: sqlite3.Connection, lock: contextlib.ExitStack, writable: bool = False
     ) -> None:
-        self.folder, self._connection, self._writable, self._lock = folder, connection, writable, lock
+        self.folder, self.writable, self._connection, self._lock = folder, writable, connection, lock
         try:
             self.description = self._read_description()
+            # Whether all was found intact, and has been changed since by nobody but this process, which has the lock.
+            self._intact = writable and (not self.rows or verified.is_verified(folder, FILES))
         except BaseException:
             self.close()
             raise
@@ -96,8 +102,8 @@ class Store:
         return self.stored_vectors()[handles]
 
     def blocks(self, alive: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows [n] and embeddings float32 [n, D], ascending; of the documents `alive`, by default those of `verify`."""
-        alive = self.verify() if alive is None else alive
+        """Rows [n] and embeddings float32 [n, D], ascending; of the documents `alive`, by default all."""
+        alive = self.alive() if alive is None else alive
         vectors, size = self.stored_vectors(), max(1, BLOCK_NUMBERS // self.description.width)
         for start in range(0, len(alive), size):
             there = alive[start : start + size]
@@ -108,7 +114,8 @@ class Store:
         return [np.array([handle]) for handle in handles]  # each stands for itself, unless a back end groups them
 
     def prepare(self) -> None:
-        pass
+        if self._intact:
+            verified.record(self.folder, verified.settled(self.folder, FILES))
 
     def documents(self, handles: np.ndarray) -> list[Document]:
         rows = [int(row) for row in handles]
@@ -140,8 +147,29 @@ class Store:
     def _damage(self, why: str) -> UserError:
         return UserError(f"{self.folder / 'documents.sqlite'} is damaged: {why}; rebuild the index")
 
+    @property
+    def is_intact(self) -> bool:
+        """Whether documents and vectors were found intact before, and are as they were then."""
+        return self._intact or verified.is_verified(self.folder, FILES)
+
+    def alive(self) -> np.ndarray:
+        """bool [rows], whether a row's document is still there. Verifies what was not found intact before."""
+        if not self.is_intact:
+            before = verified.settled(self.folder, FILES)
+            alive = self.verify()
+            verified.record(self.folder, before)
+            self._intact = self.writable
+            return alive
+        known = np.fromiter((row for (row,) in self._scan("SELECT row FROM documents")), np.int64)
+        return self._alive(known, self.rows)
+
+    def digest(self) -> str:
+        """Stands for the documents: two states of an index with the same digest have the same."""
+        batches = self._select("SELECT start, stop, crc FROM batches ORDER BY start")
+        return hashlib.sha256(repr((self.description, self.version, batches)).encode()).hexdigest()
+
     def verify(self) -> np.ndarray:
-        """Read everything once; returns bool [rows], whether a row's document is still there.
+        """Read everything; returns bool [rows], whether a row's document is still there.
 
         Raises UserError where documents or vectors are not those that were written, or vectors are not finite.
         """
@@ -152,6 +180,9 @@ class Store:
                 raise self._damage(f"rows {start} to {stop} follow row {end}")
             self._verify_batch(start, stop, crc)
             end = stop
+        return self._alive(known, end)
+
+    def _alive(self, known: np.ndarray, end: int) -> np.ndarray:
         if len(known) and not 0 <= known.min() <= known.max() < end:
             raise self._damage(f"a document has a row outside 0…{end - 1:,}")
         alive = np.zeros(end, bool)
@@ -205,7 +236,7 @@ class Store:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         """A transaction that is on the disk when it ends, or leaves no trace."""
-        if not self._writable:
+        if not self.writable:
             raise UserError(f"{self.folder} was opened for reading")
         try:
             with self._connection:
@@ -314,8 +345,8 @@ def connect(folder: Path, write: bool) -> tuple[sqlite3.Connection, contextlib.E
     """
     path = folder / "documents.sqlite"
     need_folder(f"{folder} is not an index", folder)
-    if not path.is_file() or not (folder / "vectors.f32").is_file():
-        raise UserError(f"{folder} is not an index: documents.sqlite or vectors.f32 is missing")
+    if not all((folder / name).is_file() for name in FILES):
+        raise UserError(f"{folder} is not an index: {' or '.join(FILES)} is missing")
     lock = _lock(folder) if write else contextlib.ExitStack()
     try:
         # Also for reading: whoever comes next rolls back what a killed process left half done.
@@ -330,7 +361,8 @@ def connect(folder: Path, write: bool) -> tuple[sqlite3.Connection, contextlib.E
         schema = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
         if [sql.strip() for (sql,) in schema] != sorted(filter(None, map(str.strip, SCHEMA.split(";")))):
             raise sqlite3.DatabaseError("its tables are not those of an index")
-        if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+        is_intact = verified.is_verified(folder, FILES[:1])
+        if not is_intact and connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("its pages are not consistent")
     except (sqlite3.Error, UnicodeError, TypeError, AttributeError) as error:
         connection.close()
