@@ -44,6 +44,17 @@ def _parser() -> argparse.ArgumentParser:
     def add_token(command: argparse.ArgumentParser) -> None:
         command.add_argument("--token", default="", help=f"of a Milvus server; better in the environment, as {TOKEN}")
 
+    def add_target(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--k", type=console.positive, default=10)
+        command.add_argument("--recall", type=float, default=0.99, help="recall@k (or nDCG@k, with --metric) to keep")
+        command.add_argument("--metric", choices=("recall", "ndcg"), default="recall", help="against exact search")
+        command.add_argument(
+            "--delta", type=float, default=0.05, help="probability with which the target may be missed"
+        )
+        command.add_argument(
+            "--together", type=console.positive, default=1, help="queries that come at a time, for --kind"
+        )
+
     kinds = ", ".join(dict.fromkeys(kind for backend in BACKENDS.values() for kind in backend.kinds))
 
     build = commands.add_parser("build", help="embed a corpus and add it to an index, new or begun")
@@ -52,11 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--index", required=True, help="a folder, a Milvus Lite file ….db, or http://host:19530/database"
     )
-    build.add_argument("--kind", help=f"{kinds}; by default exact or, in Milvus, milvus-autoindex")
+    build.add_argument(
+        "--kind", help=f"{kinds}; by default exact or, in Milvus, milvus-autoindex. auto: the fastest for --queries"
+    )
     build.add_argument("--prefix", type=int, help="dims that are searched first; by default about a quarter of all")
     build.add_argument("--batch", type=console.positive, default=256, help="texts embedded at a time")
     build.add_argument("--replace", action="store_true", help="replace documents that are there with another text")
-
+    build.add_argument("--queries", type=Path, help="of --kind auto: JSONL with text, held out, a few hundred or more")
+    add_target(build)
     add_token(build)
 
     query = commands.add_parser("query", help="the best documents for a text")
@@ -71,10 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="find the cheapest shortlist that keeps a recall; saved for --plan auto")
     plan.add_argument("index")
     plan.add_argument("--queries", type=Path, required=True, help="JSONL with text: held out, a few hundred or more")
-    plan.add_argument("--k", type=console.positive, default=10)
-    plan.add_argument("--recall", type=float, default=0.99, help="recall@k (or nDCG@k, with --metric) to keep")
-    plan.add_argument("--metric", choices=("recall", "ndcg"), default="recall", help="against exact search")
-    plan.add_argument("--delta", type=float, default=0.05, help="probability with which the target may be missed")
+    plan.add_argument("--kind", help="auto, or a list such as exact,faiss-hnsw: choose the fastest kind as well")
+    add_target(plan)
     plan.add_argument("--budget", type=float, help="maximum number of megabytes that a query may read")
     plan.add_argument("--run", help="where the model's run is now, if it was moved")
 

@@ -10,19 +10,12 @@ import numpy as np
 
 from mrl_jax import nesting, runs
 from mrl_jax.model import EmbeddingModel, pretrained
-from mrl_jax.search import adapt, corpus, mining, shortlist
+from mrl_jax.search import adapt, choose, corpus, mining
 from mrl_jax.search import plan as plans
-from mrl_jax.search.index import (
-    Description,
-    Document,
-    Index,
-    create_index,
-    default_kind,
-    exists,
-    open_index,
-    rerank,
-)
+from mrl_jax.search.dispatch import Stages, need_exact, parse_plan, search_index
+from mrl_jax.search.index import Description, Document, Index, create_index, default_kind, exists, open_index
 from mrl_jax.search.index.exact import ExactIndex
+from mrl_jax.search.index.store import Store
 from mrl_jax.search.queries import SearchResults, leave_out
 from mrl_jax.search.truth import best_of_blocks, recall
 from mrl_jax.system import console
@@ -30,14 +23,10 @@ from mrl_jax.system.errors import UserError, printable
 from mrl_jax.system.files import path_of
 
 BATCH_DOCUMENTS = 1024  # documents that are embedded, added and acknowledged together
-CANDIDATES_PER_RESULT = 10  # documents ranked by whole embedding per result, without a plan
 MAX_SHOWN_CHARACTERS = 80  # of a document's text
 BENCH_SIZES_PER_K = (2, 5, 10, 20, 50)  # shortlist sizes that are compared, in multiples of k
 BENCH_SINGLE_QUERIES = 20  # queries that are timed one by one
 BENCH_BATCH_REPEATS = 3
-
-Stages = list[tuple[int, int]]
-
 
 # ---- the model of an index -------------------------------------------------------------------------------------------
 
@@ -89,6 +78,10 @@ def load_model(index: Index, run: str | None) -> EmbeddingModel:
 
 def build(options: argparse.Namespace) -> None:
     """Embed a corpus and add what is new of it to an index."""
+    kinds = choose.kinds_of(options.index, "auto") if options.kind == "auto" else []
+    if kinds and options.queries is None:
+        raise UserError("--kind=auto needs --queries: JSONL with text, to measure on")
+    options.kind = None if kinds else options.kind
     model = pretrained.find_any(options.run, options.arm, options.seed)
     description = new_description(model, options)
     size = corpus.file_size(options.corpus)
@@ -114,6 +107,8 @@ def build(options: argparse.Namespace) -> None:
             raise UserError(f"{options.corpus} has no documents")
         index.prepare()
         print(f"{options.index}: {len(index):,} documents, {added:,} added now, {known:,} were there")
+        if kinds:
+            _choose(index, kinds, options)
 
 
 def _open_or_create(place: str, description: Description, token: str) -> Index:
@@ -191,72 +186,6 @@ def query(options: argparse.Namespace) -> None:
                 print(f"{rank:>3}  {score:.4f}  {printable(one.id)}  {shown}")
 
 
-def search_index(index: Index, z: np.ndarray, k: int, stages: Stages | None, dim: int | None = None) -> SearchResults:
-    """The k best documents of each query.
-
-    Args:
-        index: of any back end.
-        z: queries, float32 [Q, D].
-        k: number of results per query.
-        stages: of a funnel. With None, search of all documents if the back end has that, else of a shortlist.
-        dim: number of coordinates that documents are ranked by, where there are no stages; by default all.
-    """
-    if isinstance(index, ExactIndex):
-        return index.search(z, k, stages and [(m, min(size, len(index))) for m, size in stages], dim)
-    size = max(k, min(CANDIDATES_PER_RESULT * k, index.max_candidates)) if stages is None else stages[0][1]
-    return rerank(index, z, k, min(size, len(index)), dim)
-
-
-def parse_plan(index: Index, plan: str, k: int, dim: int | None = None, dashes: str = "--") -> Stages | None:
-    """The stages that a plan asks for; None for exact search, and for a ranking by fewer than all dims.
-
-    Args:
-        index: of any back end.
-        plan: auto, exact, or stages such as 64:200,128:50.
-        k: number of results.
-        dim: that documents are ranked by, one of the nesting dims; by default all.
-        dashes: before the names of `plan` and `dim` in messages.
-
-    Raises:
-        UserError: the index has no such plan, or no such dim.
-    """
-    width, dims, prefix, *_ = index.description
-    if dim is not None and dim not in dims:
-        raise UserError(f"{dashes}dim={dim} is not allowed; one of {', '.join(map(str, dims))}")
-    if plan == "auto":
-        return saved_plan(index, k) if dim in (None, width) else None
-    if plan == "exact":
-        _need_exact(index, f"{dashes}plan exact")
-        return None
-    if dim not in (None, width):
-        raise UserError(f"{dashes}plan={plan} ranks by all {width} dims; leave {dashes}dim={dim} out, or the plan")
-    try:
-        parts = (part.partition(":") for part in plan.split(","))
-        stages = [(int(m), int(size)) for m, _, size in parts]
-        shortlist.check_stages(stages, dims, k)
-    except ValueError as error:
-        why = "" if "invalid literal" in str(error) else f" ({error})"
-        raise UserError(
-            f"{dashes}plan={plan} is not allowed{why}; auto, exact, or stages such as 64:200 or 32:400,64:100"
-        ) from None
-    if not isinstance(index, ExactIndex) and (len(stages) > 1 or stages[0][0] != prefix):
-        raise UserError(f"{dashes}plan={plan}: this index has one stage, at {prefix} dims")
-    if stages[0][0] > prefix:
-        raise UserError(f"{dashes}plan={plan}: the first stage can scan at most {prefix} dims")
-    return stages
-
-
-def saved_plan(index: Index, k: int) -> Stages | None:
-    """The stages that `plan` saved for these documents; None where there are none."""
-    return plans.load(index.folder, index.version, k, index.description) if isinstance(index, ExactIndex) else None
-
-
-def _need_exact(index: Index, what: str) -> ExactIndex:
-    if not isinstance(index, ExactIndex):
-        raise UserError(f"{what} needs an index of kind exact; this one is {index.description.kind}")
-    return index
-
-
 def _size(index: Index, options: argparse.Namespace) -> int:
     if not len(index):
         raise UserError(f"{options.index} has no documents")
@@ -279,23 +208,25 @@ def _read_queries(index: Index, options: argparse.Namespace) -> tuple[np.ndarray
     return z, own
 
 
-def _asked(k: int, own: np.ndarray | None) -> int:
-    """Results per query that are searched for, so that k are left."""
-    return k if own is None else k + 1
-
-
 # ---- plan ------------------------------------------------------------------------------------------------------------
 
 
 def plan(options: argparse.Namespace) -> None:
-    """Certify the cheapest shortlist that keeps a recall, and save it."""
+    """Certify the cheapest shortlist that keeps a recall, and save it; with --kind, choose the kind of index, too."""
+    if options.kind is not None:
+        if options.budget is not None:
+            raise UserError("--budget is for a plan without --kind, which is chosen by time")
+        kinds = choose.kinds_of(options.index, options.kind)
+        with contextlib.closing(open_index(options.index, write=True)) as opened:
+            _choose(opened, kinds, options)
+        return
     with contextlib.closing(open_index(options.index)) as opened:
-        index = _need_exact(opened, "plan")
+        index = need_exact(opened, "plan without --kind")
         k = min(options.k, _size(index, options))
         z, own = _read_queries(index, options)
         documents = index.prefixes
         dims = [m for m in documents.scan_dims if m < index.description.width]
-        truth = leave_out(best_of_blocks(index.blocks(), z, _asked(k, own)), own).rows
+        truth = leave_out(best_of_blocks(index.blocks(), z, plans.asked_of(k, own)), own).rows
         try:
             made = plans.plan(
                 documents, z, k, options.recall, options.delta, options.budget, dims, truth, options.metric, own
@@ -308,11 +239,34 @@ def plan(options: argparse.Namespace) -> None:
             mark = " ←" if one is made.chosen else ""
             print(f"{stages:>12}{one.quality:>9.4f}{one.p:>9.4f}{one.cost.mflop:>9.2f}{one.cost.megabytes:>9.2f}{mark}")
         print(f"{'full scan':>12}{1:>9.4f}{'':>9}{made.exact.mflop:>9.2f}{made.exact.megabytes:>9.2f}")
-        plans.save(
-            index.folder, index.version, k, options.metric, options.recall, options.delta, made.chosen
-        )  # fmt: skip
-        if made.chosen is None:
+        chosen = made.chosen and made.chosen.stages
+        plans.save(index.folder, index.version, k, options.metric, options.recall, options.delta, chosen)
+        if chosen is None:
             print(f"no shortlist is certified to keep this {options.metric}; --plan auto searches exactly")
+
+
+def _choose(index: Index, kinds: Sequence[str], options: argparse.Namespace) -> None:
+    """Choose the fastest kind of index on this machine, and print what was tried."""
+    assert isinstance(index, Store)
+    k = min(options.k, _size(index, options))
+    z, own = _read_queries(index, options)
+    together = options.together
+    print(f"{'method':>24}{options.metric:>9}{'p':>9}{f'ms for {together}':>12}{'MB':>9}{'built in s':>12}")
+
+    def show(one: choose.Method) -> None:
+        milliseconds = "not kept" if one.seconds is None else f"{1000 * one.seconds:.2f}"
+        print(f"{one!s:>24}{one.quality:>9.4f}{one.p:>9.4f}{milliseconds:>12}{one.megabytes:>9.1f}", end="")
+        print(f"{one.build_seconds:>12.1f}", flush=True)
+
+    try:
+        chosen = choose.choose(
+            index, kinds, z, k, options.recall, options.delta, together, own, options.metric, show
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if chosen is None:
+        raise UserError(f"none of {', '.join(kinds)} is certified to keep {options.metric} {options.recall}")
+    print(f"{options.index}: {chosen}, from now on")
 
 
 # ---- bench -----------------------------------------------------------------------------------------------------------
@@ -323,8 +277,8 @@ def bench(options: argparse.Namespace) -> None:
     with contextlib.closing(open_index(options.index, token=options.token)) as index:
         k = min(options.k, _size(index, options))
         z, own = _read_queries(index, options)
-        methods = _methods(index, _asked(k, own))
-        truth = leave_out(best_of_blocks(index.blocks(), z, _asked(k, own)), own)
+        methods = _methods(index, plans.asked_of(k, own))
+        truth = leave_out(best_of_blocks(index.blocks(), z, plans.asked_of(k, own)), own)
         print(f"{'method':>24}{f'recall@{k}':>12}{'queries/s':>12}{'ms, alone':>12}")
         for name, search in methods.items():
             share = float(recall(leave_out(search(z), own), truth).mean())

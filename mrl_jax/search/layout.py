@@ -100,6 +100,12 @@ class Documents:
         return isinstance(self.vectors, StoredVectors)
 
     @property
+    def nbytes(self) -> int:
+        """Of the copy that is scanned, in memory."""
+        lengths = [*self.inverse_lengths.values(), *self.tail_lengths.values()]
+        return sum(array.nbytes for array in (self.chunks, self.bias, *lengths))
+
+    @property
     def scan_dims(self) -> tuple[int, ...]:
         """The dims at which all documents can be scanned."""
         return tuple(self.inverse_lengths)

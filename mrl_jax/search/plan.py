@@ -10,7 +10,7 @@ So P(the plan's expected recall is below the target) ≤ delta, over the draw of
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,11 +20,14 @@ from scipy.stats import binom
 from mrl_jax.search import exact, shortlist
 from mrl_jax.search.index.base import Description
 from mrl_jax.search.layout import Documents
-from mrl_jax.search.queries import leave_out
+from mrl_jax.search.queries import SearchResults, leave_out
 from mrl_jax.system import files
 from mrl_jax.system.errors import UserError
 
 SIZES_PER_K = (100, 50, 20, 10, 5, 2, 1)  # shortlist sizes to try, in multiples of k
+
+
+Metric = Literal["recall", "ndcg"]
 
 
 class Cost(NamedTuple):
@@ -32,6 +35,26 @@ class Cost(NamedTuple):
 
     mflop: float
     megabytes: float
+
+
+class Goal(NamedTuple):
+    """What a search is to keep of the results of exact search, on held-out queries."""
+
+    truth: np.ndarray  # rows [Q, k] of exact search
+    k: int  # results per query
+    target: float  # that the expected recall@k or nDCG@k is to reach
+    metric: Metric
+    own: np.ndarray | None  # [Q], the row of the document that is the query itself; −1 for none
+
+    @property
+    def asked(self) -> int:
+        """Results per query that are searched for."""
+        return asked_of(self.k, self.own)
+
+
+def asked_of(k: int, own: np.ndarray | None) -> int:
+    """Results per query that are searched for, so that k are left without the query itself."""
+    return k if own is None else k + 1
 
 
 class Candidate(NamedTuple):
@@ -61,7 +84,7 @@ def plan(
     budget: float | None = None,
     dims: Sequence[int] | None = None,
     truth: np.ndarray | None = None,
-    metric: Literal["recall", "ndcg"] = "recall",
+    metric: Metric = "recall",
     own: np.ndarray | None = None,
 ) -> Plan:
     """The cheapest shortlist whose recall@k, or nDCG@k, is shown to reach `target`.
@@ -84,37 +107,48 @@ def plan(
     Raises:
         ValueError: target or delta is out of range, there are too few queries to certify anything, or no dim to try.
     """
-    for name, value in (("target", target), ("delta", delta)):
-        if not 0 < value < 1:
-            raise ValueError(f"{name}={value} is not allowed; it must be between 0 and 1")
     dims = [m for m in documents.scan_dims if m < documents.dims[-1]] if dims is None else list(dims)
     if not dims:
         raise ValueError(f"there is no prefix to plan with: only {documents.dims[-1]} dims are laid out")
-    needed = queries_needed(target, delta / len(dims))
-    if len(queries) < needed:
-        raise ValueError(
-            f"{len(queries)} held-out queries cannot certify {metric} {target} at delta={delta}, not even without a "
-            f"single miss; at least {needed} are needed"
-        )
-    asked = k if own is None else k + 1
+    check_settleable(len(queries), target, delta, len(dims), metric)
     if truth is None:
-        truth = leave_out(exact.search(documents, queries, asked, documents.scan_dims[-1])[0], own).rows
-    measure = {"recall": recall, "ndcg": ndcg}[metric]
+        found, _ = exact.search(documents, queries, asked_of(k, own), documents.scan_dims[-1])
+        truth = leave_out(found, own).rows
+    goal = Goal(truth, k, target, metric, own)
     tried: list[Candidate] = []
     for dim in dims:
-        for size in sorted({min(k * n, len(documents)) for n in SIZES_PER_K}, reverse=True):
-            if size < asked:
-                continue
+
+        def search(size: int, dim: int = dim) -> SearchResults:
+            return shortlist.search(documents, queries, goal.asked, ((dim, size),))
+
+        for size, quality, p in test_sizes(search, goal, len(documents), delta / len(dims)):
             stages = ((dim, size),)
-            found = leave_out(shortlist.search(documents, queries, asked, stages), own)
-            losses = 1 - measure(found.rows, truth)
-            p, cost = p_value(losses, 1 - target), shortlist_cost(documents, stages)
-            tried.append(Candidate(stages, float(1 - losses.mean()), p, p <= delta / len(dims), cost))
-            if not tried[-1].certified:
-                break
+            tried.append(Candidate(stages, quality, p, p <= delta / len(dims), shortlist_cost(documents, stages)))
     affordable = [one for one in tried if one.certified and (budget is None or one.cost.megabytes <= budget)]
     chosen = min(affordable, key=lambda one: one.cost.megabytes, default=None)
     return Plan(chosen, tuple(tried), exact_cost(documents))
+
+
+def test_sizes(
+    search: Callable[[int], SearchResults], goal: Goal, count: int, level: float
+) -> Iterator[tuple[int, float, float]]:
+    """(size, quality, p) of shortlists from the longest on, up to the first that is not shown to reach the goal.
+
+    Args:
+        search: the `goal.asked` best that a shortlist of a size finds.
+        goal: what is to be kept.
+        count: number of documents, the largest size.
+        level: at which each size is tested.
+    """
+    measure = {"recall": recall, "ndcg": ndcg}[goal.metric]
+    for size in sorted({min(goal.k * n, count) for n in SIZES_PER_K}, reverse=True):
+        if size < goal.asked:
+            return
+        losses = 1 - measure(leave_out(search(size), goal.own).rows, goal.truth)
+        p = p_value(losses, 1 - goal.target)
+        yield size, float(1 - losses.mean()), p
+        if p > level:
+            return
 
 
 # ---- quality ---------------------------------------------------------------------------------------------------------
@@ -152,6 +186,19 @@ def queries_needed(target: float, delta: float) -> int:
     return math.ceil(math.log(delta) / math.log(target) - 1e-9)
 
 
+def check_settleable(queries: int, target: float, delta: float, tests: int, metric: Metric) -> None:
+    """Raises ValueError unless so many held-out queries can certify the target when `tests` sequences share `delta`."""
+    for name, value in (("target", target), ("delta", delta)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name}={value} is not allowed; it must be between 0 and 1")
+    needed = queries_needed(target, delta / max(1, tests))
+    if queries < needed:
+        raise ValueError(
+            f"{queries} held-out queries cannot certify {metric} {target} at delta={delta}, not even without a "
+            f"single miss; at least {needed} are needed"
+        )
+
+
 # ---- cost ------------------------------------------------------------------------------------------------------------
 
 
@@ -173,16 +220,23 @@ def exact_cost(documents: Documents) -> Cost:
 
 
 def save(
-    folder: Path, version: int, k: int, metric: str, target: float, delta: float, chosen: Candidate | None
+    folder: Path,
+    version: int,
+    k: int,
+    metric: Metric,
+    target: float,
+    delta: float,
+    stages: Sequence[tuple[int, int]] | None,
+    kind: str = "exact",
 ) -> None:
-    """Write the chosen shortlist, for an index of this version; raises UserError when the disk is full."""
-    content = {"version": version, "k": k, metric: target, "delta": delta, "steps": chosen and chosen.stages}
+    """Write the chosen shortlist, for an index of this version and kind; raises UserError when the disk is full."""
+    content = {"version": version, "kind": kind, "k": k, metric: target, "delta": delta, "steps": stages}
     crc = zlib.crc32(json.dumps(content).encode())
     files.write(folder / "plan.json", json.dumps(content | {"crc": crc}) + "\n")
 
 
 def load(folder: Path, version: int, k: int, description: Description) -> list[tuple[int, int]] | None:
-    """The stages that `save` wrote for these documents and at least k results; None where there are none.
+    """The stages that `save` wrote for these documents, this kind and at least k results; None where there are none.
 
     Raises UserError for a damaged file and for stages that this index cannot take.
     """
@@ -195,10 +249,14 @@ def load(folder: Path, version: int, k: int, description: Description) -> list[t
             raise ValueError
         if content["version"] != version or content["k"] < k or content["steps"] is None:
             return None
+        if content.get("kind", "exact") != description.kind:  # files of earlier versions name none
+            return None
         stages = [(int(dim), int(size)) for dim, size in content["steps"]]
         shortlist.check_stages(stages, description.dims, k)
         if stages[0][0] > description.prefix:
             raise ValueError("more dims than are scanned")
+        if description.kind != "exact" and [dim for dim, _ in stages] != [description.prefix]:
+            raise ValueError("an index of this kind has one stage, at its prefix")
         return stages
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{path} is damaged; delete it, or plan again") from None

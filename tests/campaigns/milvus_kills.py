@@ -30,7 +30,7 @@ from mrl_jax.data.sources.wordnet import FOLDER, WN
 from mrl_jax.data.sources.wordnet_pairs import synsets
 from mrl_jax.model import pretrained
 from mrl_jax.search import __main__ as command_line
-from mrl_jax.search.commands import search_index
+from mrl_jax.search.dispatch import search_index
 from mrl_jax.search.index import Document, milvus, open_index
 from mrl_jax.search.index.base import unit
 from mrl_jax.search.truth import best_of_blocks, recall

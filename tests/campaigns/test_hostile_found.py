@@ -24,8 +24,9 @@ from mrl_jax.encoders import huggingface
 from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.report import compare, study
 from mrl_jax.runs import checkpoint, sweeps
-from mrl_jax.search.commands import load_model, search_index
+from mrl_jax.search.commands import load_model
 from mrl_jax.search.corpus import parse_document, read_lines
+from mrl_jax.search.dispatch import search_index
 from mrl_jax.search.index import Description, Document, create_index, open_index
 from mrl_jax.system.errors import MAX_MESSAGE_CHARACTERS, UserError
 from mrl_jax.text import untrusted

@@ -14,7 +14,7 @@ import pytest
 import mrl_jax
 from mrl_jax import search, train
 from mrl_jax.search import commands
-from mrl_jax.search.commands import saved_plan, search_index
+from mrl_jax.search.dispatch import saved_plan, search_index
 from mrl_jax.search.index import exact
 from mrl_jax.search.queries import leave_out
 

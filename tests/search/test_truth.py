@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mrl_jax.search.commands import search_index
+from mrl_jax.search.dispatch import search_index
 from mrl_jax.search.index import BACKENDS, Description, Document, create_index
 from mrl_jax.search.index import exact as exact_index
 from mrl_jax.search.queries import SearchResults

@@ -17,7 +17,7 @@ from mrl_jax.system.errors import UserError, one_of
 
 __all__ = [
     "BACKENDS", "Backend", "Description", "Document", "Index",
-    "create_index", "default_kind", "exists", "is_in_folder", "open_index", "rerank",
+    "create_index", "default_kind", "exists", "is_in_folder", "open_as", "open_index", "rerank",
 ]  # fmt: skip
 
 
@@ -118,6 +118,13 @@ def open_index(place: str, write: bool = False, token: str = "") -> Index:
     else:
         kind = default_kind(place)
     index: Index = kinds[kind].load().open_(place, write, **access)
+    return index
+
+
+def open_as(place: str, kind: str) -> Index:
+    """The documents of a folder, for reading, searched as if the index were of another kind that folders can have."""
+    index: Index = by_kind(place)[kind].load().open_(place)
+    index.description = index.description._replace(kind=kind)
     return index
 
 

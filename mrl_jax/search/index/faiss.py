@@ -112,6 +112,7 @@ class FaissIndex(store.Store):
         self.__dict__.pop("_searchable", None)
 
     def prepare(self) -> None:
+        super().prepare()
         _ = self._searchable
 
     def candidates(self, queries: np.ndarray, size: int) -> np.ndarray:

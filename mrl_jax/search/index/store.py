@@ -233,8 +233,17 @@ class Store:
                 count += self._connection.execute(f"DELETE FROM documents WHERE id IN ({marks})", some).rowcount
         return count
 
+    def set_kind(self, kind: str) -> None:
+        """Make it an index of another kind. The documents stay as they are, and with them the version."""
+        description = self.description._replace(kind=kind)
+        with self._transaction(of_documents=False):
+            text = description.to_json()
+            for key, value in (("description", text), ("crc", str(_crc(text)))):
+                self._connection.execute("UPDATE about SET value = ? WHERE key = ?", (value, key))
+        self.description = description
+
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, of_documents: bool = True) -> Iterator[None]:
         """A transaction that is on the disk when it ends, or leaves no trace."""
         if not self.writable:
             raise UserError(f"{self.folder} was opened for reading")
@@ -242,10 +251,11 @@ class Store:
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
                 yield
-                self._connection.execute(
-                    "INSERT INTO about VALUES ('version', 1) "
-                    "ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
-                )
+                if of_documents:
+                    self._connection.execute(
+                        "INSERT INTO about VALUES ('version', 1) "
+                        "ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+                    )
         except sqlite3.Error as error:
             raise UserError(f"{self.folder}: {error}; the last change was rolled back") from None
         except OSError as error:

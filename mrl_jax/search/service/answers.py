@@ -15,7 +15,7 @@ import numpy as np
 from mrl_jax import runs
 from mrl_jax.evaluate.nested_classifier import NestedClassifier
 from mrl_jax.model import pretrained
-from mrl_jax.search import commands
+from mrl_jax.search import commands, dispatch
 from mrl_jax.search.exact import BIN_ROWS, SPARE_BINS
 from mrl_jax.search.index import Document, is_in_folder, open_index
 from mrl_jax.search.index.base import unit
@@ -191,7 +191,7 @@ class Answers:
         size = len(self.index)
         if not size:
             raise UserError(f"{self._place} has no documents")
-        stages = commands.parse_plan(self.index, plan, k, dim, dashes="")
+        stages = dispatch.parse_plan(self.index, plan, k, dim, dashes="")
         if plan not in ("auto", "exact") and plan not in self._plans:
             if stages and stages[0][1] > MAX_SHORTLIST:
                 raise UserError(f"plan={plan}: a stage of this service keeps at most {MAX_SHORTLIST:,} documents")
@@ -222,12 +222,12 @@ class Answers:
             for r, s, is_known in zip(rows.tolist(), scores.tolist(), known, strict=True)
         ]
 
-    def _in_parts(self, z: np.ndarray, k: int, stages: commands.Stages | None, dim: int | None) -> SearchResults:
+    def _in_parts(self, z: np.ndarray, k: int, stages: dispatch.Stages | None, dim: int | None) -> SearchResults:
         """The k best of each query, of so many at a time that what is read of documents for all of them fits."""
         per_query = stages[0][1] if stages else 2 * BIN_ROWS * (k + SPARE_BINS)
         at_once = 1 << max(0, (SEARCH_NUMBERS // (per_query * z.shape[1])).bit_length() - 1)
         parts = [
-            commands.search_index(self.index, z[i : i + at_once], k, stages, dim) for i in range(0, len(z), at_once)
+            dispatch.search_index(self.index, z[i : i + at_once], k, stages, dim) for i in range(0, len(z), at_once)
         ]
         return SearchResults(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 

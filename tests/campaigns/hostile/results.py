@@ -10,7 +10,7 @@ from made_runs import make_run
 
 from mrl_jax.report import compare, formats, page, plots, study
 from mrl_jax.report.sections import sections
-from mrl_jax.search.commands import saved_plan, search_index
+from mrl_jax.search.dispatch import saved_plan, search_index
 from mrl_jax.search.index import Description, Document, create_index, open_index, rerank
 
 from .samples import WORDS, Reader

@@ -18,7 +18,8 @@ import mrl_jax
 from mrl_jax import data, report, search
 from mrl_jax.data.readers import artefacts
 from mrl_jax.runs import checkpoint
-from mrl_jax.search.commands import load_model, saved_plan, search_index
+from mrl_jax.search.commands import load_model
+from mrl_jax.search.dispatch import saved_plan, search_index
 from mrl_jax.search.index import open_index
 from mrl_jax.system.errors import UserError
 

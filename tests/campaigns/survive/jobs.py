@@ -20,7 +20,8 @@ from children import Child, Ended, in_child
 import mrl_jax
 from mrl_jax import report, search, train
 from mrl_jax.runs import checkpoint
-from mrl_jax.search.commands import load_model, search_index
+from mrl_jax.search.commands import load_model
+from mrl_jax.search.dispatch import search_index
 from mrl_jax.search.index import is_in_folder, open_index
 
 TOPICS = ("orbit", "hockey", "kernel", "garden")
