@@ -11,7 +11,7 @@ bins whose upper bound reaches τ can hold one of the k best. Rounding, of bfloa
 to the bounds; the last few candidates are ranked in float64.
 
 Cost: O(Q · N · m) for the scan, and O(D) per candidate. Where the bound rules out too little, the query is searched
-again with m = D.
+again with m = D: in memory by the same scan, of a file by reading it through once for all such queries of a batch.
 """
 
 from functools import partial
@@ -35,6 +35,7 @@ from mrl_jax.search.queries import (
 
 BIN_ROWS = 16  # rows that share an upper bound, the largest of theirs
 SPARE_BINS = 8  # bins beyond k, half of those that are scored in full at first
+READ_ROWS = 8192  # embeddings that are read from a file at a time
 MAX_PROMISING_SHARE = 0.1  # of all bins; where more are promising, reading every document in full is faster
 
 
@@ -79,6 +80,9 @@ def search(documents: Documents, queries: np.ndarray, k: int, start: int | None 
     def search_batch(batch: np.ndarray, valid: int) -> tuple[tuple[np.ndarray, np.ndarray], int, int]:
         first = _search_batch(documents, batch, valid, reachable_k, start)
         hard, read = first.hard, first.read
+        if len(hard) and documents.dims[-1] not in documents.scan_dims:
+            first.scores[hard], first.rows[hard] = _read_through(documents, batch[hard], reachable_k)
+            return (first.scores, first.rows), read + len(hard) * len(documents), len(hard)
         for some, count in batches(batch[hard], max_batch(documents)):
             again = _search_batch(documents, some, count, reachable_k, documents.dims[-1])
             first.scores[hard[:count]], first.rows[hard[:count]] = again.scores, again.rows
@@ -116,7 +120,7 @@ def _search_batch(documents: Documents, queries: np.ndarray, valid: int, k: int,
         promising = np.flatnonzero(bounds[q] >= kth - _bound_rounding(documents, prefixes[q]))
         if len(promising) <= bins:
             candidates = rows[q][(scores[q] >= kth) & (scores[q] > -np.inf)]
-        elif len(promising) > max_promising and start < documents.dims[-1] in documents.scan_dims:
+        elif len(promising) > max_promising and start < documents.dims[-1]:
             hard.append(q)
             continue
         else:
@@ -170,6 +174,29 @@ def _full_scores(source: jax.Array, bias: jax.Array, queries_QxD: jax.Array, row
     inputs = (queries_QxD, rows, source) if gathered else (queries_QxD, rows)
     scores: jax.Array = jax.lax.map(score_query, inputs)
     return scores
+
+
+def _read_through(documents: Documents, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and rows [Q, k] of the best, from whole embeddings that are read block by block."""
+    vectors, bias, _ = documents.host
+    roundings = np.array([2 * _full_rounding(documents, query) for query in queries], np.float32)
+    kth = np.full((len(queries), k), -np.inf, np.float32)  # the k largest inner products so far, the smallest first
+    # Of each query the rows, with their inner products, that may be among the best of those that were read.
+    promising: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in queries]
+    for start in range(0, len(vectors), READ_ROWS):
+        block = vectors[start : start + READ_ROWS]
+        dots = queries @ block.T + bias[start : start + len(block)]
+        kth = np.partition(np.concatenate([kth, dots], axis=1), -k, axis=1)[:, -k:]
+        least = kth.min(axis=1) - roundings
+        for q, some in enumerate(promising):
+            rows = np.flatnonzero((dots[q] >= least[q]) & (dots[q] > -np.inf))
+            some.append((start + rows, dots[q, rows]))
+    best = []
+    for q, query in enumerate(queries):
+        rows, dots = (np.concatenate(part) for part in zip(*promising[q], strict=True))
+        best.append(_rank(documents, query, rows[dots >= kth[q].min() - roundings[q]], k))
+    scores, found = (np.stack(part) for part in zip(*best, strict=True))
+    return scores, found
 
 
 def _rule_out(documents: Documents, query: np.ndarray, rows: np.ndarray, kth: float, start: int) -> np.ndarray:

@@ -80,20 +80,24 @@ def test_exact_search_is_brute_force(kind: str, rotate: bool, start: int, scanne
     assert work.scanned == start
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(
     st.integers(1, 300),
     st.integers(1, 12),
     st.integers(1, 20),
     st.sampled_from(DIMS),
+    st.sampled_from((None, 16)),
     st.booleans(),
     st.integers(0, 2**32 - 1),
 )
-def test_exact_search_is_brute_force_at_any_size(n: int, q: int, k: int, start: int, half: bool, seed: int) -> None:
+def test_exact_search_is_brute_force_at_any_size(
+    n: int, q: int, k: int, start: int, scanned: int | None, half: bool, seed: int
+) -> None:
     """Few distinct values, so that ties abound."""
     rng = np.random.default_rng(seed)
     vectors, queries = (rng.integers(-2, 3, (count, 32)).astype(np.float32) for count in (n, q))
-    hits, _ = exact(lay_out(vectors, DIMS, jnp.bfloat16 if half else jnp.float32), queries, k, start)
+    documents = lay_out(vectors, DIMS, jnp.bfloat16 if half else jnp.float32, scanned)
+    hits, _ = exact(documents, queries, k, min(start, scanned or start))
     assert hits.rows.shape == (q, k)
     wanted = brute_force(vectors, queries, k)
     np.testing.assert_array_equal(hits.rows[:, : wanted.shape[1]], wanted)
@@ -193,6 +197,25 @@ def test_documents_on_disk_give_the_same(tmp_path) -> None:
             np.testing.assert_allclose(a, b, rtol=1e-6)
     np.testing.assert_array_equal(exact(on_disk, queries, 5, 8)[0].rows, brute_force(vectors, queries, 5))
     assert on_disk.chunks.shape[1] == 8
+
+
+@pytest.mark.parametrize("read_rows", [100, 8192])
+def test_a_file_is_read_through_where_the_prefix_rules_out_too_little(
+    read_rows: int, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mrl_jax.search.exact.READ_ROWS", read_rows)
+    rng = np.random.default_rng(0)
+    vectors, queries = (rng.normal(size=(n, 32)).astype(np.float32) for n in (3000, 9))
+    vectors[2000:2010] = vectors[7]  # ties, to the lower row
+    queries[0] = vectors[7]
+    vectors.tofile(tmp_path / "vectors")
+    alive = rng.random(3000) < 0.9
+    alive[[7, 2000, 2001]] = False, True, True
+    stored = funnel.StoredVectors(tmp_path / "vectors", *vectors.shape)
+    hits, work = exact(lay_out(stored, DIMS, scanned=8, alive=alive), queries, 5, 8)
+    there = np.flatnonzero(alive)
+    np.testing.assert_array_equal(hits.rows, there[brute_force(vectors[alive], queries, 5)])
+    assert work.full > 0.5
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 7])
