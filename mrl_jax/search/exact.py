@@ -24,6 +24,7 @@ import numpy as np
 from mrl_jax.evaluate.neighbours import top_k
 from mrl_jax.search.layout import CHUNK_ROWS, FLOAT32_EPS, Documents, bin_maxima, chunk_products, dot
 from mrl_jax.search.queries import (
+    MAX_BATCH_QUERIES,
     SearchResults,
     batches,
     check_queries,
@@ -36,7 +37,8 @@ from mrl_jax.search.queries import (
 BIN_ROWS = 16  # rows that share an upper bound, the largest of theirs
 SPARE_BINS = 8  # bins beyond k, half of those that are scored in full at first
 READ_ROWS = 8192  # embeddings that are read from a file at a time
-MAX_PROMISING_SHARE = 0.1  # of all bins; where more are promising, reading every document in full is faster
+# Of all bins; where more are promising, reading every document in full is faster: of a file, for many queries at once.
+MAX_PROMISING_SHARE, MIN_PROMISING_SHARE = 0.1, 0.01
 
 
 class Work(NamedTuple):
@@ -53,7 +55,7 @@ class _BatchResult(NamedTuple):
     scores: np.ndarray  # float32 [valid, k]
     rows: np.ndarray  # int64 [valid, k]
     read: int  # documents of which more was read, sum over queries
-    hard: np.ndarray  # queries that are left to search from the whole embedding
+    hard: np.ndarray  # int64, queries that are left to search from the whole embedding
 
 
 def search(documents: Documents, queries: np.ndarray, k: int, start: int | None = None) -> tuple[SearchResults, Work]:
@@ -77,25 +79,38 @@ def search(documents: Documents, queries: np.ndarray, k: int, start: int | None 
         raise ValueError(f"start={start} was not laid out; there are {list(documents.scan_dims)}")
     reachable_k = min(k, len(documents))
 
-    def search_batch(batch: np.ndarray, valid: int) -> tuple[tuple[np.ndarray, np.ndarray], int, int]:
-        first = _search_batch(documents, batch, valid, reachable_k, start)
+    in_file = documents.dims[-1] not in documents.scan_dims  # what is beyond the prefix
+    # Reading the file through costs the same for one query and for many.
+    max_share = max(MIN_PROMISING_SHARE, MAX_PROMISING_SHARE / max(1, len(queries))) if in_file else MAX_PROMISING_SHARE
+
+    def search_batch(batch: np.ndarray, valid: int) -> _BatchResult:
+        first = _search_batch(documents, batch, valid, reachable_k, start, max_share)
         hard, read = first.hard, first.read
-        if len(hard) and documents.dims[-1] not in documents.scan_dims:
-            first.scores[hard], first.rows[hard] = _read_through(documents, batch[hard], reachable_k)
-            return (first.scores, first.rows), read + len(hard) * len(documents), len(hard)
+        if in_file:
+            return first
         for some, count in batches(batch[hard], max_batch(documents)):
-            again = _search_batch(documents, some, count, reachable_k, documents.dims[-1])
+            again = _search_batch(documents, some, count, reachable_k, documents.dims[-1], max_share)
             first.scores[hard[:count]], first.rows[hard[:count]] = again.scores, again.rows
             read, hard = read + again.read, hard[count:]
-        return (first.scores, first.rows), read, len(first.hard)
+        return first._replace(read=read)
 
     parts = map_batches(search_batch, queries, max_batch(documents))
+    results = concatenate([(part.scores, part.rows) for part in parts], k)
+    starts = np.cumsum([0, *(len(part.rows) for part in parts)])
+    hard = np.concatenate([np.zeros(0, int), *(begin + part.hard for begin, part in zip(starts, parts, strict=False))])
+    read = sum(part.read for part in parts)
+    for begin in range(0, len(hard) if in_file else 0, MAX_BATCH_QUERIES):
+        some = hard[begin : begin + MAX_BATCH_QUERIES]
+        again = _read_through(documents, np.asarray(queries[some], np.float32), reachable_k)
+        results.scores[some, :reachable_k], results.rows[some, :reachable_k] = again
+        read += len(some) * len(documents)
     count = max(1, len(queries))
-    work = Work(start, sum(read for _, read, _ in parts) / count, sum(again for *_, again in parts) / count)
-    return concatenate([results for results, _, _ in parts], k), work
+    return results, Work(start, read / count, len(hard) / count)
 
 
-def _search_batch(documents: Documents, queries: np.ndarray, valid: int, k: int, start: int) -> _BatchResult:
+def _search_batch(
+    documents: Documents, queries: np.ndarray, valid: int, k: int, start: int, max_share: float
+) -> _BatchResult:
     """The first `valid` queries, but those where the bound on the prefix rules out too few documents."""
     prefixes = documents.project(queries)[:, :start]
     squares = (queries.astype(np.float64) ** 2).sum(axis=1)
@@ -112,7 +127,7 @@ def _search_batch(documents: Documents, queries: np.ndarray, valid: int, k: int,
     scores = np.asarray(_full_scores(gathered, documents.bias, queries, rows_on_device))
     rows, bounds = np.asarray(rows_on_device), np.asarray(bounds_on_device)
     best_scores, best_rows = np.full((valid, k), -np.inf, np.float32), np.full((valid, k), -1, np.int64)
-    read, hard, max_promising = 0, [], bounds.shape[1] * MAX_PROMISING_SHARE
+    read, hard, max_promising = 0, [], bounds.shape[1] * max_share
     for q in range(valid):
         query = queries[q]
         # Below the exact score of the k-th best.
