@@ -18,7 +18,7 @@ import numpy as np
 
 from mrl_jax.search import plan as plans
 from mrl_jax.search.dispatch import Stages, search_index
-from mrl_jax.search.index import BACKENDS, Index, is_in_folder, open_as
+from mrl_jax.search.index import BACKENDS, Description, Index, is_in_folder, open_as
 from mrl_jax.search.index.exact import ExactIndex
 from mrl_jax.search.index.store import Store
 from mrl_jax.search.queries import SearchResults, leave_out
@@ -92,11 +92,7 @@ def choose(
         ValueError: target or delta is out of range, or there are too few queries to certify anything.
         UserError: documents or vectors are damaged.
     """
-    about = index.description
-    scanned = [m for m in about.dims if m < about.width and m <= about.prefix]
-    tests = sum(len(scanned) if kind == "exact" else 1 for kind in kinds)
-    if tests:
-        plans.check_settleable(len(queries), target, delta, tests, metric)
+    tests = check_settleable(index.description, kinds, len(queries), target, delta, metric)
     index.alive()
     index.prepare()  # so that the kinds need not verify the documents again
     truth = leave_out(best_of_blocks(index.blocks(), queries, plans.asked_of(k, own)), own).rows
@@ -105,7 +101,7 @@ def choose(
     for kind in kinds:
         with contextlib.closing(open_as(str(index.folder), kind)) as one:
             try:
-                for method in _try(one, queries, goal, delta / max(1, tests), together):
+                for method in _try(one, queries, goal, delta / tests, together):
                     tried.append(method)
                     show(method)
             except UserError as error:  # an extra that is not installed, too few documents for this kind
@@ -123,6 +119,23 @@ def choose(
     return chosen
 
 
+def check_settleable(
+    about: Description, kinds: Sequence[str], queries: int, target: float, delta: float, metric: plans.Metric
+) -> int:
+    """The number of sequences of shortlists that `choose` tests.
+
+    Raises ValueError: target or delta is out of range, or so many queries cannot certify anything.
+    """
+    tests = max(1, sum(len(_first_dims(about, kind)) for kind in kinds))
+    plans.check_settleable(queries, target, delta, tests, metric)
+    return tests
+
+
+def _first_dims(about: Description, kind: str) -> list[int]:
+    """The dims that an index of this kind can search first."""
+    return [m for m in about.dims if m < about.width and m <= about.prefix] if kind == "exact" else [about.prefix]
+
+
 def _try(index: Index, queries: np.ndarray, goal: plans.Goal, level: float, together: int) -> Iterator[Method]:
     """The methods of one kind of index; each sequence of shortlists is tested at `level`."""
     about = index.description
@@ -130,13 +143,11 @@ def _try(index: Index, queries: np.ndarray, goal: plans.Goal, level: float, toge
     def search(z: np.ndarray, stages: Stages | None) -> SearchResults:
         return search_index(index, z, goal.asked, stages)
 
-    first = [about.prefix]
     if isinstance(index, ExactIndex):
         built, megabytes = _built(lambda: index.principal_directions.nbytes)
         yield Method(about.kind, None, 1.0, 0.0, _seconds(search, queries, None, together), megabytes, built)
-        first = [m for m in about.dims if m < about.width and m <= about.prefix]
     built, megabytes = _built(lambda: _prepared(index))
-    for dim in first:
+    for dim in _first_dims(about, about.kind):
 
         def by_size(size: int, dim: int = dim) -> SearchResults:
             return search(queries, [(dim, size)])

@@ -84,6 +84,8 @@ def build(options: argparse.Namespace) -> None:
     options.kind = None if kinds else options.kind
     model = pretrained.find_any(options.run, options.arm, options.seed)
     description = new_description(model, options)
+    if kinds:  # before anything is embedded
+        _check_choice(description, kinds, len(corpus.read_queries(options.queries)), options)
     size = corpus.file_size(options.corpus)
     with contextlib.closing(_open_or_create(options.index, description, options.token)) as index:
         _check_same(index.description, description, options)
@@ -245,12 +247,21 @@ def plan(options: argparse.Namespace) -> None:
             print(f"no shortlist is certified to keep this {options.metric}; --plan auto searches exactly")
 
 
+def _check_choice(about: Description, kinds: Sequence[str], queries: int, options: argparse.Namespace) -> None:
+    """Raises UserError for options of `--kind` with which nothing can be chosen."""
+    try:
+        choose.check_settleable(about, kinds, queries, options.recall, options.delta, options.metric)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def _choose(index: Index, kinds: Sequence[str], options: argparse.Namespace) -> None:
     """Choose the fastest kind of index on this machine, and print what was tried."""
     assert isinstance(index, Store)
     k = min(options.k, _size(index, options))
     z, own = _read_queries(index, options)
     together = options.together
+    _check_choice(index.description, kinds, len(z), options)
     print(f"{'method':>24}{options.metric:>9}{'p':>9}{f'ms for {together}':>12}{'MB':>9}{'built in s':>12}")
 
     def show(one: choose.Method) -> None:
@@ -258,12 +269,7 @@ def _choose(index: Index, kinds: Sequence[str], options: argparse.Namespace) -> 
         print(f"{one!s:>24}{one.quality:>9.4f}{one.p:>9.4f}{milliseconds:>12}{one.megabytes:>9.1f}", end="")
         print(f"{one.build_seconds:>12.1f}", flush=True)
 
-    try:
-        chosen = choose.choose(
-            index, kinds, z, k, options.recall, options.delta, together, own, options.metric, show
-        )  # fmt: skip
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    chosen = choose.choose(index, kinds, z, k, options.recall, options.delta, together, own, options.metric, show)
     if chosen is None:
         raise UserError(f"none of {', '.join(kinds)} is certified to keep {options.metric} {options.recall}")
     print(f"{options.index}: {chosen}, from now on")

@@ -191,7 +191,7 @@ def check_settleable(queries: int, target: float, delta: float, tests: int, metr
     for name, value in (("target", target), ("delta", delta)):
         if not 0 < value < 1:
             raise ValueError(f"{name}={value} is not allowed; it must be between 0 and 1")
-    needed = queries_needed(target, delta / max(1, tests))
+    needed = queries_needed(target, delta / tests)
     if queries < needed:
         raise ValueError(
             f"{queries} held-out queries cannot certify {metric} {target} at delta={delta}, not even without a "

@@ -15,7 +15,7 @@ import mrl_jax
 from mrl_jax import search, train
 from mrl_jax.search import commands
 from mrl_jax.search.dispatch import saved_plan, search_index
-from mrl_jax.search.index import exact
+from mrl_jax.search.index import exact, open_index
 from mrl_jax.search.queries import leave_out
 
 
@@ -116,6 +116,25 @@ def test_a_plan_is_kept_and_used_until_the_documents_change(
     (built / "plan.json").write_text("{")
     assert search.main(["query", str(built), "x"]) == 2
     assert "plan.json is damaged" in capsys.readouterr().err
+
+
+def test_the_fastest_kind_is_chosen_at_the_end_of_a_build_or_later(
+    run: Path, corpus: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    place, words = tmp_path / "index", ["--queries", str(questions), "--k", "3", "--recall", "0.5"]
+    assert search.main(["build", str(run), str(corpus), "--index", str(place), "--kind", "auto", *words]) == 0
+    *_, header, first = capsys.readouterr().out.partition("were there\n")[2].splitlines()[:2]
+    assert header.split() == ["method", "recall", "p", "ms", "for", "1", "MB", "built", "in", "s"]
+    assert first.split()[:3] == ["exact", "1.0000", "0.0000"]
+    assert saved_plan(open_index(str(place)), 3) or open_index(str(place)).description.kind == "exact"
+    assert search.main(["plan", str(place), *words, "--kind", "faiss-flat", "--together", "7"]) == 0
+    assert f"{place}: faiss-flat 4:" in (said := capsys.readouterr().out)
+    assert "ms for 7" in said
+    assert search.main(["plan", str(place), *words]) == 2
+    assert "plan without --kind needs an index of kind exact; this one is faiss-flat" in capsys.readouterr().err
+    assert search.main(["query", str(place), "orbit3", "--k", "3"]) == 0
+    assert search.main(["build", str(run), str(corpus), "--index", str(place)]) == 0
+    assert "240 were there" in capsys.readouterr().out
 
 
 def test_a_query_without_a_known_token_is_named(built: Path, capsys: pytest.CaptureFixture) -> None:
@@ -271,6 +290,17 @@ def test_mistakes_in_the_command_are_named(run: Path, corpus: Path, built: Path,
         (["plan", str(built), "--queries", str(few)], "1 held-out queries cannot certify recall 0.99"),
         (["plan", str(built), "--queries", str(few), "--recall", "2"], "target=2.0 is not allowed"),
         (["query", "http://127.0.0.1:1", "x"], "127.0.0.1:1"),
+        (["build", str(run), str(corpus), "--index", "x", "--kind", "auto"], "--kind=auto needs --queries"),
+        (
+            ["build", str(run), str(corpus), "--index", "x", "--kind", "auto", "--queries", str(few)],
+            "1 held-out queries cannot certify recall 0.99",
+        ),
+        (["plan", str(built), "--queries", str(few), "--kind", "auto", "--recall", "2"], "target=2.0 is not allowed"),
+        (
+            ["plan", str(built), "--queries", str(few), "--kind", "faiss-hnws"],
+            "--kind=faiss-hnws is unknown (did you mean faiss-hnsw?); allowed: exact, faiss-flat",
+        ),
+        (["plan", str(built), "--queries", str(few), "--kind", "auto", "--budget", "3"], "--budget is for a plan"),
     ):
         assert search.main(words) == 2, words
         error = capsys.readouterr().err
