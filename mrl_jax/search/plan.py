@@ -140,7 +140,7 @@ def test_sizes(
         count: number of documents, the largest size.
         level: at which each size is tested.
     """
-    measure = {"recall": recall, "ndcg": ndcg}[goal.metric]
+    measure = MEASURES[goal.metric]
     for size in sorted({min(goal.k * n, count) for n in SIZES_PER_K}, reverse=True):
         if size < goal.asked:
             return
@@ -169,6 +169,9 @@ def ndcg(rows: np.ndarray, truth: np.ndarray) -> np.ndarray:
     hit = (rows[:, :, None] == truth[:, None, :]) & (truth >= 0)[:, None, :]
     ideal = np.cumsum(discount)[np.maximum(1, (truth >= 0).sum(axis=1)) - 1]
     return np.asarray((hit.any(axis=2) * discount[: rows.shape[1]]).sum(axis=1) / ideal)
+
+
+MEASURES: dict[Metric, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"recall": recall, "ndcg": ndcg}
 
 
 def p_value(losses: np.ndarray, alpha: float) -> float:

@@ -46,11 +46,43 @@ def search(documents: Documents, queries: np.ndarray, k: int, stages: Stages) ->
         raise ValueError("a funnel over rotated documents has one stage: only the scanned copy is rotated")
 
     def search_batch(batch: np.ndarray, valid: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = _first_stage(documents, batch, dim, size)
+        rows, _ = _first_stage(documents, batch, dim, size)
         scores, best = _narrow(documents.gather(rows), batch, rows, tuple(further), k)
         return np.asarray(scores)[:valid], np.asarray(best)[:valid]
 
     return concatenate(map_batches(search_batch, queries, max_batch(documents)), k)
+
+
+def search_with_gaps(
+    documents: Documents, queries: np.ndarray, k: int, dim: int, size: int
+) -> tuple[SearchResults, np.ndarray]:
+    """As `search` with the one stage (dim, size), and how far the k-th result is above what was left out.
+
+    Returns:
+        `SearchResults` [Q, k], and the gaps float32 [Q]: the inner product with the k-th result by the whole embedding,
+        divided by the query's length, less the cosine of the last document on the shortlist, by its first `dim`
+        coordinates; +inf where the shortlist has every document.
+    """
+    check_queries(documents, queries, k)
+    check_stages([(dim, size)], documents.dims, k)
+
+    def search_batch(batch: np.ndarray, valid: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+        rows, least = _first_stage(documents, batch, dim, size)
+        scores, best = (np.asarray(part)[:valid] for part in _narrow(documents.gather(rows), batch, rows, (), k))
+        lengths = np.linalg.norm(batch[:valid], axis=1)
+        of_prefix = np.linalg.norm(documents.project(batch[:valid])[:, :dim], axis=1)
+        last = np.asarray(least)[:valid]
+        has_all = np.isneginf(last) | (rows.shape[1] < size)
+        kth = scores[:, -1] if scores.shape[1] == k else np.full(valid, -np.inf)
+        gaps = kth / np.where(lengths > 0, lengths, 1) - np.where(has_all, 0, last) / np.where(
+            of_prefix > 0, of_prefix, 1
+        )
+        gaps = np.where(has_all, np.inf, gaps)
+        return (scores, best), gaps.astype(np.float32)
+
+    parts = map_batches(search_batch, queries, max_batch(documents))
+    gaps = np.concatenate([np.zeros(0, np.float32), *(part for _, part in parts)])
+    return concatenate([results for results, _ in parts], k), gaps
 
 
 def shortlist(documents: Documents, queries: np.ndarray, dim: int, size: int) -> np.ndarray:
@@ -71,7 +103,7 @@ def shortlist(documents: Documents, queries: np.ndarray, dim: int, size: int) ->
     check_queries(documents, queries, size)
 
     def search_batch(batch: np.ndarray, valid: int) -> np.ndarray:
-        return np.asarray(_first_stage(documents, batch, dim, size))[:valid]
+        return np.asarray(_first_stage(documents, batch, dim, size)[0])[:valid]
 
     parts = map_batches(search_batch, queries, max_batch(documents))
     rows = np.concatenate(parts) if parts else np.zeros((0, size), np.int64)
@@ -91,16 +123,16 @@ def check_stages(stages: Stages, dims: Sequence[int], k: int) -> None:
         raise ValueError(f"stages {list(stages)} are out of order; dims must ascend and sizes must not grow")
 
 
-def _first_stage(documents: Documents, queries: np.ndarray, dim: int, size: int) -> jax.Array:
-    """Rows [Q, ≤ size]."""
+def _first_stage(documents: Documents, queries: np.ndarray, dim: int, size: int) -> tuple[jax.Array, jax.Array]:
+    """Rows [Q, ≤ size], and the least of their scores [Q]."""
     if dim not in documents.scan_dims:
         raise ValueError(f"dim {dim} was not laid out; there are {list(documents.scan_dims)}")
     packed = 1 << int(np.log2(np.clip(len(documents) / (MIN_BINS_PER_PLACE * size), 1, MAX_PACKED_ROWS)))
     projected = documents.project(queries).astype(np.float32)
-    rows: jax.Array = _scan(
+    found: tuple[jax.Array, jax.Array] = _scan(
         projected, documents.chunks, documents.bias, documents.inverse_lengths[dim], dim, size, packed
     )
-    return rows
+    return found
 
 
 @partial(jax.jit, static_argnames=("dim", "size", "packed"))
@@ -112,10 +144,11 @@ def _scan(
     dim: int,
     size: int,
     packed: int,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Rows [Q, size] with about the largest cosines on the prefix, in no order; −1 where there are too few.
 
-    Of every `packed` rows only the best stays, with its place among them in the low bits of its score.
+    The second array [Q] has the least of these cosines, times the length of the query's prefix. Of every `packed` rows
+    only the best stays, with its place among them in the low bits of its score.
     """
     place = jnp.arange(packed, dtype=jnp.int32)[:, None]
 
@@ -132,7 +165,7 @@ def _scan(
     best, at = jax.lax.top_k(flat, min(size, flat.shape[1]))
     place_of_best = jax.lax.bitcast_convert_type(best, jnp.int32) & (packed - 1)
     rows = (at // bins) * chunks.shape[-1] + place_of_best * bins + at % bins
-    return jnp.where(best > -jnp.inf, rows, -1)
+    return jnp.where(best > -jnp.inf, rows, -1), best[:, -1]
 
 
 @partial(jax.jit, static_argnames=("stages", "k"))
