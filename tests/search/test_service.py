@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import mrl_jax
 from mrl_jax import search
-from mrl_jax.search import commands
+from mrl_jax.search import dispatch
 from mrl_jax.system.errors import UserError
 
 pytest.importorskip("starlette")
@@ -584,7 +584,7 @@ def test_the_queue_is_bounded_and_a_batch_is_too() -> None:
 def test_a_service_that_is_full_or_slow_says_when_to_come_again(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = serve(built, limits=LIMITS._replace(timeout=0.2))
     begin = threading.Event()
-    monkeypatch.setattr(commands, "search_index", lambda *_: begin.wait(120))
+    monkeypatch.setattr(dispatch, "search_index", lambda *_: begin.wait(120))
     assert "not answered within 0.2 seconds" in sentence(made.client.post("/search", json={"texts": ["x"]}), 504)
     monkeypatch.setattr(made.worker, "_max_waiting", 0)
     made.worker.submit("embed", (None, None), ["x"])
@@ -600,7 +600,7 @@ def test_a_failure_is_printed_and_answered_and_the_service_lives(
     served: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(commands, "search_index", lambda *_: 1 / 0)
+        patched.setattr(dispatch, "search_index", lambda *_: 1 / 0)
         answer = served.client.post("/search", json={"texts": ["x"]})
     assert sentence(answer, 500) == "the service failed to answer this; its log says more"
     assert "ZeroDivisionError" in capsys.readouterr().err
@@ -617,8 +617,8 @@ def test_few_programs_serve_every_k_and_clients_cannot_have_many_compiled(
     served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    inner = commands.search_index
-    monkeypatch.setattr(commands, "search_index", lambda i, z, k, *rest: asked.append(k) or inner(i, z, k, *rest))
+    inner = dispatch.search_index
+    monkeypatch.setattr(dispatch, "search_index", lambda i, z, k, *rest: asked.append(k) or inner(i, z, k, *rest))
     for k in (1, 9, 10, 11, 20, 21, 200):
         hits = served.client.post("/search", json={"texts": ["orbit1"], "k": k}).json()["results"][0]["hits"]
         assert len(hits) == k
