@@ -180,7 +180,7 @@ def test_an_index_of_faiss_has_each_prefix_once_and_a_file_of_before_is_built_an
     index.close()
     index = open_index(str(tmp_path / "index"))
     assert ids(index, rerank(index, z[:1], 3, 10).rows[0]) == [0, 100, 101]
-    assert "of an earlier version; it is rebuilt" in capsys.readouterr().err
+    assert "of an earlier version; it is made again" in capsys.readouterr().err
     index.close()
 
 
