@@ -18,7 +18,7 @@ import numpy as np
 
 from mrl_jax.search import plan as plans
 from mrl_jax.search.dispatch import Stages, search_index
-from mrl_jax.search.index import BACKENDS, Description, Index, is_in_folder, open_as
+from mrl_jax.search.index import Description, Index, by_kind, is_in_folder, open_as
 from mrl_jax.search.index.exact import ExactIndex
 from mrl_jax.search.index.store import Store
 from mrl_jax.search.queries import SearchResults, leave_out
@@ -53,7 +53,7 @@ def kinds_of(place: str, asked: str) -> list[str]:
     """
     if not is_in_folder(place):
         raise UserError(f"--kind={asked} is for an index in a folder, whose kind can change; {place} is none")
-    known = [kind for backend in BACKENDS.values() if backend.is_place(place) for kind in backend.kinds]
+    known = list(by_kind(place))
     if asked == "auto":
         return known
     return list(dict.fromkeys(one_of("--kind", kind.strip(), known) for kind in asked.split(",")))

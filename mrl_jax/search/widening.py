@@ -35,12 +35,6 @@ class Step(NamedTuple):
     margin: float  # −inf of the last step
 
 
-class Widening(NamedTuple):
-    """Steps by ascending dims."""
-
-    steps: tuple[Step, ...]
-
-
 class Certified(NamedTuple):
     """A search that was tested on held-out queries; of one step, it is a fixed shortlist."""
 
@@ -163,18 +157,17 @@ def _best(
     """Of the chain and tolerance that are cheapest on `learn`, what is certified on `test`."""
     cheapest: tuple[float, Chain, int] | None = None
     for chain in chains:
+        parts = [tried[one] for one in chain]
         for i, tolerance in enumerate(TOLERANCES):
-            outcome = _outcome(
-                [tried[one] for one in chain], _margins([tried[one] for one in chain], learn, tolerance), learn
-            )
-            if plans.p_value(outcome.losses, 1 - target) <= level and (
-                cheapest is None or outcome.megabytes < cheapest[0]
-            ):
+            outcome = _outcome(parts, _margins(parts, learn, tolerance), learn)
+            keeps = plans.p_value(outcome.losses, 1 - target) <= level
+            if keeps and (cheapest is None or outcome.megabytes < cheapest[0]):
                 cheapest = outcome.megabytes, chain, i
     if cheapest is None:
         return None
     _, chain, most = cheapest
-    parts, certified = [tried[one] for one in chain], None
+    parts = [tried[one] for one in chain]
+    certified: Certified | None = None
     for tolerance in TOLERANCES[: most + 1]:
         margins = _margins(parts, learn, tolerance)
         outcome = _outcome(parts, margins, test)

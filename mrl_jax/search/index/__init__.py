@@ -17,7 +17,7 @@ from mrl_jax.system.errors import UserError, one_of
 
 __all__ = [
     "BACKENDS", "Backend", "Description", "Document", "Index",
-    "create_index", "default_kind", "exists", "is_in_folder", "open_as", "open_index", "rerank",
+    "by_kind", "create_index", "default_kind", "exists", "is_in_folder", "open_as", "open_index", "rerank",
 ]  # fmt: skip
 
 

@@ -4,7 +4,6 @@ Only the worker's thread calls it. Each kind answers every item on its own terms
 be split again.
 """
 
-import os
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from mrl_jax.search.index.base import unit
 from mrl_jax.search.index.exact import ExactIndex
 from mrl_jax.search.queries import SearchResults
 from mrl_jax.search.service.map import Map, sample_of
+from mrl_jax.system import files
 from mrl_jax.system.errors import UserError
 from mrl_jax.text.tokenizers import Preprocessor
 from mrl_jax.training.batches import MASK_INPUTS, PADDED_LENGTHS
@@ -82,14 +82,7 @@ def model_files(run: str) -> list[Path]:
 
 def stamps(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     """Inode, size and time of change of each file; zeros for one that is not there."""
-    found: dict[str, tuple[int, ...]] = {}
-    for path in paths:
-        try:
-            status = os.stat(path)
-            found[str(path)] = (status.st_ino, status.st_size, status.st_mtime_ns)
-        except OSError:
-            found[str(path)] = (0, 0, 0)
-    return found
+    return {str(path): (files.identity_of(path) or (0, 0, 0))[:3] for path in paths}
 
 
 def replaced(before: dict[str, tuple[int, ...]], now: dict[str, tuple[int, ...]]) -> bool:
