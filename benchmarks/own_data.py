@@ -2,10 +2,11 @@
 logistic regression.
 
     python benchmarks/own_data.py [--data NAME …] [--texts N] [--words KEY=VALUE …] [--json FILE]
+    python benchmarks/own_data.py --write FOLDER [--data NAME …]
 
 Each set is written as two files and trained on with the command of the README, `data=files data.train=… data.test=…`,
-without any other setting; `--words` adds some, and `--texts` takes the first N texts of train for both sides. The other
-side is scikit-learn: sublinear TF-IDF of words and multinomial logistic regression, its C chosen on the same validation
+without any other setting; `--words` adds some, and `--texts` takes the first N texts of train for both sides. `--write` only
+writes the files, as FOLDER/NAME/train.jsonl and test.jsonl, for studies of these sets. The other side is scikit-learn: sublinear TF-IDF of words and multinomial logistic regression, its C chosen on the same validation
 split as mrl_jax chooses on, then fitted on all training texts, validation included. Both are scored on the same test
 texts; differences have a 95 % interval of a paired bootstrap over them.
 
@@ -239,11 +240,17 @@ def trained(folder: Path, *words: str) -> Path:
     return folder / "results/mine/one"
 
 
-def ours(train: Rows, test: Rows, words: list[str], folder: Path) -> tuple[dict[int, np.ndarray], dict]:
-    """Which test texts the command of the README has right, by dim, and the recipe that it chose with its trials."""
+def write(train: Rows, test: Rows, folder: Path) -> None:
+    """The set as two files of a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("train", train), ("test", test)):
         lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def ours(train: Rows, test: Rows, words: list[str], folder: Path) -> tuple[dict[int, np.ndarray], dict]:
+    """Which test texts the command of the README has right, by dim, and the recipe that it chose with its trials."""
+    write(train, test, folder)
     files = ["data=files", "data.train=train.jsonl", "data.test=test.jsonl"]
     run = trained(folder, *files, "evaluation.baseline=none", *words)
     recipe = json.loads((run / "recipe.json").read_text()) if (run / "recipe.json").exists() else {"recipe": "–"}
@@ -307,7 +314,12 @@ def main() -> None:
     parser.add_argument("--texts", type=int, metavar="N", help="the first N texts of train only")
     parser.add_argument("--words", nargs="+", default=[], metavar="KEY=VALUE", help="further words of the command")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the records to this file")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the files of the sets, and do nothing else")
     options = parser.parse_args()
+    if options.write:
+        for name in options.data:
+            write(*SETS[name].read(), options.write / name)
+        return
     known = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     for name in options.data:
         known = [
