@@ -4,9 +4,10 @@ logistic regression.
     python benchmarks/own_data.py [--data NAME …] [--texts N] [--words KEY=VALUE …] [--json FILE]
     python benchmarks/own_data.py --write FOLDER [--data NAME …]
 
-Each set is written as two files and trained on with the command of the README, `data=files data.train=… data.test=…`,
-without any other setting; `--words` adds some, and `--texts` takes the first N texts of train for both sides. `--write` only
-writes the files, as FOLDER/NAME/train.jsonl and test.jsonl, for studies of these sets. The other side is scikit-learn: sublinear TF-IDF of words and multinomial logistic regression, its C chosen on the same validation
+Each set is written as two files and trained on with the command of the README, `data=files data.train=…
+data.test=…`, without any other setting; `--words` adds some, and `--texts` takes the first N texts of train for both
+sides. `--write` only writes the files, FOLDER/NAME/train.jsonl and test.jsonl, for studies of these sets. The other
+side is scikit-learn: sublinear TF-IDF of words and multinomial logistic regression, its C chosen on the same validation
 split as mrl_jax chooses on, then fitted on all training texts, validation included. Both are scored on the same test
 texts; differences have a 95 % interval of a paired bootstrap over them.
 
