@@ -48,11 +48,13 @@ def embed(
 
 
 def identity(model: EmbeddingModel, role: str | None) -> str:
-    """All that an embedding depends on beside its text: weights, settings, tokenizer and prompt."""
+    """All that an embedding depends on beside its text: weights, settings, tokenizer, words with their idf, prompt."""
     program, tokenizer = model.program, getattr(model.reader, "tokenizer", None)
     settings, _ = encoders.standalone(program.encoder, program.vocabulary)
     spelt = repr(vars(model.reader)) if tokenizer is None else tokenizer.to_str()
-    return json.dumps([model.fingerprint, repr(settings), spelt, model.prompts.of(role)])
+    parts = [model.fingerprint, repr(settings), spelt, model.prompts.of(role)]
+    words = [np.ascontiguousarray(getattr(model.reader, key)) for key in ("idf", "runs") if hasattr(model.reader, key)]
+    return json.dumps([*parts, *(hashlib.sha256(array).hexdigest() for array in words)])
 
 
 def _write(model: EmbeddingModel, texts: Sequence[str], role: str | None, path: Path) -> None:

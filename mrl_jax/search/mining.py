@@ -67,8 +67,8 @@ def choose(
         rules: which to choose.
 
     Returns:
-        The rows of the documents, int32 [A, negatives], best first, or −1 throughout where there are too few; and what
-        became of the others.
+        The rows of the documents, int32 [A, negatives], best first, or −1 throughout where there are too few or the
+        anchor is zero, to which all documents are alike; and what became of the others.
     """
     excluded = np.unique(np.concatenate([positives, own]).astype(np.int64) @ np.array([len(documents), 1]))
     known = np.unique(positives.astype(np.int64) @ np.array([len(documents), 1]))
@@ -77,7 +77,8 @@ def choose(
     laid_out = lay_out(documents, (documents.shape[1],))
     chosen, counts = np.full((len(anchors), rules.negatives), -1, np.int32), Counts()
     order = np.argsort(most, kind="stable")  # anchors of many positives have to look further
-    with console.progress(len(anchors), "rank", "anchor") as bar:
+    order = order[np.asarray(anchors.any(axis=1))[order]]
+    with console.progress(len(order), "rank", "anchor") as bar:
         for begin in range(0, len(order), BLOCK_ANCHORS):
             block = order[begin : begin + BLOCK_ANCHORS]
             needed = rules.stop + int(most[block].max())
@@ -167,8 +168,12 @@ def mine(options: argparse.Namespace) -> None:
         out.finish()
     print(f"{options.out}: {kept:,} of {len(pairs):,} pairs, {rules.negatives} negatives each")
     print(why)
-    if kept < len(pairs):
-        print(f"{len(pairs) - kept:,} pairs are left out: their anchors have fewer than {rules.negatives} candidates")
+    blind = int(np.count_nonzero(~np.asarray(z.any(axis=1))[anchor_of]))
+    if blind:
+        print(f"{blind:,} pairs are left out: {options.run} knows no word of their anchors")
+    if kept + blind < len(pairs):
+        few = len(pairs) - kept - blind
+        print(f"{few:,} pairs are left out: their anchors have fewer than {rules.negatives} candidates")
 
 
 def rules_of(options: argparse.Namespace) -> Rules:

@@ -1,6 +1,7 @@
 """Hard negatives: those of sentence-transformers, those of a loop over the rules, and what the command says."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import mining_cases
@@ -76,11 +77,12 @@ def test_negatives_are_those_of_the_rules_whatever_the_blocks(seed: int, rules: 
     rng = np.random.default_rng(seed)
     anchors, documents = (rng.normal(size=(n, 4)).astype(np.float32) for n in (12, 25))
     documents[20:] = documents[:5]
-    documents[7] = 0
+    documents[7] = anchors[5] = 0
     pairs = np.stack([np.arange(12), rng.integers(0, 25, 12)], axis=1)
     positives = np.unique(np.concatenate([pairs, [(0, d) for d in range(6)], rng.integers(0, 12, (6, 2))]), axis=0)
     own = np.array([(a, d) for a, d in ((1, 3), (2, 9)) if [a, d] not in positives.tolist()], int).reshape(-1, 2)
     expected = by_a_loop(anchors, documents, positives, own, rules)
+    expected[5] = []  # it is as near to one document as to any other
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mining, "BLOCK_ANCHORS", 5)
         chosen, counts = mining.choose(anchors, documents, positives, own, rules)
@@ -160,6 +162,19 @@ def test_pairs_without_enough_candidates_are_left_out_and_counted(
     assert f"{20 - count} pairs are left out: their anchors have fewer than 2 candidates" in out
     assert " score less than 0.02 below a positive" in out
     assert " are the first 1 of the rest" in out
+
+
+def test_anchors_without_a_known_word_have_no_negatives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with tarfile.open(Path(__file__).parent.parent / "data" / "stored_runs.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    rows = [json.loads(line) for line in (tmp_path / "pairs_train.jsonl").read_text().splitlines()[:20]]
+    rows[3]["anchor"] = "unheard"
+    assert run(tmp_path, str(tmp_path / "runs" / "pairs" / "whole"), "--negatives", "2", rows=rows) == 0
+    out = capsys.readouterr().out
+    assert "mined.jsonl: 19 of 20 pairs" in out
+    assert "1 pairs are left out: " in out
+    assert "knows no word of their anchors" in out
+    assert "candidates" not in out
 
 
 SCORED = [{"sentence1": "a", "sentence2": "b", "score": 1.0}]
