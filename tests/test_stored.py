@@ -15,6 +15,7 @@ import pytest
 import mrl_jax
 from mrl_jax import config, embed, predict, report, search, train
 from mrl_jax.runs import read_rows
+from mrl_jax.system.errors import UserError
 
 ARCHIVE = Path(__file__).parent / "data" / "stored_runs.tar.gz"
 
@@ -36,6 +37,18 @@ def test_all_stands_in_a_stored_run_for_the_arms_that_there_were(study: Path) ->
     assert "- all\n" in (study / "config.yaml").read_text()
     evaluated = {row.arm for row in read_rows(study / "evaluation.csv")}
     assert {*config.from_yaml(study / "config.yaml").arms} == evaluated
+
+
+def test_what_was_allowed_once_is_read(stored: Path) -> None:
+    """A full width without weight of its own may not teach any more."""
+    path = stored / "runs" / "classes" / "whole" / "config.yaml"
+    text = path.read_text()
+    text = text.replace("  distillation: 0.0\n  weights: null", "  distillation: 1.0\n  weights: [1.0, 1.0, 0.0]")
+    path.write_text(text)
+    read = config.from_yaml(path).loss
+    assert (read.weights, read.distillation) == ((1.0, 1.0, 0.0), 1.0)
+    with pytest.raises(UserError, match="the full width teaches, and has no weight"):
+        config.from_command_line(["width=8", "nesting_dims=[2,4,8]", "loss.weights=[1,1,0]", "loss.distillation=1"])
 
 
 def test_models_encode_as_they_did(stored: Path) -> None:

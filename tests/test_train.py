@@ -542,6 +542,13 @@ def test_configuration_survives_its_yaml(tmp_path: Path, tiny: list[str]) -> Non
     (tmp_path / "config.yaml").write_text(config.to_yaml(settings))
     assert config.from_yaml(tmp_path / "config.yaml") == settings
     assert config.differences(settings, config.from_command_line([*tiny, "seeds=2"])) == ["seeds=1 (now 2)"]
+    files = ["data=files", "data.train=a.jsonl", "data.test=b.jsonl"]
+    for encoder, differs in (
+        ([], []),
+        (["encoder=transformer", "encoder.weights=minilm", "encoder.frozen=true"], ["data.streaming=None (now True)"]),
+    ):
+        one, other = (config.from_command_line([*files, *encoder, *more]) for more in ([], ["data.streaming=true"]))
+        assert config.differences(one, other) == differs  # batches are the same, unless the encoder is frozen
 
 
 def test_a_mistake_in_a_sweep_is_one_sentence(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -21,8 +21,9 @@ MAX_WIDTH = 1 << 20
 MAX_NAME_CHARACTERS = 200  # of a folder
 
 
-def parse(raw: Any) -> Config:
-    """A checked `Config` from the composed mapping. Raises `UserError`."""
+def parse(raw: Any, is_stored: bool = False) -> Config:
+    """A checked `Config` from the composed mapping, or from that of a run: what was allowed once can still be read.
+    Raises `UserError`."""
     raw = dict(raw)
     raw, open_keys = recipes.take_open_keys(raw)
     encoder = raw.get("encoder", {})
@@ -47,6 +48,8 @@ def parse(raw: Any) -> Config:
         chosen = arms.default_for(*tasks) if raw.get("arms") is None else arms.suited_to(*tasks)
         config = dataclasses.replace(config, arms=chosen)
     _check(config)
+    if not is_stored:
+        _check_new(config)
     return config
 
 
@@ -155,16 +158,10 @@ def _check_loss(config: Config) -> None:
         value = getattr(config.loss, key)
         if getattr(config.loss, other) is None and value != getattr(DEFAULTS["loss"](), key):
             raise UserError(f"loss.{key}={as_word(value)} is not allowed without a {other}; it needs loss.{other}=…")
-    if config.loss.guide is not None and not config.loss.supervised:
-        raise UserError(
-            "loss.guide is not allowed with loss.supervised=false, which leaves out the loss that it guides"
-        )
-    weights = config.loss.weights
-    for key in ("loss.distillation", "loss.shortlist") if weights and weights[-1] == 0 else ():
-        if given := space.giver(config, key):
+    for given in (config.loss.guide and "loss.guide", space.giver(config, "loss.binary")):
+        if given and not config.loss.supervised:
             raise UserError(
-                f"{given} is not allowed with loss.weights={list(weights or ())}: the full width teaches, and has no "
-                "weight"
+                f"{given} is not allowed with loss.supervised=false, which leaves out the loss that it changes"
             )
     is_shortlist = space.giver(config, "loss.shortlist") is not None
     for key in () if is_shortlist else ("shortlist_k", "shortlist_temperature"):
@@ -172,6 +169,19 @@ def _check_loss(config: Config) -> None:
             raise UserError(
                 f"loss.{key}={as_word(value)} is not allowed with loss.shortlist=0; it needs a weight above 0"
             )
+
+
+def _check_new(config: Config) -> None:
+    """What earlier versions allowed, and a new run may not ask for."""
+    for name, part in (sources.parts(config) or {"": config}).items():
+        weights = part.loss.weights
+        for key in ("loss.distillation", "loss.shortlist") if weights and weights[-1] == 0 else ():
+            with within(f"data.sources.{name}") if name else contextlib.nullcontext():
+                if given := space.giver(part, key):
+                    raise UserError(
+                        f"{given} is not allowed with loss.weights={list(weights or ())}: the full width teaches, and "
+                        "has no weight"
+                    )
 
 
 def _check_distributed(config: DistributedConfig) -> None:

@@ -131,13 +131,12 @@ def _allowed(config: Config) -> tuple[str, ...]:
     """The keys that may be in a row of this run."""
     loss, encoder = config.loss, config.encoder
     entry = LOSSES[loss.name]
-    is_shortlist = "loss.shortlist" in {key for arm in config.arms for key in arms.ARMS[arm].settings}
     has_no_effect = {key: key not in entry.options for other in LOSSES.values() for key in other.options}
     has_no_effect |= {
         "optimizer.adaptivity": config.optimizer.name == "sgd",
         "loss.temperature": entry.of_pairs is None or (loss.name == "cosine" and loss.teacher is None),
         "loss.teacher_weight": entry.of_pairs is None or loss.teacher is None,
-        "loss.shortlist_temperature": loss.shortlist == 0 and not is_shortlist,
+        "loss.shortlist_temperature": giver(config, "loss.shortlist") is None,
         "encoder.dropout": getattr(encoder, "hidden", None) == (),
         "encoder.attention_dropout": getattr(encoder, "attention", "plain") == "fused",
     }

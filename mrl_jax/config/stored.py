@@ -109,7 +109,7 @@ def from_yaml(path: Path) -> Config:
         raw = _with_moved_prompt(_read(path))
         for section, values in _missing_in_run(raw, path).items():
             raw = {**raw, section: {**raw.get(section, {}), **values}}
-        config = parse(raw)
+        config = parse(raw, is_stored=True)
         if "all" in (raw.get("arms") or ()):
             config = dataclasses.replace(config, arms=tuple(arm for arm in config.arms if arm not in LATER_ARMS))
         return config
@@ -195,12 +195,16 @@ def _missing_in_run(raw: Any, path: Path) -> dict[str, dict[str, Any]]:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """`key=old (now new)` for every key in which two configurations differ, but for those of `NOT_COMPARED`."""
+    """`key=old (now new)` for every key in which two configurations differ, but for those of `NOT_COMPARED`.
+
+    With a frozen encoder texts in memory are in other batches than texts that stay on disk."""
+    ignored = {*NOT_COMPARED, *new.open_keys}  # what the new one leaves open is as it was in the old one
+    if getattr(old.encoder, "frozen", False):
+        ignored.discard("data.streaming")
 
     def walk(a: Any, b: Any, key: str) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             return [line for name in {**a, **b} for line in walk(a.get(name), b.get(name), f"{key}.{name}".lstrip("."))]
-        ignored = {*NOT_COMPARED, *new.open_keys}  # what the new one leaves open is as it was in the old one
         return [] if a == b or {key, key.split(".")[0]} & ignored else [f"{key}={a} (now {b})"]
 
     return walk(_plain(dataclasses.asdict(old)), _plain(dataclasses.asdict(new)), "")

@@ -138,6 +138,8 @@ def test_the_shortlist_of_an_arm_has_settings_too() -> None:
     words = ["arms=[mrl,mrl_shortlist]", "loss.shortlist_k=5", "tune.trials=1"]
     drawn = draws(*words, "tune.space={loss.shortlist_temperature: log .02 .5}")
     assert 0.02 <= dict(drawn[1])["loss.shortlist_temperature"] <= 0.5
+    drawn = draws("tune.trials=1", "tune.space={loss.shortlist: log .1 1, loss.shortlist_temperature: log .02 .5}")
+    assert 0.02 <= dict(drawn[1])["loss.shortlist_temperature"] <= 0.5
 
 
 def test_a_linear_map_has_nothing_to_drop() -> None:
