@@ -36,7 +36,7 @@ class ArmType:
     marker: Literal[
         "circle", "square", "pentagon", "triangle-up", "triangle-down", "plus", "x", "diamond", "star", "hexagon",
         "thin-diamond", "triangle-left", "triangle-right", "octagon", "hexagon2", "star-diamond",
-        "triangle-ne", "triangle-sw",
+        "triangle-ne", "triangle-sw", "star-square",
     ]  # fmt: skip
     origin: Literal["nested", "fixed", "compressed", "untuned", "classical"]
     head: Literal["separate", "tied"] | None = None  # that a trained arm reads where classes are learnt
@@ -68,6 +68,16 @@ ARMS: dict[str, ArmType] = {
     ),
     "mrl_shortlist": ArmType(
         "MRL shortlist", "#aa4499", "triangle-sw", "nested", "separate", settings={"loss.shortlist": 1.0}, in_all=False
+    ),
+    "mrl_binary": ArmType(
+        "MRL binary",
+        "#ddaa33",
+        "star-square",
+        "nested",
+        "separate",
+        settings={"loss.binary": 1.0},
+        in_all=False,
+        tasks=("pairs",),
     ),
     "ff": ArmType("FF", "#009e73", "triangle-up", "fixed", "separate", baseline=True),
     "truncated": ArmType("truncated", "#e69f00", "triangle-down", "compressed", compression="truncated", baseline=True),

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 
 OPTIMIZER = ("learning_rate", "weight_decay", "momentum", "adaptivity", "warmup", "clip_norm")
-LOSS = ("label_smoothing", "temperature", "distillation", "teacher_weight", "shortlist", "shortlist_temperature")
+LOSS = (
+    *("label_smoothing", "temperature", "distillation", "teacher_weight", "shortlist", "shortlist_temperature"),
+    "binary",
+)
 
 Settings = Mapping[str, float]  # by key, such as optimizer.learning_rate
 

@@ -26,6 +26,9 @@ class LossConfig:
     )  # weight of a loss in which the full width's neighbours in a batch teach prefixes
     shortlist_k: int | None = limited(None, "at least 1, or null", lambda k: k >= 1)  # how many neighbours; null: all
     shortlist_temperature: float = limited(0.05, "0.01 ≤ value ≤ 1", lambda t: 0.01 <= t <= 1)  # τ of loss.shortlist
+    binary: float = at_least(
+        0.0, 0
+    )  # info_nce: weight of the loss with documents of one bit per coordinate, their signs
     teacher: str | None = None  # pairs: minilm, mpnet, a model folder or .npz (texts, vectors) whose similarities teach
     teacher_weight: float = at_least(1.0, 0)  # weight of the loss that the teacher gives, at every prefix
     guide: str | None = None  # info_nce: as teacher; a document that it finds nearer than the positive is no negative

@@ -35,6 +35,9 @@ class EvaluationConfig:
     dims: tuple[int, ...] | None = None  # additional dims to score at
     neighbours: bool = True  # knn_top1, map@10 and precision@10 with the training embeddings as the database
     quantised: bool = True  # also search for neighbours in int8 and 1-bit embeddings
+    quantised_search: bool = (
+        False  # info_nce: also rank documents that are stored in 8 bits and in 1 bit per coordinate
+    )
     refit: Literal["ridge", "logistic"] | None = "logistic"  # classifier fitted anew; null: only for post-hoc arms
     ignore_identical_ids: bool = True  # as BEIR: no query ranks the document of its own id (without ids: of its text)
     batch_size: int = at_least(512, 1)  # examples per embedding batch
@@ -231,10 +234,16 @@ def search(
     judgments: np.ndarray,
     dims: Sequence[int],
     own: np.ndarray | None = None,
+    is_quantised: bool = False,
 ) -> Iterator[Score]:
-    """The metrics of `ranking` at each of `dims`, of embeddings [Q, D] and [N, D]; arguments as for `ranking.rank`."""
-    for dim, metrics in zip(dims, ranking.rank(queries, documents, judgments, dims, own), strict=True):
-        yield from of_outcomes(dim, metrics)
+    """The metrics of `ranking` at each of `dims`, of embeddings [Q, D] and [N, D]; arguments as for `ranking.rank`.
+    With `is_quantised` also `int8_…` and `bit_…`, those where the documents are in 8 bits or 1 bit per coordinate."""
+    ways = {"": neighbours.neighbours} | (
+        {f"{kind}_": of for kind, of in quantised.KINDS.items()} if is_quantised else {}
+    )
+    for kind, find in ways.items():
+        for dim, metrics in zip(dims, ranking.rank(queries, documents, judgments, dims, own, find), strict=True):
+            yield from of_outcomes(dim, {kind + metric: values for metric, values in metrics.items()})
 
 
 def similarity(anchors: np.ndarray, others: np.ndarray, scores: np.ndarray, dims: Sequence[int]) -> Iterator[Score]:

@@ -14,7 +14,7 @@ Where queries are documents, a query's own is no candidate for it, as it would b
 (`ignore_identical_ids`). If it is judged relevant, it counts in R and is never found, which is BEIR's way, too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -32,6 +32,7 @@ def rank(
     judgments: np.ndarray,
     dims: Sequence[int],
     own: np.ndarray | None = None,
+    find: Callable[..., Iterator[np.ndarray]] = neighbours.neighbours,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Rank documents by cosine on each prefix and score the rankings, in O(Q·N·D) for all dims together.
 
@@ -41,11 +42,12 @@ def rank(
         judgments: int [j, 3], query row, document row and gain.
         dims: prefix lengths, ascending.
         own: int [m, 2], query row and the row of a document that is no candidate for it.
+        find: of `quantised`, for documents that are stored so.
 
     Yields:
         For each of `dims`, float64 [Q] by metric.
     """
-    for indices in neighbours.neighbours(queries, documents, dims, depth(own, len(documents))):
+    for indices in find(queries, documents, dims, depth(own, len(documents))):
         yield outcomes(without_own(indices, own, len(documents)), judgments, len(documents))
 
 

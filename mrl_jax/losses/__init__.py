@@ -19,6 +19,7 @@ from mrl_jax.losses.classification import (
 from mrl_jax.losses.cosines import nested_cosines
 from mrl_jax.losses.gradient_cache import cached_gradient
 from mrl_jax.losses.info_nce import nested_info_nce
+from mrl_jax.losses.quantised import straight_through_signs
 from mrl_jax.losses.relevance import Guide, TextIds
 from mrl_jax.losses.scored import (
     nested_cosent,
@@ -46,6 +47,7 @@ __all__ = [
     "nested_pair_distillation",
     "nested_similarity_regression",
     "sample_granularities",
+    "straight_through_signs",
     "uncertainty_weighted",
 ]
 
@@ -114,7 +116,10 @@ def _teach_cosines(
     return nested_similarity_regression(batch.anchors, batch.candidates, batch.targets, dims, weights, temperature)
 
 
-CONTRASTED = ("loss.learned_temperature", "loss.guide", "loss.guide_margin", "trainer.no_duplicates")
+CONTRASTED = (
+    *("loss.learned_temperature", "loss.guide", "loss.guide_margin", "loss.binary", "trainer.no_duplicates"),
+    "evaluation.quantised_search",
+)
 OF_CLASSES = (
     *("loss.label_smoothing", "loss.weighting", "loss.distillation", "evaluation.cascade", "evaluation.few_shot"),
     *("evaluation.by_frequency", "evaluation.superclass", "evaluation.unknown", "evaluation.corruption"),

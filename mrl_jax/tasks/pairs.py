@@ -18,7 +18,16 @@ from mrl_jax import arms, evaluate
 from mrl_jax.config import Config, LossConfig
 from mrl_jax.data import PairDataset, Pairs, Ranking, StreamedTexts
 from mrl_jax.evaluate import Score, compress
-from mrl_jax.losses import LOSSES, Guide, PairBatch, TextIds, nested_cosines, nested_info_nce, relevance
+from mrl_jax.losses import (
+    LOSSES,
+    Guide,
+    PairBatch,
+    TextIds,
+    nested_cosines,
+    nested_info_nce,
+    relevance,
+    straight_through_signs,
+)
 from mrl_jax.nesting import truncate
 from mrl_jax.rows import is_zero
 from mrl_jax.runs import MetricRow
@@ -93,6 +102,10 @@ class PairObjective:
         if guide_SxG is not None:
             batch = batch._replace(guide=Guide(guide_SxG[:size], guide_SxG[size:], options.guide_margin))
         total, losses_K = entry.of_pairs(batch, self.dims, weights_K, self.temperature(params), options.symmetric)
+        if not is_zero(options.binary):
+            of_signs = batch._replace(candidates=straight_through_signs(batch.candidates))
+            stored, _ = entry.of_pairs(of_signs, self.dims, weights_K, self.temperature(params), options.symmetric)
+            total += options.binary * stored
         if not options.supervised:
             total = jnp.float32(0)
         taught_K = where_taught(weights_K, None if of_arm is None else of_arm[0])
@@ -189,9 +202,10 @@ class Judged(NamedTuple):
     def compressed(self, compression: compress.Compression) -> "Judged":
         return Judged(compression.apply(self.first), compression.apply(self.second), self.truth, self.own)
 
-    def scores(self, dims: Sequence[int]) -> Iterator[Score]:
+    def scores(self, dims: Sequence[int], is_quantised: bool = False) -> Iterator[Score]:
+        """The metrics at each of `dims`; of a search also, if asked for, those with quantised documents."""
         if self.truth.ndim == 2:
-            return evaluate.search(self.first, self.second, self.truth, dims, self.own)
+            return evaluate.search(self.first, self.second, self.truth, dims, self.own, is_quantised)
         return evaluate.similarity(self.first, self.second, self.truth, dims)
 
     def __len__(self) -> int:
@@ -343,7 +357,8 @@ def _write(
     judged: Mapping[str, Judged],
     dims: Sequence[int],
 ) -> list[MetricRow]:
-    scores = ((split, score) for split, one in judged.items() for score in one.scores(dims))
+    quantised = config.evaluation.quantised_search
+    scores = ((split, score) for split, one in judged.items() for score in one.scores(dims, quantised))
     labels = {split: np.zeros(len(one), np.int32) for split, one in judged.items()}
     return write_scores(config, directory, arm, label, seed, labels, scores)
 

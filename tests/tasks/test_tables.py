@@ -66,7 +66,7 @@ def test_an_option_of_another_loss_is_refused_with_its_default() -> None:
             "loss.teacher_weight": "0.5", "loss.supervised": "false", "loss.guide": "minilm",
             "loss.guide_margin": "0.1", "trainer.no_duplicates": "true", "evaluation.few_shot": "[1,5]",
             "evaluation.by_frequency": "true", "evaluation.superclass": ".", "evaluation.unknown": "a.txt",
-            "evaluation.corruption": "[typos]",
+            "evaluation.corruption": "[typos]", "loss.binary": "0.5", "evaluation.quantised_search": "true",
         }  # fmt: skip
         assert given.keys() == {key for other in LOSSES.values() for key in other.options}
         for key, value in given.items():
@@ -104,7 +104,7 @@ def test_an_arm_says_how_it_comes_to_be_and_how_it_looks(name: str) -> None:
 
 
 def test_all_stands_for_every_arm_that_suits_the_task() -> None:
-    extra = {"mrl_distilled", "mrl_shortlist"}  # asked for by name
+    extra = {"mrl_distilled", "mrl_shortlist", "mrl_binary"}  # asked for by name
     assert set(arms.suited_to("classes")) == {*arms.TRAINED, *arms.POSTHOC} - extra
     assert set(arms.suited_to("pairs")) == set(arms.NAMES) - {"mrl_e"} - extra
 

@@ -158,7 +158,7 @@ SCORED = {"features": VECTORS, "label": RNG.uniform(size=BATCH).astype(np.float3
         (
             ContrastiveObjective(DIMS, 2, LossConfig("info_nce")),
             PAIRS,
-            {"loss.temperature": 0.1, "loss.distillation": 0.5, "loss.shortlist": 0.5},
+            {"loss.temperature": 0.1, "loss.distillation": 0.5, "loss.shortlist": 0.5, "loss.binary": 0.3},
             1,
         ),
         (SimilarityObjective(DIMS, 2, LossConfig("cosent")), SCORED, {"loss.temperature": 0.2}, 1),
