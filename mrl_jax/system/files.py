@@ -190,7 +190,10 @@ def cannot_write_error(path: Path, error: Exception) -> Exception:
     text = str(error)
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if getattr(error, "errno", None) in codes or any(os.strerror(code) in text for code in codes):
-        return UserError(f"no space left for {path}; what was saved before is kept: free some space, then resume=true")
+        return UserError(
+            f"no space left for {path}; what was saved before is kept: free some space, then give the same command "
+            "again, a training with resume=true"
+        )
     if isinstance(error, OSError):
         return UserError(f"cannot write {path}: {error.strerror or text}")
     for code in (errno.EROFS, errno.EIO, errno.EACCES):
