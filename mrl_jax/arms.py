@@ -75,7 +75,7 @@ ARMS: dict[str, ArmType] = {
         "star-square",
         "nested",
         "separate",
-        settings={"loss.binary": 1.0},
+        settings={"loss.binary": 0.1},
         in_all=False,
         tasks=("pairs",),
     ),
