@@ -1,6 +1,7 @@
 """The numbers in the tables of experiments/*/README.md are those of the files that the pages come from."""
 
 import csv
+import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from mrl_jax import data
 from mrl_jax.arms import ARMS
@@ -210,3 +212,59 @@ def test_the_cost_of_damage_is_that_of_its_file() -> None:
             assert any(line[0] == row["dim"] and expected in (line[1:4], line[4:7]) for line in lines), row
             cells_of_file += 1
     assert cells_of_file % 10 == 0 < cells_of_file
+
+
+def test_the_bot_is_the_one_that_was_measured() -> None:
+    page, shown = PAGES["faq_bot"].read_text(encoding="utf-8"), 0
+    _, lines = next(tables(page))
+    for row in read("faq_bot", "measured.csv"):
+        keys = ("first_is_right", "answered", "wrong", "got_their_answer", "rightly_refused", "broken")
+        if row["score"] != "inf":
+            assert [row["dim"], *(as_percent(row[key], "0.0") for key in keys)] in lines
+            shown += 1
+        else:
+            assert float(row["wrong_allowed"]) < 0.3
+    assert shown == len(lines)
+
+
+@pytest.mark.parametrize("encoder", ["bag", "minilm"])
+def test_the_atlas_is_made_of_its_runs(encoder: str) -> None:
+    spec = importlib.util.spec_from_file_location("atlas", ROOT / "experiments" / "atlas" / "analyse.py")
+    assert spec is not None
+    assert spec.loader is not None
+    analyse = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(analyse)
+    page = PAGES["atlas"].read_text(encoding="utf-8")
+    made = analyse.tables(ROOT / "results" / "reference" / "atlas" / encoder)
+    assert len(made) == 4
+    for lines in made.values():
+        assert "\n".join(lines) in page
+
+
+@pytest.mark.parametrize(
+    ("page", "alone", "taught", "metric"),
+    [
+        ("wordnet", "wordnet_bag", "wordnet_bag_taught", "ndcg@10"),
+        ("stsb", "stsb_minilm", "stsb_minilm_taught", "spearman"),
+    ],
+)
+def test_what_a_teacher_brings_is_that_of_the_runs(page: str, alone: str, taught: str, metric: str) -> None:
+    """Means, standard deviations, and t-intervals of the differences paired by seed."""
+    values = {
+        run: {
+            (int(row["dim"]), int(row["seed"])): 100 * float(row["value"])
+            for row in read(run, "evaluation.csv")
+            if (row["arm"], row["split"], row["metric"]) == ("mrl", "test", metric)
+        }
+        for run in (alone, taught)
+    }
+    (lines,) = (rows for header, rows in tables(PAGES[page].read_text(encoding="utf-8")) if "taught" in header)
+    assert len(lines) >= 4
+    for dim, *shown in lines:
+        seeds = sorted({seed for m, seed in values[taught] if m == int(dim)})
+        one, other = (np.array([values[run][int(dim), seed] for seed in seeds]) for run in (alone, taught))
+        low, high = scipy.stats.t.interval(
+            0.95, len(seeds) - 1, (other - one).mean(), (other - one).std(ddof=1) / len(seeds) ** 0.5
+        )
+        wanted = [f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" for x in (one, other)]
+        assert shown == [*wanted, f"{(other - one).mean():+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")]
