@@ -263,8 +263,26 @@ def test_what_a_teacher_brings_is_that_of_the_runs(page: str, alone: str, taught
     for dim, *shown in lines:
         seeds = sorted({seed for m, seed in values[taught] if m == int(dim)})
         one, other = (np.array([values[run][int(dim), seed] for seed in seeds]) for run in (alone, taught))
-        low, high = scipy.stats.t.interval(
-            0.95, len(seeds) - 1, (other - one).mean(), (other - one).std(ddof=1) / len(seeds) ** 0.5
-        )
         wanted = [f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" for x in (one, other)]
-        assert shown == [*wanted, f"{(other - one).mean():+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")]
+        assert shown == [*wanted, with_t_interval(other - one)]
+
+
+def test_documents_of_bits_are_those_of_the_runs() -> None:
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for row in read("binary", "evaluation.csv"):
+        if row["split"] == "test":
+            values.setdefault((row["arm"], row["metric"], row["dim"]), []).append(100 * float(row["value"]))
+    _, lines = next(tables(PAGES["binary"].read_text(encoding="utf-8")))
+    for dim, *shown in lines:
+        nested = [np.mean(values["mrl", f"{kind}ndcg@10", dim]) for kind in ("", "int8_", "bit_")]
+        assert shown[:4] == [f"{x:.1f}" for x in (*nested, np.mean(values["mrl_binary", "bit_ndcg@10", dim]))]
+        for kind, cell in zip(("bit_", ""), shown[4:], strict=True):
+            one, other = (np.array(values[arm, f"{kind}ndcg@10", dim]) for arm in ("mrl", "mrl_binary"))
+            assert cell == with_t_interval(other - one)
+
+
+def with_t_interval(differences: np.ndarray) -> str:
+    """Mean and 95 % interval over seeds, as pages write them."""
+    mean, error = differences.mean(), differences.std(ddof=1) / len(differences) ** 0.5
+    low, high = scipy.stats.t.interval(0.95, len(differences) - 1, mean, error)
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
