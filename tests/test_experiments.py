@@ -227,7 +227,7 @@ def test_the_bot_is_the_one_that_was_measured() -> None:
     assert shown == len(lines)
 
 
-@pytest.mark.parametrize("encoder", ["bag", "minilm"])
+@pytest.mark.parametrize("encoder", ["bag"])
 def test_the_atlas_is_made_of_its_runs(encoder: str) -> None:
     spec = importlib.util.spec_from_file_location("atlas", ROOT / "experiments" / "atlas" / "analyse.py")
     assert spec is not None
