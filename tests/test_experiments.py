@@ -242,11 +242,7 @@ def test_the_atlas_is_made_of_its_runs(encoder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "alone", "taught", "metric"),
-    [
-        ("wordnet", "wordnet_bag", "wordnet_bag_taught", "ndcg@10"),
-        ("stsb", "stsb_minilm", "stsb_minilm_taught", "spearman"),
-    ],
+    ("page", "alone", "taught", "metric"), [("wordnet", "wordnet_bag", "wordnet_bag_taught", "ndcg@10")]
 )
 def test_what_a_teacher_brings_is_that_of_the_runs(page: str, alone: str, taught: str, metric: str) -> None:
     """Means, standard deviations, and t-intervals of the differences paired by seed."""
