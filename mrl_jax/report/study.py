@@ -34,8 +34,8 @@ SAME_VARIANT = {
     "trainer.population", "trainer.arms_at_once", "trainer.checkpoint_seconds", "trainer.log_every",
     "trainer.steps", "trainer.epochs",
     "evaluation.interpolated", "evaluation.dims", "evaluation.neighbours", "evaluation.quantised",
-    "evaluation.batch_size", "evaluation.cascade", "evaluation.few_shot", "evaluation.by_frequency",
-    "evaluation.corruption",
+    "evaluation.quantised_search", "evaluation.batch_size", "evaluation.cascade", "evaluation.few_shot",
+    "evaluation.by_frequency", "evaluation.corruption",
 }  # fmt: skip
 
 
