@@ -62,7 +62,7 @@ class EmbeddingModel:
         self.program, self.reader, self.dims, self.head = program, reader, dims, head
         self.weights = jax.device_put(weights)  # once: NumPy arrays would be copied at every call
         self.classes, self.calibration, self.unknown = tuple(classes), calibration, 0
-        self._embed, self._truncate = jax.jit(program.embed), jax.jit(nesting.truncate, static_argnums=1)
+        self._embed = jax.jit(program.embed)
         self._warned_untrained = self._warned_cut = False
 
     @functools.cached_property
@@ -207,7 +207,7 @@ class EmbeddingModel:
             for rows, batch, valid in batches.slices(examples, batch_size, tokens_at_once()):
                 del batch["label"]
                 z_BxD = self._embed(self.weights, batch)
-                z[rows] = np.asarray(self._truncate(z_BxD, dim) if normalised else z_BxD[:, :dim])[valid]
+                z[rows] = np.asarray(nesting.truncate(z_BxD, dim) if normalised else z_BxD[:, :dim])[valid]
         return z
 
     def predict(
