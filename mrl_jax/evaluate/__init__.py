@@ -238,10 +238,7 @@ def search(
 ) -> Iterator[Score]:
     """The metrics of `ranking` at each of `dims`, of embeddings [Q, D] and [N, D]; arguments as for `ranking.rank`.
     With `is_quantised` also `int8_…` and `bit_…`, those where the documents are in 8 bits or 1 bit per coordinate."""
-    ways = {"": neighbours.neighbours} | (
-        {f"{kind}_": of for kind, of in quantised.KINDS.items()} if is_quantised else {}
-    )
-    for kind, find in ways.items():
+    for kind, find in quantised.ways(is_quantised).items():
         for dim, metrics in zip(dims, ranking.rank(queries, documents, judgments, dims, own, find), strict=True):
             yield from of_outcomes(dim, {kind + metric: values for metric, values in metrics.items()})
 

@@ -4,7 +4,7 @@ Each coordinate has its own scale, so the prefix of a quantised embedding is the
 as they are not stored. Bytes per m dimensions: 4m (float32), m (int8), m / 8 (1 bit), without the scales of int8.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -77,3 +77,8 @@ def _rescore(queries_Qxm: jax.Array, codes_Nxm: jax.Array, shortlists_QxS: jax.A
 
 
 KINDS = {"int8": int8, "bit": one_bit}  # by what the names of their metrics begin with
+
+
+def ways(stored: bool) -> dict[str, Callable[..., Iterator[np.ndarray]]]:
+    """Searches by what the names of their metrics begin with: as embeddings are and, with `stored`, quantised."""
+    return {"": neighbours} | ({f"{kind}_": find for kind, find in KINDS.items()} if stored else {})

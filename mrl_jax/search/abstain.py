@@ -70,12 +70,6 @@ def certify(
     return best
 
 
-def questions_needed(wrong: float, delta: float) -> int:
-    """The least number of answered questions, none of them wrong, that certify a threshold: (1 − wrong)^n ≤ delta. As
-    many again are needed to learn thresholds on."""
-    return int(np.ceil(np.log(delta) / np.log1p(-wrong) - 1e-9))
-
-
 def _p_value(scores: np.ndarray, right: np.ndarray, level: float, wrong: float) -> float:
     """Of the hypothesis that answers from this score on are wrong more often than `wrong`."""
     answered = scores >= level

@@ -107,10 +107,7 @@ def _scores(
         if stored and isinstance(judged, Labelled):
             yield from judged.stored(dims)
         return
-    ways = {"": neighbours.neighbours} | (
-        {f"{kind}_": find for kind, find in quantised.KINDS.items()} if stored else {}
-    )
-    for prefix, find in ways.items():
+    for prefix, find in quantised.ways(stored).items():
         for dim, best in zip(dims, rank(first, second, collection, dims, find), strict=True):
             values = collection.outcomes(best) | agreement.outcomes(best, full)
             yield from evaluate.of_outcomes(dim, {prefix + metric: each for metric, each in values.items()})
