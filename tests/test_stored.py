@@ -14,6 +14,7 @@ import pytest
 
 import mrl_jax
 from mrl_jax import config, embed, predict, report, search, train
+from mrl_jax.model import vectors
 from mrl_jax.runs import read_rows
 from mrl_jax.system.errors import UserError
 
@@ -51,13 +52,21 @@ def test_what_was_allowed_once_is_read(stored: Path) -> None:
         config.from_command_line(["width=8", "nesting_dims=[2,4,8]", "loss.weights=[1,1,0]", "loss.distillation=1"])
 
 
+def test_embeddings_of_other_idf_are_cached_apart(stored: Path) -> None:
+    model = mrl_jax.load(stored / "runs" / "pairs" / "whole")
+    before = vectors.identity(model, None)
+    assert vectors.identity(mrl_jax.load(stored / "runs" / "pairs" / "whole"), None) == before
+    model.reader.idf = 2 * model.reader.idf
+    assert vectors.identity(model, None) != before
+
+
 def test_models_encode_as_they_did(stored: Path) -> None:
     texts = [json.loads(line)["text"] for line in (stored / "test.jsonl").read_text().splitlines()][:8]
-    with np.load(stored / "vectors.npz") as vectors:
-        for name in vectors.files:
+    with np.load(stored / "vectors.npz") as expected:
+        for name in expected.files:
             run, _, arm = name.partition("/")
             z = mrl_jax.load(stored / "runs" / run / "whole", arm).encode(texts)
-            np.testing.assert_allclose(z, vectors[name], atol=1e-5)
+            np.testing.assert_allclose(z, expected[name], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [pytest.param("classes", marks=pytest.mark.slow), "pairs"])
