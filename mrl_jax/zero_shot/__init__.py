@@ -9,7 +9,8 @@ too), a known name (minilm, mpnet, wordllama) or an .npz file with the arrays qu
 documents_ids (of scored pairs first and second, of labelled texts test and train). COLLECTION is a folder in the
 layout of BEIR, of which only the judgments of the test are needed, or FOLDER/qrels/dev.tsv for those of another part;
 a folder with labelled texts, train.jsonl and test.jsonl (or .csv, …), scored by nearest neighbours and a linear
-classifier; or a file of pairs as data=pairs reads it.
+classifier; or a file of pairs as data=pairs reads it. Those of ir_datasets and data sets of the Hugging Face Hub are
+downloaded once: ir_datasets:beir/scifact/test, hub:mteb/scifact.
 
 Each model is scored by its prefixes, cut and then scaled to unit length; by these stored in 8 bits and in 1 bit per
 coordinate; by the principal directions of the documents; and by a random projection. BM25 is the line to beat.
@@ -35,7 +36,7 @@ from pathlib import Path
 from mrl_jax.model.pretrained import is_run
 from mrl_jax.system import console, files
 from mrl_jax.system.errors import UserError
-from mrl_jax.zero_shot import collections, models, retention, scores, tables, unjudged
+from mrl_jax.zero_shot import collections, elsewhere, models, retention, scores, tables, unjudged
 from mrl_jax.zero_shot.collections import Collection
 from mrl_jax.zero_shot.models import Candidate
 
@@ -45,7 +46,8 @@ def evaluate_all(options: argparse.Namespace) -> None:
     if options.queries and not options.unjudged:
         raise UserError(f"--queries={options.queries} is for --unjudged; judged collections have their own queries")
 
-    def read(name: str) -> Collection:
+    def read(given: str) -> Collection:
+        name = elsewhere.fetch(collections.KEY, given, options.cache_dir)
         if options.unjudged:
             return unjudged.read(name, options.queries, options.keep_identical_ids)
         return collections.read(name, options.keep_identical_ids)
@@ -129,7 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a run, a model's folder, minilm, …, or an .npz")
     parser.add_argument(
-        "--on", nargs="+", required=True, metavar="COLLECTION", help="folders of searches or labelled texts; pairs"
+        "--on",
+        nargs="+",
+        required=True,
+        metavar="COLLECTION",
+        help="folders of searches or labelled texts; pairs; ir_datasets:…; hub:…",
     )
     parser.add_argument("--dims", type=dims_in, help="such as 16,32,64; the trained ones of a run, else 8, 16, …")
     parser.add_argument("--arm", help="of a run: mrl, mrl_e, ff64, …; its first by default")
