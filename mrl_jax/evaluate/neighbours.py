@@ -25,7 +25,7 @@ QUERIES_PER_BATCH = 256
 GROUP_COLUMNS = 64  # columns per group; `top_k` compares the maxima of groups first
 TILED_FROM_ROWS = 1 << 16  # of a database: its scores are then made and stored tile by tile, in less memory
 TILE_COLUMNS = 1024  # a multiple of GROUP_COLUMNS
-MAX_SCORES_BYTES = 1 << 28  # of the scores of a batch of queries at all dims, in the tiled form
+MAX_SCORES_BYTES = 1 << 27  # of the scores of a batch of queries at all dims, in the tiled form
 
 
 @partial(jax.jit, static_argnames=("dims", "k"))
@@ -52,22 +52,26 @@ def _search_tiles(queries_QxD: jax.Array, tiles_TxDxS: jax.Array, dims: tuple[in
     """As `_search`, [K, Q, k], of a database [D, T·S] in tiles of S columns, of which the first n count.
 
     A tile's scores at all dims are made while its products are in the cache, so each goes through memory once; of the
-    scores that are stored, only the k groups with the largest maxima are read again, as in `top_k`.
+    scores that are stored, only the k groups with the largest maxima are read again, as in `top_k`. The columns from n
+    on repeat one before, which changes no maximum of a group that has columns that count; leaving them out of every
+    tile's scores would take as long as all else together.
     """
     queries, (tiles, _, columns) = queries_QxD.shape[0], tiles_TxDxS.shape
     groups = columns // GROUP_COLUMNS
 
-    def scores_of(item: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        first, tile_DxS = item
-        is_row = first + jnp.arange(columns) < n
-        each = [jnp.where(is_row, scores, -jnp.inf) for scores in _scores(queries_QxD, tile_DxS, dims)]
-        grouped = jnp.stack(each).reshape(len(dims), queries, groups, GROUP_COLUMNS)
+    def scores_of(tile_DxS: jax.Array) -> tuple[jax.Array, jax.Array]:
+        each = jnp.stack(list(_scores(queries_QxD, tile_DxS, dims)))
+        grouped = each.reshape(len(dims), queries, groups, GROUP_COLUMNS)
         return grouped, grouped.max(-1)
 
-    scores, maxima = jax.lax.map(scores_of, (jnp.arange(tiles) * columns, tiles_TxDxS))
-    chosen = jnp.sort(jax.lax.top_k(maxima.transpose(1, 2, 0, 3).reshape(len(dims), queries, -1), k)[1], axis=-1)
+    scores, maxima = jax.lax.map(scores_of, tiles_TxDxS)
+    maxima = maxima.transpose(1, 2, 0, 3).reshape(len(dims), queries, -1)
+    maxima = jnp.where(jnp.arange(tiles * groups) * GROUP_COLUMNS < n, maxima, -jnp.inf)
+    chosen = jnp.sort(jax.lax.top_k(maxima, k)[1], axis=-1)
     dim, query = jnp.arange(len(dims))[:, None, None], jnp.arange(queries)[None, :, None]
-    candidates = scores[chosen // groups, dim, query, chosen % groups].reshape(len(dims), queries, -1)
+    candidates = scores[chosen // groups, dim, query, chosen % groups]
+    columns_of = chosen[..., None] * GROUP_COLUMNS + jnp.arange(GROUP_COLUMNS)
+    candidates = jnp.where(columns_of < n, candidates, -jnp.inf).reshape(len(dims), queries, -1)
     best = jax.lax.top_k(candidates, k)[1]
     return jnp.take_along_axis(chosen, best // GROUP_COLUMNS, axis=-1) * GROUP_COLUMNS + best % GROUP_COLUMNS
 
@@ -112,16 +116,13 @@ def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k
     """
     if not len(queries):
         return iter(np.zeros((len(dims), 0, k), np.int32))
-    queries, database = (np.asarray(scale_by_power_of_two(jnp.asarray(z))) for z in (queries, database))
+    queries = np.asarray(scale_by_power_of_two(jnp.asarray(queries)))
     n, batch = len(database), QUERIES_PER_BATCH
-    is_tiled = n >= TILED_FROM_ROWS and n > 4 * k * GROUP_COLUMNS and jax.default_backend() == "cpu"
-    if is_tiled:
+    if n >= TILED_FROM_ROWS and n > 4 * k * GROUP_COLUMNS and jax.default_backend() == "cpu":
         batch = max(8, min(batch, MAX_SCORES_BYTES // (4 * len(dims) * n) // 8 * 8))
-        padded = np.pad(database, ((0, -n % TILE_COLUMNS), (0, 0)))
-        columns = jnp.asarray(padded.reshape(-1, TILE_COLUMNS, database.shape[1]).transpose(0, 2, 1))
-        nearest_of: Any = partial(_search_tiles, tiles_TxDxS=columns, dims=tuple(dims), k=k, n=n)
+        nearest_of: Any = partial(_search_tiles, tiles_TxDxS=_tiles(database), dims=tuple(dims), k=k, n=n)
     else:
-        columns = jnp.asarray(np.ascontiguousarray(database.T))
+        columns = jnp.asarray(np.ascontiguousarray(np.asarray(scale_by_power_of_two(jnp.asarray(database))).T))
         nearest_of = partial(_search, database_DxN=columns, dims=tuple(dims), k=k)
 
     def search(queries: np.ndarray) -> np.ndarray:
@@ -134,6 +135,13 @@ def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k
         return nearest
 
     return iter(processes.by_rows(search, queries).swapaxes(0, 1))
+
+
+def _tiles(database: np.ndarray) -> jax.Array:
+    """The columns of [N, D], scaled by a power of two, in tiles [T, D, TILE_COLUMNS]; the last repeats the last row."""
+    rows = np.asarray(scale_by_power_of_two(jnp.asarray(database)))
+    padded = np.pad(rows, ((0, -len(rows) % TILE_COLUMNS), (0, 0)), mode="edge")
+    return jnp.asarray(padded.reshape(-1, TILE_COLUMNS, rows.shape[1]).transpose(0, 2, 1))
 
 
 def outcomes(indices: np.ndarray, labels: np.ndarray, database_labels: np.ndarray, k: int) -> dict[str, np.ndarray]:

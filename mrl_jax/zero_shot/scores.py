@@ -55,14 +55,14 @@ def evaluate_on(candidate: Candidate, collection: Collection, dims: Sequence[int
                 outcomes.setdefault((arm, score.metric), {})[score.dim] = score.outcomes
 
     with stage(f"evaluating {candidate.given} on {collection.name}"):
-        full = next(rank(first, second, collection, [candidate.width])) if collection.is_search else None
+        exact = list(rank(first, second, collection, dims)) if collection.is_search else []
         sample = _sample(collection, first, second, candidate.seed)
         for compression, arm in candidate.arms.items():
             if compression == "truncated":
-                write(arm, _scores(collection, first, second, dims, full, stored=True))
+                write(arm, _scores(collection, first, second, dims, exact, own=True))
             else:
                 fitted = compress.fit(compression, sample, candidate.seed)
-                write(arm, _scores(collection, fitted.apply(first), fitted.apply(second), dims, full))
+                write(arm, _scores(collection, fitted.apply(first), fitted.apply(second), dims, exact))
         if collection.bm25 is not None:
             write("bm25", evaluate.of_outcomes(candidate.width, collection.bm25))
     runs.write_rows(directory / "evaluation.csv", rows)
@@ -96,20 +96,22 @@ def _scores(
     first: np.ndarray,
     second: np.ndarray,
     dims: Sequence[int],
-    full: np.ndarray | None,
-    stored: bool = False,
+    exact: Sequence[np.ndarray],
+    own: bool = False,
 ) -> Iterator[Score]:
-    """The metrics of embeddings, of a search also the agreement with the ranking by the model's full width; with
-    `stored`, those where the documents are in 8 bits and 1 bit per coordinate, too."""
-    if full is None:
+    """The metrics of embeddings, of a search also the agreement with the ranking by the model's full width, the last of
+    its own, `exact`. With `own` they are the model's, and those where the documents are in 8 bits and 1 bit per
+    coordinate follow."""
+    if not collection.is_search:
         judged = collection.judged(first, second)
         yield from judged.scores(dims)
-        if stored and isinstance(judged, Labelled):
+        if own and isinstance(judged, Labelled):
             yield from judged.stored(dims)
         return
-    for prefix, find in quantised.ways(stored).items():
-        for dim, best in zip(dims, rank(first, second, collection, dims, find), strict=True):
-            values = collection.outcomes(best) | agreement.outcomes(best, full)
+    for prefix, find in quantised.ways(stored=own).items():
+        ranked = exact if own and not prefix else rank(first, second, collection, dims, find)
+        for dim, best in zip(dims, ranked, strict=True):
+            values = collection.outcomes(best) | agreement.outcomes(best, exact[-1])
             yield from evaluate.of_outcomes(dim, {prefix + metric: each for metric, each in values.items()})
 
 
