@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         "--kind", help=f"{kinds}; by default exact or, in Milvus, milvus-autoindex. auto: the fastest for --queries"
     )
     build.add_argument("--prefix", type=int, help="dims that are searched first; by default about a quarter of all")
+    build.add_argument(
+        "--coarse", type=int, help="of faiss-ivf: dims that its cells are formed on; by default those of the prefix"
+    )
     build.add_argument("--batch", type=console.positive, default=256, help="texts embedded at a time")
     build.add_argument("--replace", action="store_true", help="replace documents that are there with another text")
     build.add_argument("--queries", type=Path, help="of --kind auto: JSONL with text, held out, a few hundred or more")

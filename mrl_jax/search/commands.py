@@ -44,7 +44,12 @@ def new_description(model: EmbeddingModel, options: argparse.Namespace) -> Descr
     if prefix not in dims:
         raise UserError(f"--prefix={prefix} is not allowed; one of {', '.join(map(str, dims))}")
     run = f"{_place_of(options.run)}#{options.arm or ''}#{options.seed}"
-    return Description(width, dims, prefix, model.fingerprint, run, options.kind or default_kind(options.index))
+    kind, coarse = options.kind or default_kind(options.index), options.coarse
+    if coarse is not None and options.kind != "faiss-ivf":
+        raise UserError(f"--coarse={coarse} is for --kind faiss-ivf; this index is of kind {options.kind or kind}")
+    if coarse is not None and coarse not in (below := [m for m in dims if m <= prefix]):
+        raise UserError(f"--coarse={coarse} is not allowed; one of {', '.join(map(str, below))}")
+    return Description(width, dims, prefix, model.fingerprint, run, kind, coarse)
 
 
 def _place_of(name: str) -> str:
@@ -120,12 +125,14 @@ def _open_or_create(place: str, description: Description, token: str) -> Index:
 
 
 def _check_same(stored: Description, wanted: Description, options: argparse.Namespace) -> None:
-    """Raises UserError for an index that was begun with another model, prefix or kind."""
+    """Raises UserError for an index that was begun with another model, prefix, kind or coarse dims."""
     if stored.model != wanted.model or stored.width != wanted.width:
         raise UserError(f"{options.index} was built by another model ({stored.run}); give another --index")
-    for key, old, new in (("--prefix", stored.prefix, options.prefix), ("--kind", stored.kind, options.kind)):
+    for key in ("prefix", "kind", "coarse"):
+        old, new = getattr(stored, key), getattr(options, key)
         if new is not None and old != new:
-            raise UserError(f"{options.index} was built with {key} {old}; leave {key} out, or give another --index")
+            was = f"with --{key} {old}" if old is not None else f"without --{key}"
+            raise UserError(f"{options.index} was built {was}; leave --{key} out, or give another --index")
 
 
 def add_new(
@@ -295,7 +302,7 @@ def bench(options: argparse.Namespace) -> None:
 
 def _methods(index: Index, k: int) -> dict[str, Callable[[np.ndarray], SearchResults]]:
     """Name → search: exact, where the back end has it, and shortlists of several sizes."""
-    prefix, kind = index.description.prefix, index.description.kind
+    prefix, kind = index.description.scanned, index.description.kind
 
     def with_stages(stages: Stages | None) -> Callable[[np.ndarray], SearchResults]:
         return lambda z: search_index(index, z, k, stages)

@@ -44,7 +44,7 @@ def parse_plan(index: Index, plan: str, k: int, dim: int | None = None, dashes: 
     Raises:
         UserError: the index has no such plan, or no such dim.
     """
-    width, dims, prefix, *_ = index.description
+    width, dims, prefix = index.description.width, index.description.dims, index.description.scanned
     if dim is not None and dim not in dims:
         raise UserError(f"{dashes}dim={dim} is not allowed; one of {', '.join(map(str, dims))}")
     if plan == "auto":

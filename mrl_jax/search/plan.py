@@ -256,10 +256,10 @@ def load(folder: Path, version: int, k: int, description: Description) -> list[t
             return None
         stages = [(int(dim), int(size)) for dim, size in content["steps"]]
         shortlist.check_stages(stages, description.dims, k)
-        if stages[0][0] > description.prefix:
+        if stages[0][0] > description.scanned:
             raise ValueError("more dims than are scanned")
-        if description.kind != "exact" and [dim for dim, _ in stages] != [description.prefix]:
-            raise ValueError("an index of this kind has one stage, at its prefix")
+        if description.kind != "exact" and [dim for dim, _ in stages] != [description.scanned]:
+            raise ValueError("an index of this kind has one stage, at the dims that it searches first")
         return stages
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{path} is damaged; delete it, or plan again") from None

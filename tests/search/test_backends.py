@@ -1,5 +1,6 @@
 """Every entry of BACKENDS can be recognised, created, opened and searched; its kinds and errors come from the table."""
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from mrl_jax.search.index import BACKENDS, Description, Document, create_index, exists, open_index, rerank
+from mrl_jax.search.index.base import unit
 from mrl_jax.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +60,57 @@ def test_every_kind_is_created_found_again_and_searched(name: str, kind: str, tm
     assert np.mean([id_ == str(i) for i, id_ in enumerate(found)]) >= 0.9  # each document is nearest to itself
     with pytest.raises(UserError, match="not overwritten"):
         create_index(place, description(kind))
+
+
+def test_cells_on_few_dims_are_those_of_the_nearest_centre_on_them(tmp_path: Path) -> None:
+    faiss = pytest.importorskip("faiss")
+    z = unit(np.random.default_rng(0).normal(size=(800, 16)).astype(np.float32))
+    about = description("faiss-ivf")._replace(coarse=4)
+    index = create_index(str(tmp_path / "index"), about)
+    index.add([Document(str(i), f"text {i}") for i in range(len(z))], z)
+    index.prepare()
+    index.close()
+    index = open_index(str(tmp_path / "index"))  # from the file
+    assert index.description == about
+    ivf = index._searchable[0]
+    stage = faiss.downcast_index(ivf.quantizer)
+    centres = faiss.downcast_index(stage.index).reconstruct_n(0, ivf.nlist)
+    assert centres.shape == (20, 4)
+    wanted = np.argmax(unit(z[:, :8])[:, :4].astype(np.float64) @ centres.T.astype(np.float64), axis=1)
+    for cell in range(ivf.nlist):
+        there = faiss.rev_swig_ptr(ivf.invlists.get_ids(cell), ivf.invlists.list_size(cell))
+        assert set(there.tolist()) == set(np.flatnonzero(wanted == cell).tolist())
+    found = rerank(index, z[:50], 1, 20).rows[:, 0]
+    assert found.tolist() == list(range(50))  # each query is in the cell of its copy
+    index.close()
+
+
+def test_one_bit_per_dim_is_of_whole_embeddings(tmp_path: Path) -> None:
+    """Documents whose prefixes are alike are told apart by the dims behind it."""
+    pytest.importorskip("faiss")
+    z = np.random.default_rng(0).normal(size=(2000, 16)).astype(np.float32)
+    z[:, :8] = 1
+    z = unit(z)
+    index = create_index(str(tmp_path / "index"), description("faiss-rabitq"))
+    index.add([Document(str(i), f"text {i}") for i in range(len(z))], z)
+    assert index.description.scanned == 16
+    assert rerank(index, z[:100], 1, 200).rows[:, 0].tolist() == list(range(100))
+    index.prepare()
+    (file,) = (tmp_path / "index").glob("faiss-rabitq-*.index")
+    assert file.stat().st_size < 4 * 16 * len(z)
+    index.close()
+
+
+def test_a_description_without_cells_is_as_it_was_and_wrong_cells_are_refused() -> None:
+    about = description("faiss-ivf")
+    text = about.to_json()
+    assert "coarse" not in json.loads(text)
+    assert Description.from_json(text) == about
+    coarse = about._replace(coarse=4)
+    assert Description.from_json(coarse.to_json()) == coarse
+    for wrong in (16, 5, 0, "4", True, 4.0):
+        with pytest.raises(ValueError, match="not a description of an index"):
+            Description.from_json(about._replace(coarse=wrong).to_json())
 
 
 @pytest.mark.parametrize("name", BACKENDS)

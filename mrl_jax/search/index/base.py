@@ -17,6 +17,7 @@ from mrl_jax.search.queries import SearchResults
 from mrl_jax.system.errors import UserError
 
 PQ_BYTE_DIMS = 4
+WHOLE = ("faiss-rabitq",)  # kinds that search whole embeddings first: at one bit per dim they are short enough
 
 T = TypeVar("T")
 
@@ -30,10 +31,16 @@ class Description(NamedTuple):
     model: str  # fingerprint of the model that made the embeddings; those of another are refused
     run: str  # the run directory, arm and seed of the model, joined by '#'
     kind: str = "exact"  # how the back end searches: exact, faiss-hnsw, …
+    coarse: int | None = None  # dims that cells are formed on, one of `dims` up to `prefix`; by default the prefix
+
+    @property
+    def scanned(self) -> int:
+        """The dims that are searched first: those of the prefix, of some kinds all."""
+        return self.width if self.kind in WHOLE else self.prefix
 
     def to_json(self) -> str:
         """The text that an index stores."""
-        return json.dumps(self._asdict())
+        return json.dumps({key: value for key, value in self._asdict().items() if value is not None})
 
     @classmethod
     def from_json(cls, text: str) -> "Description":
@@ -43,13 +50,14 @@ class Description(NamedTuple):
             description = cls(**{**content, "dims": tuple(content["dims"])})
         except (TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"not a description of an index: {error}") from None
-        width, dims, prefix, *texts = description
+        width, dims, prefix, *texts, coarse = description
         positive = all(type(dim) is int and dim > 0 for dim in (width, prefix, *dims))
         if (
             not positive
             or not all(isinstance(value, str) for value in texts)
             or prefix not in dims
             or dims[-1] != width
+            or not (coarse is None or (type(coarse) is int and coarse in dims and coarse <= prefix))
         ):
             raise ValueError(f"not a description of an index: {text[:200]}")
         if any(a >= b for a, b in pairwise(dims)):

@@ -1,9 +1,11 @@
 """A folder as for `exact`, its prefixes searched by FAISS; its candidates are ranked by whole embeddings here.
 
-    faiss-flat   every prefix compared
-    faiss-hnsw   a graph of neighbours (Malkov & Yashunin 2016): fast for single queries, slow to build
-    faiss-ivf    cells around k-means centres, the nearest few searched
-    faiss-pq     product quantisation, one byte per four dims (Jégou, Douze & Schmid 2011)
+    faiss-flat     every prefix compared
+    faiss-hnsw     a graph of neighbours (Malkov & Yashunin 2016): fast for single queries, slow to build
+    faiss-ivf      cells around k-means centres, the nearest few searched; on fewer dims than the prefix where the
+                   description says so (AdANNS, Rege et al. 2023)
+    faiss-pq       product quantisation, one byte per four dims (Jégou, Douze & Schmid 2011)
+    faiss-rabitq   whole embeddings, one bit per dim and two numbers beside (RaBitQ, Gao & Long 2024)
 
 The FAISS index has each distinct prefix once (see `distinct`). It is derived from the folder and saved beside it, in
 {kind}-{version}.index: one line with a SHA-256, which documents share a prefix, then what FAISS serialises. Where the
@@ -40,7 +42,7 @@ IVF_CELLS = 4  # there are this times √N cells …
 IVF_PROBED_SHARE = 0.04  # … of which this share is searched, but at least IVF_MIN_PROBED
 IVF_MIN_PROBED = 8
 IVF_CELL_ROWS = 39  # at least so many entries per cell, if there is more than one
-MIN_ENTRIES = {"faiss-flat": 1, "faiss-hnsw": 1, "faiss-ivf": 1, "faiss-pq": 256}
+MIN_ENTRIES = {"faiss-flat": 1, "faiss-hnsw": 1, "faiss-ivf": 1, "faiss-pq": 256, "faiss-rabitq": 1}
 BLOCK_ROWS = 65536  # prefixes that are read at a time, and most of those that FAISS trains on
 BLAS_QUERIES = 20  # batches of so many queries or more are matmuls, six times as fast as FAISS' default
 
@@ -62,7 +64,7 @@ class FaissIndex(store.Store):
             return faiss.deserialize_index(np.frombuffer(content, np.uint8, offset=file.tell())), distinct
 
         def make() -> tuple[Any, Distinct]:
-            distinct = find_distinct(self.blocks(), self.description.prefix)
+            distinct = find_distinct(self.blocks(), self.description.scanned)
             with self._errors():
                 return self._build(faiss, distinct.rows), distinct
 
@@ -73,12 +75,12 @@ class FaissIndex(store.Store):
         return read_or_make(self, f"{self.description.kind}-{{version}}.index", read, make, parts)
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
-        settings = f"FAISS cannot search {self.description.prefix} dims as {self.description.kind}"
+        settings = f"FAISS cannot search {self.description.scanned} dims as {self.description.kind}"
         return library_errors(self.folder, settings, RuntimeError, AssertionError, MemoryError)
 
     def _build(self, faiss: Any, rows: np.ndarray) -> Any:
         """A FAISS index of the prefixes of `rows`."""
-        kind, dim, count = self.description.kind, self.description.prefix, len(rows)
+        kind, dim, count = self.description.kind, self.description.scanned, len(rows)
         if count < MIN_ENTRIES[kind]:
             raise UserError(
                 f"{self.folder}: {kind} needs at least {MIN_ENTRIES[kind]} documents with different prefixes; "
@@ -90,8 +92,13 @@ class FaissIndex(store.Store):
             "faiss-hnsw": f"HNSW{HNSW_LINKS},Flat",
             "faiss-ivf": f"IVF{cells},Flat",
             "faiss-pq": f"PQ{quantised_bytes(dim)}np",  # np: without minutes of training for a Hamming distance
+            "faiss-rabitq": "RaBitQfs",  # the rotation before it that the paper has changed nothing
         }
-        index = faiss.index_factory(dim, recipes[kind], faiss.METRIC_INNER_PRODUCT)
+        coarse = self.description.coarse
+        if kind == "faiss-ivf" and coarse not in (None, dim):
+            index = _with_coarse_cells(faiss, dim, coarse, cells)
+        else:
+            index = faiss.index_factory(dim, recipes[kind], faiss.METRIC_INNER_PRODUCT)
         if kind == "faiss-hnsw":
             index.hnsw.efConstruction = 2 * HNSW_NODES
         if kind in ("faiss-pq", "faiss-ivf"):  # no warning, which would come once for each byte of a vector
@@ -106,7 +113,7 @@ class FaissIndex(store.Store):
         return index
 
     def _prefixes(self, rows: np.ndarray) -> np.ndarray:
-        return unit(self.stored_vectors()[rows][:, : self.description.prefix])
+        return unit(self.stored_vectors()[rows][:, : self.description.scanned])
 
     def _invalidate(self) -> None:
         self.__dict__.pop("_searchable", None)
@@ -119,13 +126,26 @@ class FaissIndex(store.Store):
         if queries.ndim != 2 or queries.shape[1] != self.description.width:
             raise ValueError(f"queries have shape {queries.shape}; the index takes [Q, {self.description.width}]")
         index, distinct = self._searchable
-        prefixes = unit(queries[:, : self.description.prefix])
+        prefixes = unit(queries[:, : self.description.scanned])
         with self._errors():
             entries = _search(library(), index, prefixes, min(size, index.ntotal))
         return distinct.expand(entries, size)
 
     def copies(self, handles: np.ndarray, most: int) -> list[np.ndarray]:
         return self._searchable[1].copies(handles, most)
+
+
+def _with_coarse_cells(faiss: Any, dim: int, coarse: int, cells: int) -> Any:
+    """An IVF index of `dim` dims whose cells are formed, and found for a query, on the first `coarse` of them."""
+    centres = faiss.IndexFlatIP(coarse)
+    index = faiss.IndexIVFFlat(
+        faiss.IndexPreTransform(faiss.RemapDimensionsTransform(dim, coarse, False), centres),
+        dim,
+        cells,
+        faiss.METRIC_INNER_PRODUCT,
+    )
+    index.cp.spherical = False  # a centre would be scaled by all its dims, of which only the first are compared
+    return index
 
 
 def _head(digest: str, content: bytes | None = None) -> bytes:

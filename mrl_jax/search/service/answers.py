@@ -171,7 +171,7 @@ class Answers:
     def _facts(self) -> Facts:
         about, model, classes = self.index.description, self.model, self._classes
         return Facts(
-            self._place, about.kind, len(self.index), about.width, about.dims, about.prefix, about.model, self._run,
+            self._place, about.kind, len(self.index), about.width, about.dims, about.scanned, about.model, self._run,
             classes, model.dims if classes else (), tuple(model.prompts.texts), self._writable,
             stamps(index_files(self._place)), stamps(model_files(self._run)),
         )  # fmt: skip

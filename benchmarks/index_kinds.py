@@ -1,0 +1,134 @@
+"""Every kind of index in a folder on the same documents, and how near `--kind auto` comes to the fastest of them.
+
+    python benchmarks/index_kinds.py [--documents N] [--recall .99] [--together 1 256] [--json FILE]
+
+Documents are synsets of WordNet and queries definitions, embedded by `wordllama`: 256 dims, of which 64 are the prefix.
+Beyond 114,050, documents are synthesised around these as in retrieval.py. Half of the queries are for `auto` to choose
+by; on the others each kind is measured: bytes per document of what is searched first, recall@10 of 100 candidates, and
+the time of the shortest shortlist that keeps the asked recall there, which is the best in hindsight. Needs the extra
+`faiss`.
+"""
+
+import argparse
+import contextlib
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import fresh
+import numpy as np
+import retrieval
+
+from mrl_jax.data import DataConfig, PairDataset, load
+from mrl_jax.model.pretrained import pretrained
+from mrl_jax.search import choose, plan
+from mrl_jax.search.dispatch import search_index
+from mrl_jax.search.index import Description, Document, Index, by_kind, create_index, open_as, open_index
+from mrl_jax.search.truth import best_of_blocks
+
+K = 10
+DIMS = (16, 32, 64, 128, 256)
+PREFIX, COARSE = 64, 16
+CANDIDATES = 100
+BLOCK = 50_000
+
+
+def embedded(documents: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of so many documents and queries, of unit length."""
+    data = load(DataConfig("wordnet", task="pairs"))
+    assert isinstance(data, PairDataset)
+    model = pretrained("wordllama")
+    texts = list(data.test.documents)[:documents]
+    x, q = model.encode(texts), model.encode(list(data.test.queries)[:queries])
+    more = documents - len(x)
+    return (np.concatenate([x, retrieval.synthesise(x[:16_000], more, 10)]) if more else x), q
+
+
+def ways(place: str, kinds: list[str]) -> dict[str, tuple[str, int | None]]:
+    """Name → kind and dims of the cells."""
+    return {kind: (kind, None) for kind in kinds} | {f"faiss-ivf, cells on {COARSE} dims": ("faiss-ivf", COARSE)}
+
+
+def measured(
+    index: Index, queries: np.ndarray, truth: np.ndarray, target: float, together: list[int]
+) -> dict[str, Any]:
+    """What one kind costs and finds; of `exact` also without a shortlist."""
+    kind, dim = index.description.kind, index.description.scanned
+    started = time.perf_counter()
+    size = choose._prepared(index)
+    found: dict[str, Any] = {"built in s": time.perf_counter() - started, "bytes per document": size / len(index)}
+    tried: dict[int, float] = {}
+    for size in sorted({K * n for n in plan.SIZES_PER_K} | {CANDIDATES}):
+        tried[size] = float(plan.recall(search_index(index, queries, K, [(dim, size)]).rows, truth).mean())
+        if tried[size] >= target and size >= CANDIDATES:
+            break
+    found["recall"] = {CANDIDATES: tried[CANDIDATES]}
+    kept = next((size for size, recall in tried.items() if recall >= target), None)
+    found["shortlist"] = kept
+
+    def seconds(stages: list[tuple[int, int]] | None, count: int) -> float:
+        return choose._seconds(lambda z, one: search_index(index, z, K, one), queries, stages, count)
+
+    found["ms"] = {n: None if kept is None else 1e3 * seconds([(dim, kept)], n) for n in together}
+    if kind == "exact":
+        found["ms, no shortlist"] = {n: 1e3 * seconds(None, n) for n in together}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=100_000, metavar="N")
+    parser.add_argument("--queries", type=int, default=2_000, metavar="N")
+    parser.add_argument("--recall", type=float, default=0.99)
+    parser.add_argument("--together", type=int, nargs="+", default=[1, 256])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    options = parser.parse_args()
+    x, q = embedded(options.documents, options.queries)
+    held_out, test = q[::2], q[1::2]
+    kinds, auto = {}, {}
+    with tempfile.TemporaryDirectory() as name:
+        place = str(Path(name) / "index")
+        about = Description(x.shape[1], DIMS, PREFIX, "", "##0")
+        with contextlib.closing(create_index(place, about)) as index:
+            for start in range(0, len(x), BLOCK):
+                some = x[start : start + BLOCK]
+                index.add([Document(str(start + i), "") for i in range(len(some))], some)
+            truth = best_of_blocks(index.blocks(), test, K).rows
+        for name, (kind, coarse) in ways(place, list(by_kind(place))).items():
+            with contextlib.closing(open_as(place, kind)) as index:
+                index.description = index.description._replace(coarse=coarse)
+                for path in Path(place).glob(f"{kind}-*.index"):
+                    path.unlink()  # that of other cells
+                kinds[name] = measured(index, test, truth, options.recall, options.together)
+            print(f"{name}: {json.dumps(kinds[name])}", flush=True)
+        for together in options.together:
+            with contextlib.closing(open_index(place, write=True)) as index:
+                chosen = choose.choose(index, list(by_kind(place)), held_out, K, options.recall, together=together)
+            times = {name: one["ms"][together] for name, one in kinds.items()}
+            times["exact, no shortlist"] = kinds["exact"]["ms, no shortlist"][together]
+            best = min((ms, name) for name, ms in times.items() if ms is not None)
+            auto[together] = {"best": best[1], "ms of the best": best[0], "chosen": str(chosen)}
+            if chosen is not None:
+                with contextlib.closing(open_as(place, chosen.kind)) as index:
+                    stages = chosen.stages
+
+                    def search(z: np.ndarray, stages: Any, index: Index = index) -> Any:
+                        return search_index(index, z, K, stages)
+
+                    rows = search(test, stages).rows
+                    auto[together] |= {
+                        "recall of the chosen": float(plan.recall(rows, truth).mean()),
+                        "ms of the chosen": 1e3 * choose._seconds(search, test, stages, together),
+                    }
+                    auto[together]["ratio"] = auto[together]["ms of the chosen"] / best[0]
+            print(f"auto, {together} together: {json.dumps(auto[together])}", flush=True)
+    found = fresh.machine(documents=len(x), width=x.shape[1], prefix=PREFIX, target=options.recall)
+    found |= {"kinds": kinds, "auto": auto}
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
