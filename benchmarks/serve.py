@@ -55,7 +55,9 @@ def build(run: str, arm: str | None, place: Path, documents: list[str]) -> None:
     from mrl_jax.search.index import Document, create_index
 
     model = mrl_jax.load(run, arm)
-    named = argparse.Namespace(run=runs.find(run), arm=arm, seed=0, prefix=None, kind="exact", index=str(place))
+    named = argparse.Namespace(
+        run=runs.find(run), arm=arm, seed=0, prefix=None, kind="exact", coarse=None, index=str(place)
+    )
     index = create_index(str(place), new_description(model, named))
     for start in range(0, len(documents), ADD_AT_ONCE):
         some = documents[start : start + ADD_AT_ONCE]
