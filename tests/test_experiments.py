@@ -242,7 +242,11 @@ def test_the_atlas_is_made_of_its_runs(encoder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "alone", "taught", "metric"), [("wordnet", "wordnet_bag", "wordnet_bag_taught", "ndcg@10")]
+    ("page", "alone", "taught", "metric"),
+    [
+        ("wordnet", "wordnet_bag", "wordnet_bag_taught", "ndcg@10"),
+        ("stsb", "stsb_minilm", "stsb_minilm_taught", "spearman"),
+    ],
 )
 def test_what_a_teacher_brings_is_that_of_the_runs(page: str, alone: str, taught: str, metric: str) -> None:
     """Means, standard deviations, and t-intervals of the differences paired by seed."""
@@ -261,6 +265,23 @@ def test_what_a_teacher_brings_is_that_of_the_runs(page: str, alone: str, taught
         one, other = (np.array([values[run][int(dim), seed] for seed in seeds]) for run in (alone, taught))
         wanted = [f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" for x in (one, other)]
         assert shown == [*wanted, with_t_interval(other - one)]
+
+
+def test_the_weights_of_a_teacher_are_compared_on_validation() -> None:
+    runs = {"0": "stsb_minilm", "1": "stsb_minilm_taught"}
+    runs |= {weight: f"stsb_minilm_teacher_weights/{weight}" for weight in ("0.1", "0.3")}
+    page = PAGES["stsb"].read_text(encoding="utf-8")
+    ((weights, lines),) = ((header[1:], rows) for header, rows in tables(page) if set(runs) <= set(header))
+    assert len(lines) == 5
+    for dim, *shown in lines:
+        found = [
+            100 * float(row["value"])
+            for weight in weights
+            for row in read(runs[weight], "evaluation.csv")
+            if [row[key] for key in ("arm", "seed", "dim", "split", "metric")]
+            == ["mrl", "0", dim, "validation", "spearman"]
+        ]
+        assert shown == [f"{value:.2f}" for value in found]
 
 
 def test_documents_of_bits_are_those_of_the_runs() -> None:

@@ -49,10 +49,7 @@ def rank(queries: Sequence[str], documents: Sequence[str], depth: int, k1: float
         that share no word with the query.
     """
     vocabulary: dict[str, int] = {}
-    for text in documents:
-        for word in words(text):
-            vocabulary.setdefault(word, len(vocabulary))
-    weights = weigh(_count(documents, vocabulary), k1, b)
+    weights = weigh(_count(documents, vocabulary, grows=True), k1, b)
     return nearest(_count(queries, vocabulary), weights, depth, positive=True)
 
 
@@ -88,13 +85,16 @@ def _best(scores_QxN: jax.Array, k: int) -> jax.Array:
     return top_k(scores_QxN, k)
 
 
-def _count(texts: Iterable[str], vocabulary: dict[str, int]) -> csr_array:
-    """How often each text has each word of the vocabulary, float64 [n, V]."""
+def _count(texts: Iterable[str], vocabulary: dict[str, int], grows: bool = False) -> csr_array:
+    """How often each text has each word of the vocabulary, float64 [n, V]; where that `grows`, it gets all words."""
     indices: list[int] = []
     counts: list[int] = []
     starts = [0]
     for text in texts:
-        known = Counter(vocabulary[word] for word in words(text) if word in vocabulary)
+        if grows:
+            known = Counter(vocabulary.setdefault(word, len(vocabulary)) for word in words(text))
+        else:
+            known = Counter(vocabulary[word] for word in words(text) if word in vocabulary)
         indices += known.keys()
         counts += known.values()
         starts.append(len(indices))

@@ -11,6 +11,7 @@ ranking of a rarer class reach 1.)
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ QUERIES_PER_BATCH = 256
 GROUP_COLUMNS = 64  # columns per group; `top_k` compares the maxima of groups first
 TILED_FROM_ROWS = 1 << 16  # of a database: its scores are then made and stored tile by tile, in less memory
 TILE_COLUMNS = 1024  # a multiple of GROUP_COLUMNS
-MAX_SCORES_BYTES = 1 << 27  # of the scores of a batch of queries at all dims, in the tiled form
+MAX_SCORES_BYTES = 1 << 28  # of the scores of all batches at a time, at all dims, in the tiled form
 
 
 @partial(jax.jit, static_argnames=("dims", "k"))
@@ -117,9 +118,10 @@ def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k
     if not len(queries):
         return iter(np.zeros((len(dims), 0, k), np.int32))
     queries = np.asarray(scale_by_power_of_two(jnp.asarray(queries)))
-    n, batch = len(database), QUERIES_PER_BATCH
-    if n >= TILED_FROM_ROWS and n > 4 * k * GROUP_COLUMNS and jax.default_backend() == "cpu":
-        batch = max(8, min(batch, MAX_SCORES_BYTES // (4 * len(dims) * n) // 8 * 8))
+    n, batch, threads = len(database), QUERIES_PER_BATCH, 1
+    if n >= TILED_FROM_ROWS and n > 2 * k * GROUP_COLUMNS and jax.default_backend() == "cpu":
+        threads = processes.core_count()  # one batch occupies few cores
+        batch = max(8, min(batch, MAX_SCORES_BYTES // (4 * len(dims) * n * threads) // 8 * 8))
         nearest_of: Any = partial(_search_tiles, tiles_TxDxS=_tiles(database), dims=tuple(dims), k=k, n=n)
     else:
         columns = jnp.asarray(np.ascontiguousarray(np.asarray(scale_by_power_of_two(jnp.asarray(database))).T))
@@ -127,11 +129,15 @@ def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k
 
     def search(queries: np.ndarray) -> np.ndarray:
         nearest = np.empty((len(queries), len(dims), k), np.int32)
-        for start in range(0, len(queries), batch):
+
+        def fill(start: int) -> None:
             chunk = queries[start : start + batch]
             padded = np.pad(chunk, ((0, batch - len(chunk)), (0, 0)))
             for at, indices in enumerate(nearest_of(jnp.asarray(padded))):
                 nearest[start : start + len(chunk), at] = np.asarray(indices)[: len(chunk)]
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, range(0, len(queries), batch)))
         return nearest
 
     return iter(processes.by_rows(search, queries).swapaxes(0, 1))

@@ -1,6 +1,5 @@
 """environment.json: versions, hardware and commit, which are needed to reproduce a run."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -33,7 +32,7 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "devices": [device.device_kind for device in devices],
         "processes": processes.count(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": processes.core_count(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }

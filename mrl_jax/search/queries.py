@@ -1,6 +1,5 @@
 """Queries: what is checked of them, how batches of them share the cores, and what a search returns for them."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 
 from mrl_jax.search.layout import Documents, check_length
+from mrl_jax.system import processes
 
 MAX_BATCH_QUERIES = 256  # queries that are searched for together
 MAX_BATCH_QUERIES_ON_DISK = 32  # the same where documents are read from a file: all that is read is held in memory
@@ -75,9 +75,7 @@ def map_batches(search: Callable[[np.ndarray, int], T], queries: np.ndarray, siz
 
 def core_count() -> int:
     """CPU cores of this process; 1 where an accelerator does the work."""
-    if jax.default_backend() != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return processes.core_count() if jax.default_backend() == "cpu" else 1
 
 
 def products(x: np.ndarray, query: np.ndarray) -> np.ndarray:

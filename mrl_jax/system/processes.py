@@ -145,6 +145,11 @@ def rank() -> int:
     return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
+def core_count() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_process0() -> bool:
     """Whether this process reads and writes the run directory."""
     return rank() == 0

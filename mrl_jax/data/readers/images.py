@@ -1,7 +1,6 @@
 """Images on disk as JPEG or PNG, decoded with Pillow: scaled, cropped to one size, `[h, w, c]` uint8."""
 
 import io
-import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
+from mrl_jax.system import processes
 from mrl_jax.system.errors import UserError
 
 MAX_PIXELS = 1 << 27  # of an image, as stored or scaled up to cover the target: more is damage, or fills the memory
@@ -77,7 +77,7 @@ class EncodedImages:
             except UserError as error:
                 raise UserError(f"image {wanted[position]} (from 0) of its split {error}") from None
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(processes.core_count()) as pool:
             for start in range(0, len(wanted), READ_IMAGES):
                 encoded = self.records.inputs(wanted[start : start + READ_IMAGES].tolist(), self.key)
                 list(pool.map(fill, range(start, start + len(encoded)), encoded))
