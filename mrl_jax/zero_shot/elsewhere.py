@@ -16,8 +16,8 @@ What a data set of the Hub is, its configurations and columns say, named as thos
 
 import contextlib
 import errno
+import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,20 @@ def fetch(key: str, name: str, cache_dir: str | None) -> str:
     if not inner:
         raise UserError(f"{key}={name} has no name behind the colon; expected one such as {EXAMPLES[place]}")
     cache = cache_folder(cache_dir)
-    folder = cache / "collections" / place / inner.strip("/").replace("/", "-")
+    inner = inner.strip("/")
+    key_of_folder = hashlib.sha256(inner.encode()).hexdigest()[:12]  # a/b-c and a-b/c are not the same
+    folder = cache / "collections" / place / key_of_folder / inner.replace("/", "-")
     if not folder.is_dir():
         with partial_folder(cache) as partial:
             content = partial / folder.name
             content.mkdir()
             SOURCES[place](f"{key}={name}", inner, content)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            if not folder.is_dir():  # another process was first
-                shutil.move(content, folder)
+            try:
+                content.rename(folder)
+            except OSError:  # another process was first
+                if not folder.is_dir():
+                    raise
         say(f"{name} is in {folder}")
     file = folder / f"{folder.name}.jsonl"
     return str(file if file.is_file() else folder)

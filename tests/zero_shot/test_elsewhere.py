@@ -120,6 +120,28 @@ def test_other_judgments_than_those_of_the_test(tmp_path: Path, data: Hub) -> No
     assert len(found.second.texts) == len(DOCUMENTS)
 
 
+def test_names_that_look_alike_are_not_mixed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(given: str, name: str, folder: Path) -> None:
+        elsewhere.write_search(folder, [{"_id": "d", "text": name}], [{"_id": "q", "text": "x"}], [("q", "d", 1)])
+
+    monkeypatch.setitem(elsewhere.SOURCES, "hub", write)
+    one, other = (fetch(tmp_path, f"hub:{name}") for name in ("a/b-c", "a-b/c"))
+    assert (one.second.texts, other.second.texts) == (["a/b-c"], ["a-b/c"])
+
+
+def test_a_process_that_was_first_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(given: str, name: str, folder: Path) -> None:
+        if "second" not in texts:
+            texts.append("second")  # while the first one downloads, another one begins and ends
+            assert fetch(tmp_path, "hub:a/b").second.texts == ["second"]
+        text = texts.pop() if len(texts) > 1 else "first"
+        elsewhere.write_search(folder, [{"_id": "d", "text": text}], [{"_id": "q", "text": "x"}], [("q", "d", 1)])
+
+    texts = ["begun"]
+    monkeypatch.setitem(elsewhere.SOURCES, "hub", write)
+    assert fetch(tmp_path, "hub:a/b").second.texts == ["second"]
+
+
 def test_a_collection_is_downloaded_once(tmp_path: Path, data: Hub) -> None:
     write_search(data)
     fetch(tmp_path, "hub:owner/tiny")
