@@ -136,8 +136,11 @@ def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k
             for at, indices in enumerate(nearest_of(jnp.asarray(padded))):
                 nearest[start : start + len(chunk), at] = np.asarray(indices)[: len(chunk)]
 
-        with ThreadPoolExecutor(threads) as pool:
+        pool = ThreadPoolExecutor(threads)
+        try:
             list(pool.map(fill, range(0, len(queries), batch)))
+        finally:
+            pool.shutdown(cancel_futures=True)  # interrupted, it does not finish the others first
         return nearest
 
     return iter(processes.by_rows(search, queries).swapaxes(0, 1))

@@ -124,7 +124,7 @@ def of_hub(given: str, name: str, folder: Path) -> None:
             folder,
             rows_of(some_of(corpus, split), with_ids),
             rows_of(some_of(queries, split), with_ids),
-            (tuple(row.values()) for row in rows_of(of_split(given, judged, split), lambda *_: list(JUDGMENTS))),
+            (tuple(row[name] for name in JUDGMENTS) for row in rows_of(of_split(given, judged, split), with_scores)),
         )
         return
     splits = one_table(given, tables, configuration)
@@ -191,6 +191,13 @@ def with_ids(path: Path, names: list[str]) -> list[str]:
     if id_ is None or "text" not in names:
         raise UserError(f"{path} has the columns {', '.join(names)}; needed are _id (or id) and text")
     return [id_, *(name for name in ("title", "text") if name in names)]
+
+
+def with_scores(path: Path, names: list[str]) -> list[str]:
+    """The columns to read of a table of judgments."""
+    if not set(JUDGMENTS) <= set(names):
+        raise UserError(f"{path} has the columns {', '.join(names)}; needed are {', '.join(JUDGMENTS)}")
+    return list(JUDGMENTS)
 
 
 def write_search(

@@ -55,7 +55,8 @@ def evaluate_on(candidate: Candidate, collection: Collection, dims: Sequence[int
                 outcomes.setdefault((arm, score.metric), {})[score.dim] = score.outcomes
 
     with stage(f"evaluating {candidate.given} on {collection.name}"):
-        exact = list(rank(first, second, collection, dims)) if collection.is_search else []
+        widths = sorted({*dims, candidate.width})
+        exact = list(rank(first, second, collection, widths)) if collection.is_search else []
         sample = _sample(collection, first, second, candidate.seed)
         for compression, arm in candidate.arms.items():
             if compression == "truncated":
@@ -99,9 +100,9 @@ def _scores(
     exact: Sequence[np.ndarray],
     own: bool = False,
 ) -> Iterator[Score]:
-    """The metrics of embeddings, of a search also the agreement with the ranking by the model's full width, the last of
-    its own, `exact`. With `own` they are the model's, and those where the documents are in 8 bits and 1 bit per
-    coordinate follow."""
+    """The metrics of embeddings, of a search also the agreement with the ranking by the model's full width: the last of
+    `exact`, which begin with those by the model's prefixes. With `own` the embeddings are the model's, and the metrics
+    where the documents are in 8 bits and 1 bit per coordinate follow."""
     if not collection.is_search:
         judged = collection.judged(first, second)
         yield from judged.scores(dims)
@@ -109,7 +110,7 @@ def _scores(
             yield from judged.stored(dims)
         return
     for prefix, find in quantised.ways(stored=own).items():
-        ranked = exact if own and not prefix else rank(first, second, collection, dims, find)
+        ranked = exact[: len(dims)] if own and not prefix else rank(first, second, collection, dims, find)
         for dim, best in zip(dims, ranked, strict=True):
             values = collection.outcomes(best) | agreement.outcomes(best, exact[-1])
             yield from evaluate.of_outcomes(dim, {prefix + metric: each for metric, each in values.items()})

@@ -76,7 +76,7 @@ def write_search(data: Hub, language: str = "") -> None:
     data.write(f"{language}corpus/corpus/0001.parquet", texts[2:])
     queries = [{"_id": id_, "text": text} for id_, text in QUERIES.items()]
     data.write(f"{language}queries/queries/0000.parquet", queries)
-    judged = [dict(zip(elsewhere.JUDGMENTS, row, strict=True)) for row in JUDGED]
+    judged = [{"score": gain, "corpus-id": d, "query-id": q, "iteration": 0} for q, d, gain in JUDGED]
     data.write(f"{language}{'qrels' if language else 'default'}/test/0000.parquet", judged)
     data.write(f"{language}{'qrels' if language else 'default'}/train/0000.parquet", judged[:1])
 
@@ -185,6 +185,17 @@ def test_each_mistake_is_a_sentence_and_leaves_nothing(tmp_path: Path, data: Hub
             fetch(tmp_path, name)
         assert str(raised.value).startswith(f"--on={name}")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() or "partial" in path.name]
+
+
+def test_tables_of_a_search_without_a_column_are_named(tmp_path: Path, data: Hub) -> None:
+    write_search(data)
+    data.write("queries/queries/0000.parquet", [{"_id": "q1", "title": "quick fox"}])
+    with pytest.raises(UserError, match="has the columns _id, title; needed are _id \\(or id\\) and text"):
+        fetch(tmp_path, "hub:owner/tiny")
+    write_search(data)
+    data.write("default/test/0000.parquet", [{"query-id": "q1", "corpus-id": "d1"}])
+    with pytest.raises(UserError, match="has the columns query-id, corpus-id; needed are query-id, corpus-id, score"):
+        fetch(tmp_path, "hub:owner/tiny")
 
 
 def test_a_data_set_without_judgments_is_named(tmp_path: Path) -> None:
