@@ -117,14 +117,15 @@ def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k
     """
     if not len(queries):
         return iter(np.zeros((len(dims), 0, k), np.int32))
-    queries = np.asarray(scale_by_power_of_two(jnp.asarray(queries)))
+    queries, database = _scaled(queries), _scaled(database)
     n, batch, threads = len(database), QUERIES_PER_BATCH, 1
     if n >= TILED_FROM_ROWS and n > 2 * k * GROUP_COLUMNS and jax.default_backend() == "cpu":
-        threads = processes.core_count()  # one batch occupies few cores
-        batch = max(8, min(batch, MAX_SCORES_BYTES // (4 * len(dims) * n * threads) // 8 * 8))
+        affordable = MAX_SCORES_BYTES // (4 * len(dims) * n)  # queries whose scores are held at a time
+        threads = max(1, min(processes.core_count(), affordable // 8))  # one batch occupies few cores
+        batch = max(8, min(batch, affordable // threads // 8 * 8))
         nearest_of: Any = partial(_search_tiles, tiles_TxDxS=_tiles(database), dims=tuple(dims), k=k, n=n)
     else:
-        columns = jnp.asarray(np.ascontiguousarray(np.asarray(scale_by_power_of_two(jnp.asarray(database))).T))
+        columns = jnp.asarray(np.ascontiguousarray(database.T))
         nearest_of = partial(_search, database_DxN=columns, dims=tuple(dims), k=k)
 
     def search(queries: np.ndarray) -> np.ndarray:
@@ -146,11 +147,14 @@ def neighbours(queries: np.ndarray, database: np.ndarray, dims: Sequence[int], k
     return iter(processes.by_rows(search, queries).swapaxes(0, 1))
 
 
+def _scaled(z: np.ndarray) -> np.ndarray:
+    return np.asarray(scale_by_power_of_two(jnp.asarray(z)))
+
+
 def _tiles(database: np.ndarray) -> jax.Array:
-    """The columns of [N, D], scaled by a power of two, in tiles [T, D, TILE_COLUMNS]; the last repeats the last row."""
-    rows = np.asarray(scale_by_power_of_two(jnp.asarray(database)))
-    padded = np.pad(rows, ((0, -len(rows) % TILE_COLUMNS), (0, 0)), mode="edge")
-    return jnp.asarray(padded.reshape(-1, TILE_COLUMNS, rows.shape[1]).transpose(0, 2, 1))
+    """The columns of [N, D] in tiles [T, D, TILE_COLUMNS]; the last one repeats the last row."""
+    padded = np.pad(database, ((0, -len(database) % TILE_COLUMNS), (0, 0)), mode="edge")
+    return jnp.asarray(padded.reshape(-1, TILE_COLUMNS, database.shape[1]).transpose(0, 2, 1))
 
 
 def outcomes(indices: np.ndarray, labels: np.ndarray, database_labels: np.ndarray, k: int) -> dict[str, np.ndarray]:

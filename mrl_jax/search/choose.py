@@ -133,11 +133,9 @@ def check_settleable(
 
 def _first_dims(about: Description, kind: str) -> list[int]:
     """The dims that an index of this kind can search first."""
-    return (
-        [m for m in about.dims if m < about.width and m <= about.prefix]
-        if kind == "exact"
-        else [about._replace(kind=kind).scanned]
-    )
+    if kind == "exact":
+        return [m for m in about.dims if m < about.width and m <= about.prefix]
+    return [about._replace(kind=kind).scanned]
 
 
 def _try(index: Index, queries: np.ndarray, goal: plans.Goal, level: float, together: int) -> Iterator[Method]:

@@ -45,8 +45,8 @@ def new_description(model: EmbeddingModel, options: argparse.Namespace) -> Descr
         raise UserError(f"--prefix={prefix} is not allowed; one of {', '.join(map(str, dims))}")
     run = f"{_place_of(options.run)}#{options.arm or ''}#{options.seed}"
     kind, coarse = options.kind or default_kind(options.index), options.coarse
-    if coarse is not None and options.kind != "faiss-ivf":
-        raise UserError(f"--coarse={coarse} is for --kind faiss-ivf; this index is of kind {options.kind or kind}")
+    if coarse is not None and kind != "faiss-ivf":
+        raise UserError(f"--coarse={coarse} is for --kind faiss-ivf; this index is of kind {kind}")
     if coarse is not None and coarse not in (below := [m for m in dims if m <= prefix]):
         raise UserError(f"--coarse={coarse} is not allowed; one of {', '.join(map(str, below))}")
     return Description(width, dims, prefix, model.fingerprint, run, kind, coarse)

@@ -55,13 +55,13 @@ def fetch(key: str, name: str, cache_dir: str | None) -> str:
         with partial_folder(cache) as partial:
             content = partial / folder.name
             content.mkdir()
-            SOURCES[place](f"{key}={name}", inner, content)
-            folder.parent.mkdir(parents=True, exist_ok=True)
             try:
+                SOURCES[place](f"{key}={name}", inner, content)
+                folder.parent.mkdir(parents=True, exist_ok=True)
                 content.rename(folder)
-            except OSError:  # another process was first
-                if not folder.is_dir():
-                    raise
+            except OSError as error:
+                if not folder.is_dir():  # else another process was first
+                    raise cannot_write_error(folder, error) from error
         say(f"{name} is in {folder}")
     file = folder / f"{folder.name}.jsonl"
     return str(file if file.is_file() else folder)
@@ -157,7 +157,7 @@ def search_of(tables: Tables, configuration: str | None) -> tuple[Splits, Splits
     def first(*names: str) -> Splits | None:
         return next((tables[name] for name in names if name in tables), None)
 
-    before = f"{configuration}-"
+    before = f"{configuration}-" if configuration else ""
     corpus, queries = (first(before + name, name) for name in ("corpus", "queries"))
     judged = first(before + "qrels", configuration) if configuration else first("qrels", "default")
     return (corpus, queries, judged) if corpus and queries and judged else None
@@ -228,7 +228,7 @@ def downloading(given: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise cannot_write_error(Path(error.filename or given), error) from error
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # at this end
+            raise
         reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         raise UserError(f"{given} cannot be downloaded ({reason})") from error

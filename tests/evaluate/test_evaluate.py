@@ -149,7 +149,15 @@ def test_a_large_database_in_tiles_has_the_same_neighbours(extra: int, levels: i
     whole = list(neighbours(queries, database, DIMS, 5))
     monkeypatch.setattr(search, "TILED_FROM_ROWS", 1)
     monkeypatch.setattr(search, "MAX_SCORES_BYTES", 4 * len(DIMS) * n * 8)
+    threads: list[int] = []
+    pool = search.ThreadPoolExecutor
+    monkeypatch.setattr(search, "ThreadPoolExecutor", lambda count: threads.append(count) or pool(count))
+    monkeypatch.setattr(search.processes, "core_count", lambda: 64)  # no more batches at a time than memory allows
     tiled = list(neighbours(queries, database, DIMS, 5))
+    monkeypatch.setattr(search, "MAX_SCORES_BYTES", 4 * len(DIMS) * n * 8 * 3)
+    for alone, together in zip(tiled, neighbours(queries, database, DIMS, 5), strict=True):
+        np.testing.assert_array_equal(alone, together)
+    assert threads == [1, 3]
     for dim, a, b in zip(DIMS, whole, tiled, strict=True):
         for row in np.flatnonzero((a != b).any(1)):  # float32 may swap what lies closer than its precision
             same = [cosine(queries[row, :dim] + 1e-9, database[found[row], :dim] + 1e-9) for found in (a, b)]

@@ -258,9 +258,9 @@ def test_mistakes_in_the_command_are_named(run: Path, corpus: Path, built: Path,
     other = tmp_path / "other"
     shutil.copytree(run, other)
     coarse, whole = tmp_path / "coarse", tmp_path / "whole"
-    words = ["build", str(run), str(corpus), "--prefix", "8", "--index"]
-    assert search.main([*words, str(coarse), "--kind", "faiss-ivf", "--coarse", "4"]) == 0
-    assert search.main([*words, str(whole), "--kind", "faiss-rabitq"]) == 0
+    with_prefix = ["build", str(run), str(corpus), "--prefix", "8", "--index"]
+    assert search.main([*with_prefix, str(coarse), "--kind", "faiss-ivf", "--coarse", "4"]) == 0
+    assert search.main([*with_prefix, str(whole), "--kind", "faiss-rabitq"]) == 0
     assert search.main(["query", str(whole), "orbit1", "--plan", "16:20"]) == 0
     capsys.readouterr()
     for words, said in (
@@ -291,30 +291,12 @@ def test_mistakes_in_the_command_are_named(run: Path, corpus: Path, built: Path,
         (["query", str(built), "x", "--plan", "5:10"], "a stage at dim 5 is not possible; the dims are [4, 8, 16]"),
         (["query", str(built), "x", "--plan", "4-10"], "auto, exact, or stages such as 64:200"),
         (["build", str(run), str(corpus), "--index", "x", "--coarse", "4"], "--coarse=4 is for --kind faiss-ivf; this"),
+        ([*with_prefix, "x", "--kind", "faiss-ivf", "--coarse", "16"], "--coarse=16 is not allowed; one of 4, 8"),
         (
-            ["build", str(run), str(corpus), "--index", "x", "--kind", "faiss-ivf", "--prefix", "8", "--coarse", "16"],
-            "--coarse=16 is not allowed; one of 4, 8",
+            [*with_prefix, str(coarse), "--kind", "faiss-ivf", "--coarse", "8"],
+            "was built with --coarse 4; leave --coar",
         ),
-        (
-            [
-                "build",
-                str(run),
-                str(corpus),
-                "--index",
-                str(coarse),
-                "--kind",
-                "faiss-ivf",
-                "--prefix",
-                "8",
-                "--coarse",
-                "8",
-            ],
-            "was built with --coarse 4; leave --coarse out",
-        ),
-        (
-            ["query", str(whole), "x", "--plan", "8:20"],
-            "--plan=8:20: this index has one stage, at 16 dims",
-        ),
+        (["query", str(whole), "x", "--plan", "8:20"], "--plan=8:20: this index has one stage, at 16 dims"),
         (["query", str(built), "x", "--plan", "8:20"], "the first stage can scan at most 4 dims"),
         (["query", str(built), "x", "--plan", "4:5", "--k", "6"], "a stage keeps 5 documents; at least k=6"),
         (["plan", str(built), "--queries", str(queries)], "line 2: text is missing"),

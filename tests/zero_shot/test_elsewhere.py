@@ -1,6 +1,8 @@
 """Collections of ir_datasets and of the Hugging Face Hub; data sets on this disk stand for them."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,16 @@ def test_a_process_that_was_first_is_believed(tmp_path: Path, monkeypatch: pytes
     texts = ["begun"]
     monkeypatch.setitem(elsewhere.SOURCES, "hub", write)
     assert fetch(tmp_path, "hub:a/b").second.texts == ["second"]
+
+
+def test_a_full_disk_is_a_sentence_that_names_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        with elsewhere.downloading("x"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setitem(elsewhere.SOURCES, "hub", fill)
+    with pytest.raises(UserError, match=f"no space left for {tmp_path}/cache/collections/hub/.*/a-b;"):
+        fetch(tmp_path, "hub:a/b")
 
 
 def test_a_collection_is_downloaded_once(tmp_path: Path, data: Hub) -> None:
