@@ -1,12 +1,14 @@
 """Every kind of index in a folder on the same documents, and how near `--kind auto` comes to the fastest of them.
 
     python benchmarks/index_kinds.py [--documents N] [--recall .99] [--together 1 256] [--json FILE]
+    python benchmarks/index_kinds.py --documents 1000000 --model minilm --embedded 16000 --peer
 
 Documents are synsets of WordNet and queries definitions, embedded by `wordllama`: 256 dims, of which 64 are the prefix.
-Beyond 114,050, documents are synthesised around these as in retrieval.py. Half of the queries are for `auto` to choose
-by; on the others each kind is measured: bytes per document of what is searched first, recall@10 of 100 candidates, and
-the time of the shortest shortlist that keeps the asked recall there, which is the best in hindsight. Needs the extra
-`faiss`.
+Beyond --embedded, documents are synthesised around the first 16,000 as in retrieval.py. Half of the queries are for
+`auto` to choose by; on the others each kind is measured: bytes per document of what is searched first, recall@10 of 100
+candidates, and the time of the shortest shortlist that keeps the asked recall there, which is the best in hindsight.
+--peer also times HNSW of FAISS on whole embeddings, in memory, with the smallest view that keeps the recall. Needs the
+extra `faiss`.
 """
 
 import argparse
@@ -33,17 +35,19 @@ DIMS = (16, 32, 64, 128, 256)
 PREFIX, COARSE = 64, 16
 CANDIDATES = 100
 BLOCK = 50_000
+BASE = 16_000  # documents that others are synthesised around
+VIEWS = (32, 64, 128, 256, 512, 1024)  # nodes that the peer's search of its graph keeps in view
 
 
-def embedded(documents: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of so many documents and queries, of unit length."""
+def embedded(name: str, documents: int, real: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of so many documents, of which `real` are of texts, and queries, of unit length."""
     data = load(DataConfig("wordnet", task="pairs"))
     assert isinstance(data, PairDataset)
-    model = pretrained("wordllama")
-    texts = list(data.test.documents)[:documents]
+    model = pretrained(name)
+    texts = list(data.test.documents)[: min(documents, real)]
     x, q = model.encode(texts), model.encode(list(data.test.queries)[:queries])
     more = documents - len(x)
-    return (np.concatenate([x, retrieval.synthesise(x[:16_000], more, 10)]) if more else x), q
+    return (np.concatenate([x, retrieval.synthesise(x[:BASE], more, 10)]) if more else x), q
 
 
 def ways(place: str, kinds: list[str]) -> dict[str, tuple[str, int | None]]:
@@ -77,15 +81,39 @@ def measured(
     return found
 
 
+def peer(x: np.ndarray, queries: np.ndarray, truth: np.ndarray, target: float, together: list[int]) -> dict[str, Any]:
+    """HNSW of FAISS on whole embeddings: what it costs and finds with the smallest view that keeps the recall."""
+    import faiss
+
+    started = time.perf_counter()
+    graph = faiss.IndexHNSWFlat(x.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+    graph.add(x)
+    built = time.perf_counter() - started
+    found: dict[str, Any] = {"built in s": built, "bytes per document": len(faiss.serialize_index(graph)) / len(x)}
+    for view in VIEWS:
+        graph.hnsw.efSearch = view
+        found |= {"view": view, "recall": float(plan.recall(graph.search(queries, K)[1], truth).mean())}
+        if found["recall"] >= target:
+            break
+
+    def search(z: np.ndarray, stages: Any) -> Any:
+        return graph.search(z, K)
+
+    return found | {"ms": {n: 1e3 * choose._seconds(search, queries, None, n) for n in together}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=100_000, metavar="N")
     parser.add_argument("--queries", type=int, default=2_000, metavar="N")
+    parser.add_argument("--model", default="wordllama", help="a model as it is: wordllama, minilm or a folder")
+    parser.add_argument("--embedded", type=int, default=114_050, metavar="N", help="documents that are texts")
+    parser.add_argument("--peer", action="store_true", help="also HNSW of FAISS on whole embeddings")
     parser.add_argument("--recall", type=float, default=0.99)
     parser.add_argument("--together", type=int, nargs="+", default=[1, 256])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args()
-    x, q = embedded(options.documents, options.queries)
+    x, q = embedded(options.model, options.documents, options.embedded, options.queries)
     held_out, test = q[::2], q[1::2]
     kinds, auto = {}, {}
     with tempfile.TemporaryDirectory() as name:
@@ -103,7 +131,14 @@ def main() -> None:
                     path.unlink()  # that of other cells
                 kinds[name] = measured(index, test, truth, options.recall, options.together)
             print(f"{name}: {json.dumps(kinds[name])}", flush=True)
+        # `choose` keeps what the chosen kind needs; the other files are put back, so that no kind is built twice.
+        built = {path: path.with_suffix(".built") for path in Path(place).glob("*.index")}
+        for path, kept in built.items():
+            kept.hardlink_to(path)
         for together in options.together:
+            for path, kept in built.items():
+                if not path.exists():
+                    path.hardlink_to(kept)
             with contextlib.closing(open_index(place, write=True)) as index:
                 chosen = choose.choose(index, list(by_kind(place)), held_out, K, options.recall, together=together)
             times = {name: one["ms"][together] for name, one in kinds.items()}
@@ -124,8 +159,11 @@ def main() -> None:
                     }
                     auto[together]["ratio"] = auto[together]["ms of the chosen"] / best[0]
             print(f"auto, {together} together: {json.dumps(auto[together])}", flush=True)
-    found = fresh.machine(documents=len(x), width=x.shape[1], prefix=PREFIX, target=options.recall)
+    found = fresh.machine(documents=len(x), width=x.shape[1], prefix=PREFIX, target=options.recall, model=options.model)
     found |= {"kinds": kinds, "auto": auto}
+    if options.peer:
+        found["FAISS HNSW on whole embeddings"] = peer(x, test, truth, options.recall, options.together)
+        print(f"peer: {json.dumps(found['FAISS HNSW on whole embeddings'])}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
