@@ -31,7 +31,7 @@ from mrl_jax.search.index import Description, Document, Index, by_kind, create_i
 from mrl_jax.search.truth import best_of_blocks
 
 K = 10
-DIMS = (16, 32, 64, 128, 256)
+SHORTER = (16, 32, 64, 128)  # dims of prefixes
 PREFIX, COARSE = 64, 16
 CANDIDATES = 100
 BLOCK = 50_000
@@ -118,7 +118,7 @@ def main() -> None:
     kinds, auto = {}, {}
     with tempfile.TemporaryDirectory() as name:
         place = str(Path(name) / "index")
-        about = Description(x.shape[1], DIMS, PREFIX, "", "##0")
+        about = Description(x.shape[1], (*SHORTER, x.shape[1]), PREFIX, "", "##0")
         with contextlib.closing(create_index(place, about)) as index:
             for start in range(0, len(x), BLOCK):
                 some = x[start : start + BLOCK]

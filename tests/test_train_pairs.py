@@ -209,6 +209,7 @@ def program(encoder, inputs: dict, vocabulary: int, **changes) -> TrainStep:
     [
         (2, LossConfig(name="info_nce")),
         (4, LossConfig(name="info_nce", learned_temperature=True)),
+        (3, LossConfig(name="sigmoid")),
     ],
 )
 @pytest.mark.slow

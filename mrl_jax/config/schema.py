@@ -17,9 +17,10 @@ class LossConfig:
 
     name: str = "cross_entropy"  # one of `mrl_jax.losses.LOSSES`
     temperature: float = limited(0.05, "0.01 ≤ value ≤ 1", lambda t: 0.01 <= t <= 1)  # τ that divides cosines
-    learned_temperature: bool = False  # info_nce: learn τ, starting from temperature
+    learned_temperature: bool = False  # info_nce, sigmoid: learn τ, starting from temperature
+    bias: float = -10.0  # sigmoid: number added to each logit, learned for each dim, starting from here
     symmetric: bool = True  # symmetric InfoNCE: also document → query
-    mask_known: bool = True  # info_nce: equal texts, known positives and the query's own text are no negatives
+    mask_known: bool = True  # info_nce, sigmoid: equal texts, known positives and the query's own text are no negatives
     distillation: float = at_least(0.0, 0)  # weight of a loss in which the full width's similarities or answers teach
     shortlist: float = at_least(
         0.0, 0
@@ -28,10 +29,12 @@ class LossConfig:
     shortlist_temperature: float = limited(0.05, "0.01 ≤ value ≤ 1", lambda t: 0.01 <= t <= 1)  # τ of loss.shortlist
     binary: float = at_least(
         0.0, 0
-    )  # info_nce: weight of the loss with documents of one bit per coordinate, their signs
+    )  # info_nce, sigmoid: weight of the loss with documents of one bit per coordinate, their signs
     teacher: str | None = None  # pairs: minilm, mpnet, a model folder or .npz (texts, vectors) whose similarities teach
     teacher_weight: float = at_least(1.0, 0)  # weight of the loss that the teacher gives, at every prefix
-    guide: str | None = None  # info_nce: as teacher; a document that it finds nearer than the positive is no negative
+    guide: str | None = (
+        None  # of pairs without scores: as teacher; what it finds nearer than the positive is no negative
+    )
     guide_margin: float = limited(0.0, "-2 ≤ value ≤ 2", lambda m: -2 <= m <= 2)  # nor one at most so much farther
     supervised: bool = True  # with a teacher: learn from the pairs too; false: from its similarities alone
     weights: tuple[float, ...] | None = None  # relative importance of each granularity; null: ones
@@ -71,7 +74,7 @@ class TrainerConfig:
     precision: Literal["highest", "high", "default"] = (
         "highest"  # matmul precision of the training step, as JAX names it
     )
-    no_duplicates: bool = False  # info_nce: where possible, no text stands twice in a batch
+    no_duplicates: bool = False  # pairs without scores: where possible, no text stands twice in a batch
     evaluations: int = at_least(10, 1)  # times the validation split is scored; the best moment is kept
     log_every: int = at_least(20, 1)  # steps between lines of metrics.jsonl
     checkpoint_seconds: float = at_least(60.0, 0)  # between checkpoints of the training state; 0: at every log line

@@ -28,12 +28,14 @@ from mrl_jax.losses.scored import (
     nested_pair_distillation,
     nested_similarity_regression,
 )
+from mrl_jax.losses.sigmoid import nested_sigmoid
 
 __all__ = [
     "LOSSES",
     "Guide",
     "LossType",
     "PairBatch",
+    "PairSettings",
     "TextIds",
     "cached_gradient",
     "cross_entropy",
@@ -45,6 +47,7 @@ __all__ = [
     "nested_info_nce",
     "nested_logit_distillation",
     "nested_pair_distillation",
+    "nested_sigmoid",
     "nested_similarity_regression",
     "sample_granularities",
     "straight_through_signs",
@@ -70,8 +73,16 @@ class PairBatch(NamedTuple):
         return self.candidates[: len(self.anchors)]
 
 
-# (batch, dims, weights [K], temperature, symmetric) → the scalar loss and the loss of each granularity [K]
-PairLoss = Callable[[PairBatch, Sequence[int], jax.Array, Any, bool], tuple[jax.Array, jax.Array]]
+class PairSettings(NamedTuple):
+    """What a pair loss depends on beside its batch; each loss reads what it needs."""
+
+    temperature: Any  # τ that divides cosines
+    symmetric: bool  # whether documents look for their queries too
+    biases: Any = None  # [K], added to the logits of each granularity
+
+
+# (batch, dims, weights [K], settings) → the scalar loss and the loss of each granularity [K]
+PairLoss = Callable[[PairBatch, Sequence[int], jax.Array, PairSettings], tuple[jax.Array, jax.Array]]
 
 
 @dataclass(frozen=True)
@@ -82,38 +93,51 @@ class LossType:
     options: tuple[str, ...]  # configuration keys that apply to this loss but not to all losses
     of_pairs: PairLoss | None = None  # None for losses of classes, which `heads.nested_loss` computes
     distillation: PairLoss | None = None  # what a teacher says: the batch's targets, or without any the full width
+    is_biased: bool = False  # whether each granularity learns a number that is added to its logits
 
 
 def _info_nce(
-    batch: PairBatch, dims: Sequence[int], weights: jax.Array, temperature: Any, symmetric: bool
+    batch: PairBatch, dims: Sequence[int], weights: jax.Array, settings: PairSettings
 ) -> tuple[jax.Array, jax.Array]:
+    temperature, symmetric, _ = settings
     return nested_info_nce(
         batch.anchors, batch.candidates, dims, weights, temperature, symmetric, ids=batch.ids, guide=batch.guide
     )
 
 
-def _cosent(
-    batch: PairBatch, dims: Sequence[int], weights: jax.Array, temperature: Any, _: bool
+def _sigmoid(
+    batch: PairBatch, dims: Sequence[int], weights: jax.Array, settings: PairSettings
 ) -> tuple[jax.Array, jax.Array]:
-    return nested_cosent(batch.anchors, batch.positives, batch.scores, dims, weights, temperature)
+    temperature, _, biases = settings
+    return nested_sigmoid(
+        batch.anchors, batch.candidates, dims, weights, temperature, biases, ids=batch.ids, guide=batch.guide
+    )
 
 
-def _cosine(batch: PairBatch, dims: Sequence[int], weights: jax.Array, *_: Any) -> tuple[jax.Array, jax.Array]:
+def _cosent(
+    batch: PairBatch, dims: Sequence[int], weights: jax.Array, settings: PairSettings
+) -> tuple[jax.Array, jax.Array]:
+    return nested_cosent(batch.anchors, batch.positives, batch.scores, dims, weights, settings.temperature)
+
+
+def _cosine(batch: PairBatch, dims: Sequence[int], weights: jax.Array, _: PairSettings) -> tuple[jax.Array, jax.Array]:
     return nested_cosine_regression(batch.anchors, batch.positives, batch.scores, dims, weights)
 
 
 def _teach_rankings(
-    batch: PairBatch, dims: Sequence[int], weights: jax.Array, temperature: Any, _: bool
+    batch: PairBatch, dims: Sequence[int], weights: jax.Array, settings: PairSettings
 ) -> tuple[jax.Array, jax.Array]:
-    return nested_distillation(batch.anchors, batch.candidates, dims, weights, temperature, batch.targets)
+    return nested_distillation(batch.anchors, batch.candidates, dims, weights, settings.temperature, batch.targets)
 
 
 def _teach_cosines(
-    batch: PairBatch, dims: Sequence[int], weights: jax.Array, temperature: Any, _: bool
+    batch: PairBatch, dims: Sequence[int], weights: jax.Array, settings: PairSettings
 ) -> tuple[jax.Array, jax.Array]:
     if batch.targets is None:
         return nested_pair_distillation(batch.anchors, batch.positives, dims, weights)
-    return nested_similarity_regression(batch.anchors, batch.candidates, batch.targets, dims, weights, temperature)
+    return nested_similarity_regression(
+        batch.anchors, batch.candidates, batch.targets, dims, weights, settings.temperature
+    )
 
 
 CONTRASTED = (
@@ -130,6 +154,7 @@ TAUGHT = ("loss.distillation", "loss.teacher", "loss.teacher_weight", "loss.supe
 LOSSES: dict[str, LossType] = {
     "cross_entropy": LossType("classes", OF_CLASSES),
     "info_nce": LossType("pairs", (*TAUGHT, *CONTRASTED), _info_nce, _teach_rankings),
+    "sigmoid": LossType("pairs", (*TAUGHT, *CONTRASTED, "loss.bias"), _sigmoid, _teach_rankings, is_biased=True),
     "cosent": LossType("scored pairs", TAUGHT, _cosent, _teach_cosines),
     "cosine": LossType("scored pairs", TAUGHT, _cosine, _teach_cosines),
 }

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mrl_jax.losses import row_tiles
 from mrl_jax.losses.cosines import MASKED, check_pairs, check_temperature, cosine_matrices, prefix_cosines, split_blocks
 from mrl_jax.losses.relevance import Guide, TextIds, left_out, nearer
 from mrl_jax.nesting import blocks as nesting_blocks
 from mrl_jax.nesting import inverse_prefix_norms, nested_logits
 
-TILE_ROWS = 128  # per streamed tile: K tiles of `TILE_ROWS × N` float32 should fit in the cache
 DIRECT_ELEMENTS = 1 << 20  # of the K Gram matrices; up to here, storing them is faster than computing them twice
 MAX_INVERSE_TEMPERATURE = 40  # largest 1/τ for which exp(−2/τ) is far above the smallest float32
 
@@ -92,7 +92,7 @@ def nested_info_nce(
         guide and guide.documents,
     )
     bounded = not isinstance(temperature, jax.Array) and temperature >= 1 / MAX_INVERSE_TEMPERATURE
-    plan = _Plan(dims, min(TILE_ROWS, batch), symmetric, bounded)
+    plan = _Plan(dims, min(row_tiles.TILE_ROWS, batch), symmetric, bounded)
     inverse = 1.0 / jnp.asarray(temperature, jnp.float32)
     normalizers = _streamed_normalizers if streamed else _direct_normalizers
     normalizers_K = normalizers(plan, queries_BxD, documents_NxD, inverse, rows, columns)
@@ -153,8 +153,7 @@ def _streamed_normalizers(
     plan: _Plan, queries: jax.Array, documents: jax.Array, inverse: jax.Array, rows: _Side, columns: _Side
 ) -> jax.Array:
     """As `_direct_normalizers`, over tiles of rows; the queries are padded to whole tiles."""
-    missing = -len(queries) % plan.tile
-    queries, rows = jax.tree.map(lambda x: jnp.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1))), (queries, rows))
+    queries, rows = row_tiles.pad((queries, rows), plan.tile)
     return _stream_tiles(plan, queries, documents, inverse, rows, columns)
 
 
@@ -199,10 +198,10 @@ def _stream_tiles_forward(
         return of_columns_KxN, jnp.stack(of_rows, axis=1)
 
     start = jnp.full_like(d_norms_KxN, -jnp.inf) if plan.symmetric else None
-    tiles = _tiles((queries, q_norms_BxK * inverse, rows), plan.tile)
+    tiles = row_tiles.split((queries, q_norms_BxK * inverse, rows), plan.tile)
     of_columns_KxN, of_rows = jax.lax.scan(step, start, tiles)
     # Rows of weight 0 may have infinite log-sums, or ones whose exponentials overflow: −MASKED makes those exactly 0.
-    of_rows_BxK = jnp.where(rows.weight[:, None] > 0, _untile(of_rows), -MASKED)
+    of_rows_BxK = jnp.where(rows.weight[:, None] > 0, row_tiles.join(of_rows), -MASKED)
     normalizers_K = rows.weight @ of_rows_BxK
     if of_columns_KxN is not None:
         of_columns_KxN = jnp.where(columns.weight > 0, of_columns_KxN, -MASKED)
@@ -265,12 +264,12 @@ def _stream_tiles_backward(plan: _Plan, residuals: Any, cotangents_K: jax.Array)
         d_blocks = [d + q @ g for d, q, g in zip(d_blocks, q_blocks, gradients, strict=True)]
         return (d_blocks, of_columns_KxN + jnp.stack(of_columns)), (d_queries, jnp.stack(of_rows, axis=1))
 
-    tiles = _tiles((queries, q_norms_BxK * inverse, rows, row_weights_BxK, of_rows_BxK), plan.tile)
+    tiles = row_tiles.split((queries, q_norms_BxK * inverse, rows, row_weights_BxK, of_rows_BxK), plan.tile)
     transposed = jnp.swapaxes(tiles[0], 1, 2)
     start = ([jnp.zeros_like(block) for block in blocks], jnp.zeros_like(d_norms_KxN))
     (d_blocks, of_columns_KxN), (q_gradients, of_rows) = jax.lax.scan(step, start, (tiles, transposed))
-    of_rows_BxK = _untile(of_rows)
-    d_queries = jnp.concatenate([_untile(gradient) for gradient in q_gradients], axis=1)
+    of_rows_BxK = row_tiles.join(of_rows)
+    d_queries = jnp.concatenate([row_tiles.join(gradient) for gradient in q_gradients], axis=1)
     d_queries -= _norm_gradient(queries, of_rows_BxK * q_norms_BxK**2, plan.dims)
     d_documents = jnp.concatenate(d_blocks).T
     d_documents -= _norm_gradient(documents, (of_columns_KxN * d_norms_KxN**2).T, plan.dims)
@@ -279,17 +278,6 @@ def _stream_tiles_backward(plan: _Plan, residuals: Any, cotangents_K: jax.Array)
 
 
 _stream_tiles.defvjp(_stream_tiles_forward, _stream_tiles_backward)
-
-
-def _tiles(arrays: Any, tile: int) -> Any:
-    """[B, …] → [B / tile, tile, …]. Tile t holds the rows t, t + B / tile, …, so that each tile of a batch that is
-    sharded over devices is sharded too."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(tile, -1, *x.shape[1:]), 0, 1), arrays)
-
-
-def _untile(tiles: jax.Array) -> jax.Array:
-    """The inverse of `_tiles`."""
-    return jnp.swapaxes(tiles, 0, 1).reshape(-1, *tiles.shape[2:])
 
 
 def _norm_gradient(z_BxD: jax.Array, factors_BxK: jax.Array, dims: tuple[int, ...]) -> jax.Array:

@@ -22,6 +22,7 @@ from mrl_jax.losses import (
     LOSSES,
     Guide,
     PairBatch,
+    PairSettings,
     TextIds,
     nested_cosines,
     nested_info_nce,
@@ -75,9 +76,12 @@ class PairObjective:
         return self, label
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        if not self.options.learned_temperature:
-            return {}
-        return {"log_temperature": jnp.log(jnp.float32(self.options.temperature))}
+        params: dict[str, Any] = {}
+        if self.options.learned_temperature:
+            params["log_temperature"] = jnp.log(jnp.float32(self.options.temperature))
+        if LOSSES[self.options.name].is_biased:
+            params["bias"] = {str(m): jnp.float32(self.options.bias) for m in self.dims}
+        return params
 
     def temperature(self, params: Any) -> Any:
         """τ, a number where it is not learned."""
@@ -101,17 +105,20 @@ class PairObjective:
         batch = PairBatch(z_SxD[:size], z_SxD[size:], _scores(label), _ids(label, self.columns))
         if guide_SxG is not None:
             batch = batch._replace(guide=Guide(guide_SxG[:size], guide_SxG[size:], options.guide_margin))
-        total, losses_K = entry.of_pairs(batch, self.dims, weights_K, self.temperature(params), options.symmetric)
+        biases_K = jnp.stack([params["bias"][str(m)] for m in self.dims]) if entry.is_biased else None
+        settings = PairSettings(self.temperature(params), options.symmetric, biases_K)
+        total, losses_K = entry.of_pairs(batch, self.dims, weights_K, settings)
         if not is_zero(options.binary):
             of_signs = batch._replace(candidates=straight_through_signs(batch.candidates))
-            stored, _ = entry.of_pairs(of_signs, self.dims, weights_K, self.temperature(params), options.symmetric)
+            stored, _ = entry.of_pairs(of_signs, self.dims, weights_K, settings)
             total += options.binary * stored
         if not options.supervised:
             total = jnp.float32(0)
+        of_teacher = PairSettings(options.temperature, options.symmetric)
         taught_K = where_taught(weights_K, None if of_arm is None else of_arm[0])
         if not is_zero(options.distillation):
             assert entry.distillation is not None
-            taught, _ = entry.distillation(batch, self.dims, taught_K, options.temperature, options.symmetric)
+            taught, _ = entry.distillation(batch, self.dims, taught_K, of_teacher)
             total += options.distillation * taught
         if not is_zero(options.shortlist):
             # Scored pairs have one document per query: the texts of the batch are each other's documents.
@@ -121,7 +128,7 @@ class PairObjective:
         if teacher_SxT is not None:
             assert entry.distillation is not None
             batch = batch._replace(targets=teacher_SxT[:size] @ teacher_SxT[size:].T)
-            taught, _ = entry.distillation(batch, self.dims, weights_K, options.temperature, options.symmetric)
+            taught, _ = entry.distillation(batch, self.dims, weights_K, of_teacher)
             total += options.teacher_weight * taught
         return total, losses_K[None]
 
@@ -145,7 +152,10 @@ class PairObjective:
         return self.init(jax.random.key(0))  # depends on no width
 
     def widen(self, wide: Any, full: dict[str, Any], params: Any) -> dict[str, Any]:
-        return full | {name: value for name, value in params.items() if name != "encoder"}
+        own = {name: value for name, value in params.items() if name != "encoder"}
+        if "bias" in own:
+            own["bias"] = full["bias"] | own["bias"]
+        return full | own
 
 
 class ContrastiveObjective(PairObjective):

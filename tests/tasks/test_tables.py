@@ -13,11 +13,12 @@ from mrl_jax import arms, config, tasks
 from mrl_jax.arms import ARMS
 from mrl_jax.evaluate.compress import COMPRESSIONS
 from mrl_jax.evaluate.metrics import COMPARED, FAMILIES, METRICS
-from mrl_jax.losses import LOSSES, PairBatch
+from mrl_jax.losses import LOSSES, PairBatch, PairSettings
 from mrl_jax.system.errors import UserError
 from mrl_jax.tasks import TASKS
 
 DIMS, WEIGHTS = (2, 6), jnp.ones(2)
+SETTINGS = PairSettings(0.1, True, jnp.array([-2.0, -1.0]))
 OF_PAIRS = [name for name, entry in LOSSES.items() if entry.of_pairs]
 
 
@@ -36,7 +37,7 @@ def test_a_loss_of_pairs_gives_a_weighted_sum_of_its_granularities_and_a_gradien
     assert of_pairs is not None
 
     def loss(anchors: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return of_pairs(batch()._replace(anchors=anchors), DIMS, jnp.array([0.5, 2.0]), 0.1, True)
+        return of_pairs(batch()._replace(anchors=anchors), DIMS, jnp.array([0.5, 2.0]), SETTINGS)
 
     (total, losses_K), gradient = jax.value_and_grad(loss, has_aux=True)(batch().anchors)
     assert losses_K.shape == (2,)
@@ -45,7 +46,7 @@ def test_a_loss_of_pairs_gives_a_weighted_sum_of_its_granularities_and_a_gradien
 
 
 def test_no_two_losses_of_pairs_are_the_same_function() -> None:
-    values = {name: LOSSES[name].of_pairs(batch(), DIMS, WEIGHTS, 0.1, True)[0] for name in OF_PAIRS}  # type: ignore[misc]
+    values = {name: LOSSES[name].of_pairs(batch(), DIMS, WEIGHTS, SETTINGS)[0] for name in OF_PAIRS}  # type: ignore[misc]
     for a, b in itertools.combinations(values, 2):
         assert abs(float(values[a]) - float(values[b])) > 1e-3, (a, b)
 
@@ -67,6 +68,7 @@ def test_an_option_of_another_loss_is_refused_with_its_default() -> None:
             "loss.guide_margin": "0.1", "trainer.no_duplicates": "true", "evaluation.few_shot": "[1,5]",
             "evaluation.by_frequency": "true", "evaluation.superclass": ".", "evaluation.unknown": "a.txt",
             "evaluation.corruption": "[typos]", "loss.binary": "0.5", "evaluation.quantised_search": "true",
+            "loss.bias": "-5",
         }  # fmt: skip
         assert given.keys() == {key for other in LOSSES.values() for key in other.options}
         for key, value in given.items():

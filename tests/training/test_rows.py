@@ -161,6 +161,7 @@ SCORED = {"features": VECTORS, "label": RNG.uniform(size=BATCH).astype(np.float3
             {"loss.temperature": 0.1, "loss.distillation": 0.5, "loss.shortlist": 0.5, "loss.binary": 0.3},
             1,
         ),
+        (ContrastiveObjective(DIMS, 2, LossConfig("sigmoid")), PAIRS, {"loss.temperature": 0.2}, 1),
         (SimilarityObjective(DIMS, 2, LossConfig("cosent")), SCORED, {"loss.temperature": 0.2}, 1),
         (SimilarityObjective(DIMS, 2, LossConfig("cosent")), SCORED, {"loss.distillation": 0.5}, 1),
     ],
