@@ -136,7 +136,8 @@ def nested_distillation(
     *students, teacher = logits
     teacher = jax.lax.stop_gradient(teacher)
     if neighbours is not None and neighbours < teacher.shape[1]:
-        furthest = jax.lax.top_k(teacher, neighbours)[0][:, -1:]
+        # The minimum, not the last: of a top-k that is sliced, XLA on a CPU sorts all the numbers.
+        furthest = jnp.min(jax.lax.top_k(teacher, neighbours)[0], axis=1, keepdims=True)
         teacher = jnp.where(teacher >= furthest, teacher, MASKED)
     *students, teacher = map(jax.nn.log_softmax, (*students, teacher))
     divergences = [jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=1)) for student in students]

@@ -24,7 +24,8 @@ from mrl_jax.search.queries import SearchResults, leave_out
 from mrl_jax.system import files
 from mrl_jax.system.errors import UserError
 
-SIZES_PER_K = (100, 70, 50, 35, 25, 20, 15, 12, 10, 7, 5, 3, 2, 1)  # shortlist sizes to try, in multiples of k
+# Shortlist sizes to try, in multiples of k.
+SIZES_PER_K = (500, 300, 200, 150, 100, 70, 50, 35, 25, 20, 15, 12, 10, 7, 5, 3, 2, 1)
 
 
 Metric = Literal["recall", "ndcg"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mrl_jax.search.index import BACKENDS, Description, Document, create_index, exists, open_index, rerank
+from mrl_jax.search.index import BACKENDS, Description, Document, base, create_index, exists, open_index, rerank
 from mrl_jax.search.index.base import unit
 from mrl_jax.system.errors import UserError
 
@@ -85,19 +85,20 @@ def test_cells_on_few_dims_are_those_of_the_nearest_centre_on_them(tmp_path: Pat
     index.close()
 
 
-def test_one_bit_per_dim_is_of_whole_embeddings(tmp_path: Path) -> None:
-    """Documents whose prefixes are alike are told apart by the dims behind it."""
+@pytest.mark.parametrize(("kind", "most_bytes"), [("faiss-rabitq", 4 * 16), ("faiss-hnsw8", 16 + 4 * 64 + 60)])
+def test_a_bit_or_a_byte_per_dim_is_of_whole_embeddings(kind: str, most_bytes: int, tmp_path: Path) -> None:
+    """Documents whose prefixes are alike are told apart by the dims behind it; a graph also has 64 links per node."""
     pytest.importorskip("faiss")
     z = np.random.default_rng(0).normal(size=(2000, 16)).astype(np.float32)
     z[:, :8] = 1
     z = unit(z)
-    index = create_index(str(tmp_path / "index"), description("faiss-rabitq"))
+    index = create_index(str(tmp_path / "index"), description(kind))
     index.add([Document(str(i), f"text {i}") for i in range(len(z))], z)
     assert index.description.scanned == 16
     assert rerank(index, z[:100], 1, 200).rows[:, 0].tolist() == list(range(100))
     index.prepare()
-    (file,) = (tmp_path / "index").glob("faiss-rabitq-*.index")
-    assert file.stat().st_size < 4 * 16 * len(z)
+    (file,) = (tmp_path / "index").glob(f"{kind}-*.index")
+    assert file.stat().st_size < most_bytes * len(z)
     index.close()
 
 
@@ -146,3 +147,21 @@ def test_the_modules_that_the_readme_imports_are_attributes_of_the_package() -> 
 
     assert mrl_jax.cascade is cascade
     assert mrl_jax.funnel is funnel
+
+
+def test_candidates_are_ranked_a_few_queries_at_a_time_with_the_same_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = unit(np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32))
+    index = create_index(str(tmp_path / "index"), description("exact"))
+    index.add([Document(str(i), "") for i in range(len(z))], z)
+    together = rerank(index, z[:40], 5, 50)
+    read: list[int] = []
+    vectors = index.vectors
+    monkeypatch.setattr(index, "vectors", lambda handles: read.append(len(handles)) or vectors(handles))
+    monkeypatch.setattr(base, "MAX_RERANK_BYTES", 4 * 16 * 50 * 3)
+    apart = rerank(index, z[:40], 5, 50)
+    assert len(read) == 14
+    assert max(read) <= 150
+    np.testing.assert_array_equal(together.rows, apart.rows)
+    np.testing.assert_allclose(together.scores, apart.scores, rtol=1e-6)

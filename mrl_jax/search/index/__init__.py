@@ -1,7 +1,7 @@
 """Where documents and their embeddings are stored and searched: one interface (`Index`), and `BACKENDS` that have it.
 
     exact    a folder: SQLite for ids and texts, one flat file of vectors; searched in JAX (the default)
-    faiss    the same folder, its prefixes indexed by FAISS: flat, HNSW, IVF, PQ or RaBitQ
+    faiss    the same folder, its prefixes indexed by FAISS: flat, HNSW, IVF, PQ, or HNSW and RaBitQ of whole embeddings
     milvus   a Milvus Lite file, or a Milvus server by its address
 
 A further back end is a module with the functions that `Backend` names, and an entry in `BACKENDS`.
@@ -60,7 +60,7 @@ BACKENDS: dict[str, Backend] = {
     "exact": Backend("mrl_jax.search.index.exact", is_in_folder, ("exact",)),
     "faiss": Backend(
         "mrl_jax.search.index.faiss", is_in_folder,
-        ("faiss-flat", "faiss-hnsw", "faiss-ivf", "faiss-pq", "faiss-rabitq"), "faiss",
+        ("faiss-flat", "faiss-hnsw", "faiss-hnsw8", "faiss-ivf", "faiss-pq", "faiss-rabitq"), "faiss",
     ),
     "milvus-lite": Backend(  # it takes any other name as well, and cannot open the index again
         "mrl_jax.search.index.milvus", is_database,

@@ -17,7 +17,8 @@ from mrl_jax.search.queries import SearchResults
 from mrl_jax.system.errors import UserError
 
 PQ_BYTE_DIMS = 4
-WHOLE = ("faiss-rabitq",)  # kinds that search whole embeddings first: at one bit per dim they are short enough
+MAX_RERANK_BYTES = 1 << 28  # of whole embeddings that are read at a time to rank candidates
+WHOLE = ("faiss-hnsw8", "faiss-rabitq")  # kinds that search whole embeddings first, in a byte or a bit per dim
 
 T = TypeVar("T")
 
@@ -132,18 +133,30 @@ def rerank(index: Index, queries: np.ndarray, k: int, size: int, dim: int | None
         `SearchResults` [Q, k]; the rows are handles.
     """
     handles = np.asarray(index.candidates(queries, size))
+    best_of_queries = []
+    at_once = max(1, MAX_RERANK_BYTES // (4 * queries.shape[1] * max(1, handles.shape[1])))
+    for start in range(0, len(queries), at_once):
+        some = slice(start, start + at_once)
+        best_of_queries += _best(index, queries[some], handles[some], k, dim)
+    return _with_copies(index, best_of_queries, k)
+
+
+def _best(
+    index: Index, queries: np.ndarray, handles: np.ndarray, k: int, dim: int | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each query the scores and handles of the k best among `handles` [Q, size], −1 for none."""
     unique, at = np.unique(handles, return_inverse=True)
     vectors = np.zeros((len(unique), queries.shape[1]), np.float32)
     vectors[unique >= 0] = index.vectors(unique[unique >= 0])
     if dim is not None and dim < queries.shape[1]:
         queries, vectors = unit(queries[:, :dim]), unit(vectors[:, :dim])
-    best_of_queries = []
+    best = []
     for query, candidates, places in zip(queries, handles, at.reshape(handles.shape), strict=True):
         dots = np.where(candidates >= 0, vectors[places] @ query, -np.inf)
         order = np.lexsort((candidates, -dots))[:k]
         order = order[dots[order] > -np.inf]
-        best_of_queries.append((dots[order], candidates[order]))
-    return _with_copies(index, best_of_queries, k)
+        best.append((dots[order], candidates[order]))
+    return best
 
 
 def _with_copies(index: Index, best_of_queries: list[tuple[np.ndarray, np.ndarray]], k: int) -> SearchResults:

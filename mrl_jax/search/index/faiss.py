@@ -2,6 +2,7 @@
 
     faiss-flat     every prefix compared
     faiss-hnsw     a graph of neighbours (Malkov & Yashunin 2016): fast for single queries, slow to build
+    faiss-hnsw8    the same on whole embeddings, one byte per dim
     faiss-ivf      cells around k-means centres, the nearest few searched; on fewer dims than the prefix where the
                    description says so (AdANNS, Rege et al. 2023)
     faiss-pq       product quantisation, one byte per four dims (Jégou, Douze & Schmid 2011)
@@ -42,7 +43,9 @@ IVF_CELLS = 4  # there are this times √N cells …
 IVF_PROBED_SHARE = 0.04  # … of which this share is searched, but at least IVF_MIN_PROBED
 IVF_MIN_PROBED = 8
 IVF_CELL_ROWS = 39  # at least so many entries per cell, if there is more than one
-MIN_ENTRIES = {"faiss-flat": 1, "faiss-hnsw": 1, "faiss-ivf": 1, "faiss-pq": 256, "faiss-rabitq": 1}
+MIN_ENTRIES = {
+    "faiss-flat": 1, "faiss-hnsw": 1, "faiss-hnsw8": 1, "faiss-ivf": 1, "faiss-pq": 256, "faiss-rabitq": 1,
+}  # fmt: skip
 BLOCK_ROWS = 65536  # prefixes that are read at a time, and most of those that FAISS trains on
 BLAS_QUERIES = 20  # batches of so many queries or more are matmuls, six times as fast as FAISS' default
 
@@ -90,6 +93,7 @@ class FaissIndex(store.Store):
         recipes = {
             "faiss-flat": "Flat",
             "faiss-hnsw": f"HNSW{HNSW_LINKS},Flat",
+            "faiss-hnsw8": f"HNSW{HNSW_LINKS}_SQ8",
             "faiss-ivf": f"IVF{cells},Flat",
             "faiss-pq": f"PQ{quantised_bytes(dim)}np",  # np: without minutes of training for a Hamming distance
             "faiss-rabitq": "RaBitQfs",  # the rotation before it that the paper has changed nothing
@@ -99,7 +103,7 @@ class FaissIndex(store.Store):
             index = _with_coarse_cells(faiss, dim, coarse, cells)
         else:
             index = faiss.index_factory(dim, recipes[kind], faiss.METRIC_INNER_PRODUCT)
-        if kind == "faiss-hnsw":
+        if kind in ("faiss-hnsw", "faiss-hnsw8"):
             index.hnsw.efConstruction = 2 * HNSW_NODES
         if kind in ("faiss-pq", "faiss-ivf"):  # no warning, which would come once for each byte of a vector
             (index.pq if kind == "faiss-pq" else index).cp.min_points_per_centroid = 1
