@@ -392,7 +392,7 @@ def agrees(
 def small_tiles():
     """Tiles of 16 rows, so that small batches have several, the last of them padded."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mrl_jax.losses.info_nce.TILE_ROWS", 16)
+        patch.setattr("mrl_jax.losses.row_tiles.TILE_ROWS", 16)
         yield
 
 
@@ -678,9 +678,9 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from mrl_jax.losses import Guide, TextIds, info_nce
+from mrl_jax.losses import Guide, TextIds, info_nce, row_tiles
 
-info_nce.TILE_ROWS = 16
+row_tiles.TILE_ROWS = 16
 rng = np.random.default_rng(0)
 q, d = (jnp.float32(rng.normal(size=(64, 12))) for _ in range(2))
 sharding = NamedSharding(Mesh(jax.devices(), ("data",)), P("data"))
