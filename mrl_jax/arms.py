@@ -15,7 +15,8 @@ prefixes and its principal directions, for pretrained weights. The baselines hav
 words or features and BM25, asked for by `evaluation.baseline` (`evaluate/baselines.py`). Their `dim` in evaluation.csv
 is the run's width.
 
-Where pairs are trained on there is no head: the row weighs the contrastive loss of each granularity, and no mrl_e.
+Where pairs are trained on there is no head: the row weighs the contrastive loss of each granularity, and no mrl_e. Nor
+where tokens are predicted, by prefixes of the table of their vectors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,12 +52,13 @@ class ArmType:
 
 
 PAIR_TASKS = ("pairs", "scored pairs")
+ALL_TASKS = ("classes", *PAIR_TASKS, "texts")
 
 # Colours of Okabe and Ito, and some of Tol: told apart by colour-blind readers too. The order is that of reports.
 ARMS: dict[str, ArmType] = {
-    "mrl": ArmType("MRL", "#0072b2", "circle", "nested", "separate"),
+    "mrl": ArmType("MRL", "#0072b2", "circle", "nested", "separate", tasks=ALL_TASKS),
     "mrl_e": ArmType("MRL-E", "#d55e00", "square", "nested", "tied", tasks=("classes",)),
-    "mrl_sampled": ArmType("MRL sampled", "#56b4e9", "pentagon", "nested", "separate", sampled=True),
+    "mrl_sampled": ArmType("MRL sampled", "#56b4e9", "pentagon", "nested", "separate", sampled=True, tasks=ALL_TASKS),
     "mrl_distilled": ArmType(
         "MRL distilled",
         "#44aa99",
@@ -79,8 +81,16 @@ ARMS: dict[str, ArmType] = {
         in_all=False,
         tasks=("pairs",),
     ),
-    "ff": ArmType("FF", "#009e73", "triangle-up", "fixed", "separate", baseline=True),
-    "truncated": ArmType("truncated", "#e69f00", "triangle-down", "compressed", compression="truncated", baseline=True),
+    "ff": ArmType("FF", "#009e73", "triangle-up", "fixed", "separate", baseline=True, tasks=ALL_TASKS),
+    "truncated": ArmType(
+        "truncated",
+        "#e69f00",
+        "triangle-down",
+        "compressed",
+        compression="truncated",
+        baseline=True,
+        tasks=ALL_TASKS,
+    ),
     "random_subset": ArmType("random subset", "#999999", "plus", "compressed", compression="random_subset"),
     "random_projection": ArmType("random projection", "#000000", "x", "compressed", compression="random_projection"),
     "pca": ArmType("PCA", "#cc79a7", "diamond", "compressed", compression="pca", baseline=True),
@@ -220,7 +230,7 @@ def untuned(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def suited_to(*tasks: str) -> tuple[str, ...]:
-    """What `arms=all` stands for where `tasks` are learnt from: classes, pairs or scored pairs."""
+    """What `arms=all` stands for where `tasks` are learnt from: classes, pairs, scored pairs or texts."""
     return tuple(name for name in NAMES if ARMS[name].in_all and {*tasks} <= {*ARMS[name].tasks})
 
 

@@ -10,6 +10,7 @@ from mrl_jax.config.build import as_word, build, convert
 from mrl_jax.config.schema import DEFAULTS, Config
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders import ENCODERS
+from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.evaluate.corrupt import CORRUPTIONS
 from mrl_jax.evaluate.metrics import METRICS, find
 from mrl_jax.losses import LOSSES
@@ -41,6 +42,7 @@ def parse(raw: Any, is_stored: bool = False) -> Config:
     recipe = raw.pop("recipe", "none")
     config: Config = build(Config, {**raw, "arms": []} if raw.get("arms") is None else raw, "")
     one_of("loss.name", config.loss.name, LOSSES)
+    config = _with_mask_token(config)
     sources.check(config)
     config = recipes.name_recipe(config, recipe, open_keys)
     if raw.get("arms") is None or "all" in config.arms:
@@ -51,6 +53,14 @@ def parse(raw: Any, is_stored: bool = False) -> Config:
     if not is_stored:
         _check_new(config)
     return config
+
+
+def _with_mask_token(config: Config) -> Config:
+    """The configuration; a vocabulary that is learnt to predict hidden tokens has a token that hides them."""
+    encoder = config.encoder
+    if LOSSES[config.loss.name].learns_from != "texts" or not isinstance(encoder, TransformerConfig) or encoder.weights:
+        return config
+    return dataclasses.replace(config, encoder=dataclasses.replace(encoder, mask_token=True))
 
 
 def _nesting_dims(value: Any, width: Any) -> Any:

@@ -37,6 +37,8 @@ class LossConfig:
     )
     guide_margin: float = limited(0.0, "-2 ≤ value ≤ 2", lambda m: -2 <= m <= 2)  # nor one at most so much farther
     supervised: bool = True  # with a teacher: learn from the pairs too; false: from its similarities alone
+    mask_rate: float = limited(0.15, "more than 0 and at most 0.5", lambda rate: 0 < rate <= 0.5)  # mlm: share hidden
+    whole_words: bool = False  # mlm: hide all tokens of a word together
     weights: tuple[float, ...] | None = None  # relative importance of each granularity; null: ones
     weighting: Literal["fixed", "uncertainty"] = "fixed"  # as given, or times a factor learned for each granularity
     sampled: int = at_least(2, 1)  # granularities that arm mrl_sampled trains in a step, drawn anew each time

@@ -66,6 +66,7 @@ SOURCES: dict[str, SourceType] = {
     ),
     "tfds": SourceType({"classes": "tfds"}, keys=("name", "image_size", "streaming")),
     "pairs": SourceType({"pairs": "pairs"}, keys=(*FILES, "streaming")),
+    "texts": SourceType({"texts": "texts"}, keys=(*FILES, "streaming")),
     "beir": SourceType({"pairs": "beir"}, keys=("path", "train")),
     "stsb": SourceType({"pairs": "stsb"}),
     "mixture": SourceType({"mixture": "mixture"}, keys=("sources", "mixing", "mixing_temperature")),

@@ -19,7 +19,7 @@ STREAMING_MIN_BYTES = 1 << 30  # a data.train of at least this size (uncompresse
 SPLIT_SEED = 0x5EED  # of the validation cut: never the training seed, so that every seed is validated on the same rows
 DOCUMENTS_PER_QUERY = 10  # of a ranking that `data.limit` cuts
 
-Task = Literal["classes", "pairs", "mixture"]
+Task = Literal["classes", "pairs", "texts", "mixture"]
 
 
 @runtime_checkable
@@ -120,7 +120,7 @@ class Split:
 
     def take(self, rows: np.ndarray) -> "Split":
         """The split at these row numbers, in their order."""
-        return Split(take(self.inputs, rows), self.labels[rows])
+        return replace(self, inputs=take(self.inputs, rows), labels=self.labels[rows])
 
     def cut(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers to train on and to validate on: of each class this fraction (see `cut`)."""
@@ -132,8 +132,16 @@ class Split:
 
 
 @dataclass(frozen=True)
+class UnlabelledSplit(Split):
+    """Texts without labels, which are 0."""
+
+    contents: ClassVar = "texts"
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """Labelled examples in three disjoint parts. `validation` may be empty; `test` is only ever evaluated on."""
+    """Examples in three disjoint parts, labelled or of no class. `validation` may be empty; `test` is only ever
+    evaluated on."""
 
     task: ClassVar[Task] = "classes"
 

@@ -114,6 +114,8 @@ class EncoderType(Generic[ConfigT]):
             given; for texts these are `input_ids` and `attention_mask`, int [batch, length].
         onnx: `(graph, config, preprocessor, parameters)` adds the encoder in evaluation to the graph and returns the
             name of the embedding [batch, D]; None where it is not written.
+        gives_states: whether the module returns the states of the tokens in the cells `masked`, see `Transformer`, and
+            has the parameter `word`, the vectors of tokens [V, hidden].
         hugging_face: `(config, parameters)` → the encoder in Hugging Face's terms; None where they have no such.
     """
 
@@ -132,4 +134,5 @@ class EncoderType(Generic[ConfigT]):
     trained: Callable[[ConfigT, Any], Any] = all_learn
     module_inputs: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]] = arrays_as_given
     onnx: Callable[[Graph, ConfigT, Any, Any], str] | None = None
+    gives_states: bool = False
     hugging_face: Callable[[ConfigT, Any], HuggingFaceModel | StaticModel] | None = None

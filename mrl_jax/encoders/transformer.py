@@ -34,6 +34,7 @@ from mrl_jax.encoders.transformer_block import (
     apply_and_forget,
     norm_of,
     relative_buckets,
+    rows_of_positions,
     visible_pairs,
 )
 from mrl_jax.system.errors import UserError, at_least, limited, one_of
@@ -60,6 +61,7 @@ class TransformerConfig(EncoderConfig):
     token_types: int | None = None  # rows of that table, of which the first is used; from scratch as usual in a family
     padding_id: int | None = None  # token id from which roberta and its like count positions; from scratch 0
     vocabulary: int = at_least(8192, 1)  # from scratch: number of subwords learnt from the training texts
+    mask_token: bool = False  # from scratch: whether [MASK] is one of the subwords; always with loss.name=mlm
     layer_norm_eps: float | None = None  # of every norm; from scratch as usual in a family
     rope_theta: float | None = None  # base of the periods of rotation; of modernbert, nomic_bert and qwen3, as usual
     local_theta: float | None = None  # the same in layers with a window; of modernbert
@@ -221,7 +223,8 @@ class Transformer(nnx.Module):
     """Inputs {"ids": int32 [B, L], "mask": 0/1 [B, L]} → float32 [B, D]. L may be any length up to the positions.
 
     Or several texts per row, {"ids", "segment", "position": int32 [R, L], "slot": int32 [B]}, as from `packing.pack`.
-    Or what comes before the projection, {"pooled": float32 [B, hidden]}.
+    Or what comes before the projection, {"pooled": float32 [B, hidden]}. With {"masked": int32 [S]} instead of a slot,
+    cells row · L + column, the states of these tokens, float32 [S, hidden].
     """
 
     def __init__(
@@ -267,11 +270,21 @@ class Transformer(nnx.Module):
 
     def __call__(self, inputs: dict[str, jax.Array], *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Embed a batch; `rngs` given means training. Raises `UserError` if it is longer than the positions."""
+        if "masked" in inputs:
+            x = self.states(inputs, rngs)
+            return x.reshape(-1, x.shape[-1])[inputs["masked"]]
         z = inputs["pooled"] if "pooled" in inputs else self.pooled(inputs, rngs)
         return z if self.projection is None else self.projection(z[:, None])[:, 0]
 
     def pooled(self, inputs: dict[str, jax.Array], rngs: nnx.Rngs | None) -> jax.Array:
         """The pooled output of the layers [B, hidden]."""
+        x = self.states(inputs, rngs)
+        if "segment" in inputs:
+            return pool_packed(x, inputs["segment"], inputs["position"], inputs["slot"], self.pooling)
+        return pool(x, inputs["mask"].astype(bool), self.pooling)
+
+    def states(self, inputs: dict[str, jax.Array], rngs: nnx.Rngs | None) -> jax.Array:
+        """The output of the layers [B or R, L, hidden]."""
         ids = inputs["ids"]
         length = ids.shape[1]
         place = inputs.get("position")  # of each token in its text
@@ -281,8 +294,7 @@ class Transformer(nnx.Module):
         else:
             if length > self.architecture.positions:
                 raise UserError(f"a text of {length} tokens is too long; the encoder has {self.architecture.positions}")
-            mask = inputs["mask"].astype(bool)
-            visible = mask[:, None, None]
+            visible = inputs["mask"].astype(bool)[:, None, None]
         x = self.embedded(ids, place, rngs)
         relative = None if self.relative is None else self.relative_bias(self.relative[...], length)
         local = [self.architecture.is_local(layer) for layer in range(len(self.blocks))]
@@ -295,10 +307,7 @@ class Transformer(nnx.Module):
         if kept < len(layers):
             assert rngs is not None
             x = apply_and_forget(layers[kept:], x, seen, rngs, relative)
-        x = x if self.final_norm is None else self.final_norm(x)
-        if "segment" in inputs:
-            return pool_packed(x, segment, inputs["position"], inputs["slot"], self.pooling)
-        return pool(x, mask, self.pooling)
+        return x if self.final_norm is None else self.final_norm(x)
 
     def embedded(self, ids: jax.Array, place: jax.Array | None, rngs: nnx.Rngs | None) -> jax.Array:
         """The vectors of tokens before the first layer [B, L, hidden]."""
@@ -334,25 +343,14 @@ class Transformer(nnx.Module):
         return jnp.moveaxis(by_distance[distance + (positions - 1)], 2, 0)
 
 
-def rows_of_positions(ids_BxL: jax.Array, place_BxL: jax.Array | None, padding_id: int) -> jax.Array:
-    """The row of each token in a table of positions that begins after `padding_id`: tokens with that id, which a text
-    may hold, have the row of that number and are not counted. `place` is where a token stands in its text; without it a
-    row holds one text."""
-    counted = (ids_BxL != padding_id).astype(jnp.int32)
-    count = jnp.cumsum(counted, axis=1)
-    if place_BxL is not None:
-        first = jnp.arange(ids_BxL.shape[1]) - place_BxL  # of the text, in the row
-        count -= jnp.take_along_axis(count - counted, first, axis=1)
-    return padding_id + count * counted
-
-
 def fit_preprocessor(
-    kind: str, texts: Texts, *, weights: str | None, vocabulary: int, max_length: int | None
+    kind: str, texts: Texts, *, weights: str | None, vocabulary: int, max_length: int | None, mask_token: bool
 ) -> Subwords:
     """The tokenizer of the pretrained weights, or without any one that is learnt from the texts."""
     del kind  # text
     if weights is None:
-        return Subwords.fit(texts, vocabulary=vocabulary, max_length=max_length or SCRATCH.positions)
+        length = max_length or SCRATCH.positions
+        return Subwords.fit(texts, vocabulary=vocabulary, max_length=length, mask_token=mask_token)
     return Subwords(huggingface.load_tokenizer(huggingface.resolve(weights), max_length))
 
 

@@ -198,6 +198,18 @@ def visible_pairs(visible: jax.Array, causal: bool, window: int | None) -> jax.A
     return visible
 
 
+def rows_of_positions(ids_BxL: jax.Array, place_BxL: jax.Array | None, padding_id: int) -> jax.Array:
+    """The row of each token in a table of positions that begins after `padding_id`: tokens with that id, which a text
+    may hold, have the row of that number and are not counted. `place` is where a token stands in its text; without it a
+    row holds one text."""
+    counted = (ids_BxL != padding_id).astype(jnp.int32)
+    count = jnp.cumsum(counted, axis=1)
+    if place_BxL is not None:
+        first = jnp.arange(ids_BxL.shape[1]) - place_BxL  # of the text, in the row
+        count -= jnp.take_along_axis(count - counted, first, axis=1)
+    return padding_id + count * counted
+
+
 def relative_buckets(positions: int) -> np.ndarray:
     """The bucket of each distance −(positions − 1) … positions − 1 of an attended token from the one that attends.
 

@@ -29,6 +29,7 @@ from mrl_jax.losses.scored import (
     nested_similarity_regression,
 )
 from mrl_jax.losses.sigmoid import nested_sigmoid
+from mrl_jax.losses.tokens import nested_token_prediction
 
 __all__ = [
     "LOSSES",
@@ -49,12 +50,13 @@ __all__ = [
     "nested_pair_distillation",
     "nested_sigmoid",
     "nested_similarity_regression",
+    "nested_token_prediction",
     "sample_granularities",
     "straight_through_signs",
     "uncertainty_weighted",
 ]
 
-LearnsFrom = Literal["classes", "pairs", "scored pairs"]  # the kind of examples in a data set
+LearnsFrom = Literal["classes", "pairs", "scored pairs", "texts"]  # the kind of examples in a data set
 
 
 class PairBatch(NamedTuple):
@@ -91,7 +93,7 @@ class LossType:
 
     learns_from: LearnsFrom
     options: tuple[str, ...]  # configuration keys that apply to this loss but not to all losses
-    of_pairs: PairLoss | None = None  # None for losses of classes, which `heads.nested_loss` computes
+    of_pairs: PairLoss | None = None  # None for classes, see `heads.nested_loss`, and texts, see `losses.tokens`
     distillation: PairLoss | None = None  # what a teacher says: the batch's targets, or without any the full width
     is_biased: bool = False  # whether each granularity learns a number that is added to its logits
 
@@ -146,9 +148,10 @@ CONTRASTED = (
 )
 OF_CLASSES = (
     *("loss.label_smoothing", "loss.weighting", "loss.distillation", "evaluation.cascade", "evaluation.few_shot"),
+    "loss.shortlist",
     *("evaluation.by_frequency", "evaluation.superclass", "evaluation.unknown", "evaluation.corruption"),
 )
-TAUGHT = ("loss.distillation", "loss.teacher", "loss.teacher_weight", "loss.supervised")
+TAUGHT = ("loss.distillation", "loss.teacher", "loss.teacher_weight", "loss.supervised", "loss.shortlist")
 
 
 LOSSES: dict[str, LossType] = {
@@ -157,4 +160,5 @@ LOSSES: dict[str, LossType] = {
     "sigmoid": LossType("pairs", (*TAUGHT, *CONTRASTED, "loss.bias"), _sigmoid, _teach_rankings, is_biased=True),
     "cosent": LossType("scored pairs", TAUGHT, _cosent, _teach_cosines),
     "cosine": LossType("scored pairs", TAUGHT, _cosine, _teach_cosines),
+    "mlm": LossType("texts", ("loss.mask_rate", "loss.whole_words")),
 }

@@ -112,6 +112,16 @@ def nested_loss(
     return jnp.dot(weights, losses_K), losses_K
 
 
+def each_loss(
+    head: Head, kind: str, z_BxD: jax.Array, labels_B: jax.Array, dims: Sequence[int], streamed: bool | None = None
+) -> jax.Array:
+    """The cross-entropy of each granularity and example, float32 [K, B]. Arguments as for `nested_loss`."""
+    if _is_streamed(head, z_BxD, dims, streamed):
+        function, tile = _logits_function(kind, dims), _tile_classes(z_BxD, dims)
+        return tiled.cross_entropies(function, tile, 0.0, head, z_BxD, labels_B)
+    return jnp.stack([losses.cross_entropy(x, labels_B) for x in logits(head, kind, z_BxD, dims)])
+
+
 def score(
     head: Head, kind: str, z_BxD: jax.Array, labels_B: jax.Array, dims: Sequence[int], streamed: bool | None = None
 ) -> tuple[jax.Array, jax.Array]:

@@ -14,6 +14,7 @@ from mrl_jax.tasks.base import Preprocess, Splits, Task
 from mrl_jax.tasks.classification import Classification
 from mrl_jax.tasks.mixture import Mixture
 from mrl_jax.tasks.pairs import ContrastiveObjective, LearningFromPairs, SimilarityObjective
+from mrl_jax.tasks.tokens import LearningFromTexts
 from mrl_jax.training.step import TrainStep
 
 __all__ = ["TASKS", "Preprocess", "Splits", "Task", "of", "train_step"]
@@ -22,6 +23,7 @@ TASKS: dict[str, Task] = {  # by what the loss learns from, see `losses.LOSSES`
     "classes": Classification(),
     "pairs": LearningFromPairs(ContrastiveObjective),
     "scored pairs": LearningFromPairs(SimilarityObjective),
+    "texts": LearningFromTexts(),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tokenizers import Tokenizer
 
 from mrl_jax.config import Config, LossConfig
 from mrl_jax.data import Dataset, PairDataset, StreamedTexts
@@ -28,6 +29,11 @@ MAX_EMBEDDINGS_BYTES = 2 << 30  # that the evaluation of streamed data may hold 
 
 class Preprocess(Protocol):
     """Turns raw inputs into arrays, and examples that stay on disk into readers of them."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """As that of `Preprocessor`."""
+        ...
 
     def __call__(self, raw: Any, labels: np.ndarray, name: str) -> Examples:
         """The raw inputs in memory, those of the split `name`, as examples."""
@@ -82,7 +88,9 @@ def check_data(config: Config, dataset: Dataset | PairDataset) -> None:
     if (other := dataset.validation.contents) != contents:
         raise UserError(f"data={dataset.name}: train has {contents}, validation {other}; both have to be of one kind")
     loss = config.loss.name
-    if LOSSES[loss].learns_from != contents:
+    learns_from = LOSSES[loss].learns_from
+    unlabelled = learns_from == "texts" and contents == "classes" and getattr(dataset, "kind", None) == "text"
+    if learns_from != contents and not unlabelled:
         fitting = " or ".join(name for name, entry in LOSSES.items() if entry.learns_from == contents)
         raise UserError(f"loss.name={loss} does not fit data={dataset.name}, {contents}; use {fitting}")
 

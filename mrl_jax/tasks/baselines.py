@@ -44,8 +44,10 @@ def named(config: Config, dataset: Dataset | PairDataset | MixedDataset) -> tupl
         return ()
     streamed = any(isinstance(part.raw, StreamedTexts) for part in (dataset.train, dataset.validation))
     if config.evaluation.baseline is None:
-        if config.data.source != "files" or not isinstance(dataset, Dataset) or streamed or not _has_package():
+        is_classified = isinstance(dataset, Dataset) and LOSSES[config.loss.name].learns_from == "classes"
+        if config.data.source != "files" or not is_classified or streamed or not _has_package():
             return ()
+        assert isinstance(dataset, Dataset)
         texts = dataset.train.inputs
         size = len(dataset.classes) * sum(map(len, texts)) if isinstance(texts, list) else math.inf
         return ("tfidf",) if size <= MAX_DEFAULT_SIZE else ()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from mrl_jax import config as configuration
 from mrl_jax import encoders, tasks
@@ -34,6 +35,10 @@ class _Preprocess:
         self.reader, self.config = reader, config
         self.cut = self.texts = 0
         self.unknown: dict[str, tuple[int, int]] = {}  # by name: texts without any known token, and all texts
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.reader.tokenizer
 
     def __call__(self, raw: Any, labels: np.ndarray, name: str) -> Examples:
         examples = self._count(Examples(self.reader(raw), labels), name, getattr(self.reader, "cut", 0))

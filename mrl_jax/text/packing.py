@@ -9,6 +9,8 @@ counts within a text, and `slot` says where each text's mean stands afterwards:
     slot      int32 [S]      row · (L + 1) + segment − 1 of each text; an empty text points at a place that holds none
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 ROW_LENGTHS = (64, 128, 256, 512)  # tokens per row: each length is compiled for, so there are few
@@ -53,6 +55,42 @@ def round_rows(rows: int, multiple: int = 1) -> int:
     return -(-rows // multiple) * multiple
 
 
+class Layout(NamedTuple):
+    """Where the tokens of packed texts stand."""
+
+    cell: np.ndarray  # int [T]: row · L + column of each token, text by text
+    text: np.ndarray  # int [T], its text
+    place: np.ndarray  # int [T], where it stands in its text
+    shape: tuple[int, int]  # R, L
+    segment: np.ndarray  # int32 [S], of each text in its row
+    slot: np.ndarray  # int32 [S]
+
+    def fill(self, values_T: np.ndarray) -> np.ndarray:
+        """A value per token as int32 [R, L]; padding is 0."""
+        cells = np.zeros(self.shape[0] * self.shape[1], np.int32)
+        cells[self.cell] = values_T
+        return cells.reshape(self.shape)
+
+
+def lay_out(lengths_S: np.ndarray, row: int, multiple: int = 1) -> Layout:
+    """Assign texts to rows; arguments and errors as for `pack`."""
+    if lengths_S.max(initial=0) > row:
+        raise ValueError(f"a text of {lengths_S.max()} tokens does not fit into a row of {row}")
+    at, start, used = assign(lengths_S, row)
+    rows = round_rows(used, multiple)
+    # The texts of a row by their first token, so that segments count upwards.
+    order = np.lexsort((start, at))
+    order = order[lengths_S[order] > 0]
+    first = np.searchsorted(at[order], at[order])  # the place in `order` where each text's row begins
+    segment = np.zeros(len(at), np.int32)
+    segment[order] = np.arange(len(order)) - first + 1
+    text = np.repeat(np.arange(len(at)), lengths_S)
+    place = np.arange(len(text)) - np.repeat(np.cumsum(lengths_S) - lengths_S, lengths_S)
+    cell = at[text] * row + start[text] + place
+    slot = np.where(lengths_S > 0, at * (row + 1) + segment - 1, row).astype(np.int32)
+    return Layout(cell, text, place, (rows, row), segment, slot)
+
+
 def pack(ids_SxT: np.ndarray, lengths_S: np.ndarray, row: int, multiple: int = 1) -> dict[str, np.ndarray]:
     """Pack texts into rows.
 
@@ -68,22 +106,14 @@ def pack(ids_SxT: np.ndarray, lengths_S: np.ndarray, row: int, multiple: int = 1
     Raises:
         ValueError: a text is longer than a row.
     """
-    if lengths_S.max(initial=0) > row:
-        raise ValueError(f"a text of {lengths_S.max()} tokens does not fit into a row of {row}")
-    at, start, used = assign(lengths_S, row)
-    rows = round_rows(used, multiple)
-    # The texts of a row by their first token, so that segments count upwards.
-    order = np.lexsort((start, at))
-    order = order[lengths_S[order] > 0]
-    first = np.searchsorted(at[order], at[order])  # the place in `order` where each text's row begins
-    segment = np.zeros(len(at), np.int32)
-    segment[order] = np.arange(len(order)) - first + 1
-    text = np.repeat(np.arange(len(at)), lengths_S)
-    place = np.arange(len(text)) - np.repeat(np.cumsum(lengths_S) - lengths_S, lengths_S)
-    cells = at[text] * row + start[text] + place
-    packed = {name: np.zeros(rows * row, np.int32) for name in ("ids", "segment", "position")}
-    packed["ids"][cells] = ids_SxT[text, place]
-    packed["segment"][cells] = segment[text]
-    packed["position"][cells] = place
-    slot = np.where(lengths_S > 0, at * (row + 1) + segment - 1, row).astype(np.int32)
-    return {name: array.reshape(rows, row) for name, array in packed.items()} | {"slot": slot}
+    return packed(ids_SxT, lay_out(lengths_S, row, multiple))
+
+
+def packed(ids_SxT: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
+    """The arrays that the top of this module lists, of texts that are laid out."""
+    return {
+        "ids": layout.fill(ids_SxT[layout.text, layout.place]),
+        "segment": layout.fill(layout.segment[layout.text]),
+        "position": layout.fill(layout.place),
+        "slot": layout.slot,
+    }

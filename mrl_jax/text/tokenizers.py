@@ -231,8 +231,9 @@ class Subwords:
         return self.tokenizer.get_vocab_size()
 
     @classmethod
-    def fit(cls, texts: Texts, *, vocabulary: int, max_length: int) -> "Subwords":
-        """Learn at most `vocabulary` subwords; texts will be truncated to `max_length` of them."""
+    def fit(cls, texts: Texts, *, vocabulary: int, max_length: int, mask_token: bool = False) -> "Subwords":
+        """Learn at most `vocabulary` subwords, [MASK] among them if asked for; texts will be truncated to `max_length`
+        of them."""
         # Byte-level BPE: its trainer is deterministic, WordPiece's is not; and no text is unknown to it.
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -240,7 +241,7 @@ class Subwords:
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary,
-            special_tokens=["[PAD]"],
+            special_tokens=["[PAD]", "[MASK]"] if mask_token else ["[PAD]"],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )

@@ -1,0 +1,51 @@
+"""A user's own texts without labels, for losses that need none: the column `text` of JSONL, CSV, TSV or Parquet files,
+or the lines of .txt files. Texts without any character that is seen are left out.
+
+    {"text": "the goalie stopped 31 shots"}
+
+Without `data.test`, as many texts as for validation are held out to test on. Files that exceed memory stay on disk
+(`data.streaming`).
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from mrl_jax.data.base import DataConfig, Dataset, StreamedTexts, UnlabelledSplit, cut_validation
+from mrl_jax.data.readers.records import is_streamed
+from mrl_jax.data.readers.texts import Inputs
+from mrl_jax.system import console
+from mrl_jax.system.errors import UserError
+
+
+def read(config: DataConfig) -> Dataset:
+    """Read `data.train` and, if given, `data.test` and `data.validation` (else that split is empty).
+
+    Raises `UserError` for a file that is missing, damaged or empty.
+    """
+    if config.train is None:
+        raise UserError("data=texts needs data.train, a .jsonl, .csv, .tsv, .parquet or .txt file of texts")
+    train = part("data.train", config.train, is_streamed(config))
+    none = UnlabelledSplit([], np.zeros(0, np.int32))
+    given = {
+        name: part(f"data.{name}", file, streamed=False) if file else none
+        for name, file in (("test", config.test), ("validation", config.validation))
+    }
+    if not config.test:
+        train, given["test"] = cut_validation(train, none, config.validation_fraction)
+    return Dataset(Path(config.train).stem, "text", (), train, given["validation"], given["test"])
+
+
+def part(key: str, name: str, streamed: bool) -> UnlabelledSplit:
+    """The texts of a file, streamed or not; those without any character are left out of what is held in memory."""
+    inputs = Inputs(key, name, "text")
+    assert inputs.total is not None
+    if inputs.empty == inputs.total:
+        raise UserError(f"{key}={name} has no text: all {inputs.total:,} rows are empty")
+    if streamed:
+        texts = StreamedTexts(lambda: iter(Inputs(key, name, "text").rest()), inputs.total, str(inputs.digest))
+        return UnlabelledSplit(texts, np.zeros(inputs.total, np.int32))
+    kept = [text for text in inputs.read()[0] if text.strip()]
+    if len(kept) < inputs.total:
+        console.say(f"{key}={name}: {inputs.total - len(kept):,} of {inputs.total:,} rows are empty and are left out")
+    return UnlabelledSplit(kept, np.zeros(len(kept), np.int32))
