@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from mrl_jax import config as configuration
 from mrl_jax.config import Config
@@ -32,6 +33,10 @@ class _Named:
 
     inner: Preprocess
     source: str
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.inner.tokenizer
 
     def __call__(self, raw: Any, labels: np.ndarray, name: str) -> Examples:
         return self.inner(raw, labels, f"{self.source} {name}")

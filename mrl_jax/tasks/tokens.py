@@ -141,7 +141,7 @@ class LearningFromTexts:
                 table = preprocess(split.inputs, split.labels, name)
             words = None
             if config.loss.whole_words:
-                words = masking.word_numbers(tokenizer.encode_batch(list(split.inputs)), table.inputs["ids"].shape[1])
+                words = masking.word_numbers(tokenizer, split.inputs, table.inputs["ids"].shape[1])
             table, words = _with_tokens(table, words, vocabulary, name)
             chunks = config.trainer.accumulate if name == "train" else 1
             return MaskedExamples(table, vocabulary, config.loss.mask_rate, words, chunks, jax.device_count())

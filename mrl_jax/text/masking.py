@@ -8,13 +8,15 @@ and all of them are to be predicted. With whole words, words are chosen and all 
 a function of uniform random numbers that the caller draws, so that the same numbers hide the same tokens.
 """
 
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from mrl_jax.system.errors import UserError
+from mrl_jax.text import untrusted
 
 MASK_TOKENS = ("[MASK]", "<mask>")
 MASKED, RANDOM = 0.8, 0.1  # shares of the chosen tokens that become the mask token, or a random one
@@ -45,12 +47,14 @@ class Vocabulary:
         return cls(mask, np.flatnonzero(is_ordinary).astype(np.int32), is_ordinary)
 
 
-def word_numbers(encodings: Sequence[Encoding], length: int) -> np.ndarray:
-    """The number of each token's word in its text, ascending from 0, int32 [n, length]; special tokens are words too.
+def word_numbers(tokenizer: Tokenizer, texts: Any, length: int) -> np.ndarray:
+    """The number of each token's word in its text, ascending from 0, int32 [n, length] of n texts. Special tokens are
+    words, too.
 
     Words are what the tokenizer's own splitting makes of a text: of WordPiece a token and the `##` pieces after it.
     """
-    numbers = np.zeros((len(encodings), length), np.int32)
+    numbers = np.zeros((len(texts), length), np.int32)
+    encodings = itertools.chain.from_iterable(untrusted.encode_in_chunks(tokenizer, texts, words=True))
     for row, encoding in zip(numbers, encodings, strict=True):
         of = encoding.word_ids[:length]
         begins = [a is None or a != b for a, b in zip(of, [None, *of], strict=False)]
@@ -61,17 +65,21 @@ def word_numbers(encodings: Sequence[Encoding], length: int) -> np.ndarray:
 def choose(
     allowed_BxL: np.ndarray,
     numbers_BxL: np.ndarray,
-    counts_B: np.ndarray,
+    wanted_B: np.ndarray,
+    coins_B: np.ndarray,
     words_BxL: np.ndarray | None = None,
+    at_least_one: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Choose tokens at random, or words until they have as many tokens.
+    """Choose tokens, or words, at random until they are as many tokens as wanted, on average exactly.
 
     Args:
         allowed_BxL: bool, the tokens that may be chosen.
-        numbers_BxL: uniform in [0, 1).
-        counts_B: how many to choose of each text. The word that crosses that number is taken where at least half of it
-            lies below, so that on average as many tokens are chosen; of the first word all.
+        numbers_BxL: uniform in [0, 1), which say in which order.
+        wanted_B: how many of each text, not a whole number.
+        coins_B: uniform in [0, 1). The token or word that would cross the number is chosen with the share of it that
+            lies below as its probability.
         words_BxL: as from `word_numbers`; None: every token by itself.
+        at_least_one: choose the first token or word of the order whatever the coin says.
 
     Returns:
         bool [B, L], the chosen tokens; int [B, L], the rank of each token's word in the order of choice.
@@ -92,7 +100,7 @@ def choose(
     if words_BxL is not None:
         at = first + length * np.arange(len(first))[:, None]
         size = np.bincount(at.ravel(), minlength=first.size)[at]
-    taken = (before + (size - 1) / 2 < counts_B[:, None]) | ((before == 0) & (counts_B[:, None] > 0))
+    taken = (before + coins_B[:, None] * size < wanted_B[:, None]) | (at_least_one & (before == 0))
     return allowed_BxL & taken, before
 
 

@@ -63,15 +63,18 @@ def check_steps(node: Any) -> None:
             raise ValueError("a step Replace makes texts longer")
 
 
-def encode_in_chunks(tokenizer: Tokenizer, texts: Sequence[str], chunk: int = CHUNK_TEXTS) -> Iterator[list[Encoding]]:
-    """Yield the encodings of `chunk` texts at a time.
+def encode_in_chunks(
+    tokenizer: Tokenizer, texts: Sequence[str], chunk: int = CHUNK_TEXTS, words: bool = False
+) -> Iterator[list[Encoding]]:
+    """Yield the encodings of `chunk` texts at a time, which know the words of their tokens if asked for.
 
     Raises `UserError` that names the text that is not a valid string, or says that the tokenizer fails.
     """
     for start in range(0, len(texts), chunk):
         part = list(texts[start : start + chunk])
         try:
-            encodings = tokenizer.encode_batch_fast(part)  # no offsets
+            # The fast one keeps neither offsets nor words.
+            encodings = tokenizer.encode_batch(part) if words else tokenizer.encode_batch_fast(part)
         except BaseException as error:
             for number, text in enumerate(part, start):
                 if not isinstance(text, str) or text != text.encode(errors="ignore").decode():

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -219,7 +219,18 @@ def _pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
     return np.pad(array, ((0, rows - len(array)), *((0, 0),) * (array.ndim - 1)))
 
 
-def order(examples: Examples | PairExamples, seed: int, epoch: int, batch_size: int) -> np.ndarray:
+class Sized(Protocol):
+    """What has an order of its examples."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """int [n], by which texts are grouped; None: they are not."""
+        ...
+
+
+def order(examples: Sized, seed: int, epoch: int, batch_size: int) -> np.ndarray:
     """The permutation of one epoch, int32 [n].
 
     To reduce padding, texts of similar length share a batch: the permuted texts are sorted by length within windows of
@@ -245,9 +256,7 @@ def order(examples: Examples | PairExamples, seed: int, epoch: int, batch_size: 
     return rows
 
 
-def stream(
-    examples: Examples | PairExamples, seed: int, batch_size: int, start: int, stop: int
-) -> Iterator[np.ndarray]:
+def stream(examples: Sized, seed: int, batch_size: int, start: int, stop: int) -> Iterator[np.ndarray]:
     """The rows int32 [batch_size] of each of the steps start … stop − 1."""
     current, rows = -1, np.zeros(0, np.int32)  # the current epoch and its order
     n = len(examples)

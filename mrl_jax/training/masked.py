@@ -101,12 +101,11 @@ class MaskedExamples:
         ids = ids[:, : max(1, int(lengths.max(initial=1)))]
         numbers = self._numbers(rows, ids.shape[1])
         allowed = self.vocabulary.is_ordinary[ids] & (np.arange(ids.shape[1]) < lengths[:, None])
-        wanted = self.rate * allowed.sum(axis=1)
-        # In training a text has on average exactly this share, in some steps none; elsewhere each has one at least.
-        fixed = rows.ndim == 1
-        counts = np.maximum(np.rint(wanted), 1) if fixed else np.floor(wanted + numbers[:, 0, 0])
         words = None if self.words is None else self.words[texts][:, : ids.shape[1]]
-        chosen, rank = masking.choose(allowed, numbers[:, 1:, 0], counts, words)
+        # In training a text has this share on average, in some steps none; elsewhere one hidden token at least.
+        fixed = rows.ndim == 1
+        wanted, coins = self.rate * allowed.sum(axis=1), numbers[:, 0, 0]
+        chosen, rank = masking.choose(allowed, numbers[:, 1:, 0], wanted, coins, words, at_least_one=fixed)
         for part in np.split(np.arange(len(texts)), self.chunks):
             layout = packing.lay_out(lengths[part], length, self.multiple)
             yield self._batch(ids[part], chosen[part], rank[part], numbers[part, 1:, 1:], layout, fixed)

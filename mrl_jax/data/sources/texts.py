@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, Dataset, StreamedTexts, UnlabelledSplit, cut_validation
+from mrl_jax.data.base import DataConfig, Dataset, Split, StreamedTexts, UnlabelledSplit, cut_validation
 from mrl_jax.data.readers.records import is_streamed
 from mrl_jax.data.readers.texts import Inputs
 from mrl_jax.system import console
@@ -25,9 +25,9 @@ def read(config: DataConfig) -> Dataset:
     """
     if config.train is None:
         raise UserError("data=texts needs data.train, a .jsonl, .csv, .tsv, .parquet or .txt file of texts")
-    train = part("data.train", config.train, is_streamed(config))
+    train: Split = part("data.train", config.train, is_streamed(config))
     none = UnlabelledSplit([], np.zeros(0, np.int32))
-    given = {
+    given: dict[str, Split] = {
         name: part(f"data.{name}", file, streamed=False) if file else none
         for name, file in (("test", config.test), ("validation", config.validation))
     }
