@@ -332,7 +332,8 @@ class EmbeddingModel:
         if "heads" not in params:
             labelled = [name for name, of in self.weights.params.get("sources", {}).items() if "heads" in of]
             several = f"; give the folder of a source that has: sources/{', sources/'.join(labelled)}"
-            raise UserError(f"this model was trained on pairs: it has no classifier{several if labelled else ''}")
+            learnt = "texts without labels" if "token_bias" in params else "pairs"
+            raise UserError(f"this model was trained on {learnt}: it has no classifier{several if labelled else ''}")
         by_dim = heads.classifiers(params["heads"][self.head], self.head, self.program.dims, dims or self.dims)
         return {m: (np.asarray(kernel), np.asarray(bias)) for m, (kernel, bias) in by_dim.items()}
 

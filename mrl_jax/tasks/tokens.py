@@ -8,6 +8,7 @@ the same in the scores: `masked_top1` is the mean over texts of the share of the
 `perplexity` is exp of the mean over texts of their mean log-loss.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from mrl_jax.training import batches
 from mrl_jax.training.batches import Examples
 from mrl_jax.training.masked import MaskedExamples
 from mrl_jax.training.models import FitResult
-from mrl_jax.training.step import Weights
+from mrl_jax.training.step import TrainStep, Weights
 from mrl_jax.training.trainer import Trainer
 
 MAX_EXPONENT = 700.0  # of a perplexity: beyond, it is no finite float64
@@ -160,10 +161,10 @@ class LearningFromTexts:
         self, config: Config, trainer: Trainer, result: FitResult, splits: Splits, directory: Path
     ) -> list[MetricRow]:
         member, arm = result.member, result.member.arm
+        every = evaluate.dims_of(None, config.nesting_dims, config.evaluation)
         names = {arm.name: (member.label, evaluate.dims_of(arm, config.nesting_dims, config.evaluation))}
         for name in arms.made_of(arm, config.arms, config.width):  # `truncated`: the same states, cut
-            names[name] = f"{name}-seed{member.seed}", evaluate.dims_of(None, config.nesting_dims, config.evaluation)
-        every = sorted({m for _, dims in names.values() for m in dims})
+            names[name] = f"{name}-seed{member.seed}", every
         found = {name: outcomes(trainer, result.model, splits[name], every) for name in ("validation", "test")}
         labels = {name: splits[name].labels for name in found}
         rows = []
@@ -214,18 +215,24 @@ def _with_tokens(
     return table.subset(kept), None if words is None else words[kept]
 
 
-def outcomes(
-    trainer: Trainer, model: Weights, examples: MaskedExamples, dims: Sequence[int]
-) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Of each text the share of its hidden tokens that are predicted and their mean log-loss, float64 [n], by dim."""
-    program, objective = trainer.program, trainer.program.objective
+@functools.lru_cache(maxsize=4)
+def _predictor(program: TrainStep, dims: tuple[int, ...]) -> Any:
+    """`TokenObjective.predict` of a batch, compiled once for all members of a run."""
+    objective = program.objective
     assert isinstance(objective, TokenObjective)
 
-    @jax.jit
     def predict(model: Weights, inputs: Any, label: jax.Array) -> tuple[jax.Array, jax.Array]:
         with jax.default_matmul_precision("highest"):
             return objective.predict(model.params, program.embed(model, inputs), label, dims)
 
+    return jax.jit(predict)
+
+
+def outcomes(
+    trainer: Trainer, model: Weights, examples: MaskedExamples, dims: tuple[int, ...]
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Of each text the share of its hidden tokens that are predicted and their mean log-loss, float64 [n], by dim."""
+    predict = _predictor(trainer.program, dims)
     model = jax.device_put(processes.on_host(model), jax.local_devices()[0])
     found = np.zeros((2, len(dims), len(examples)))
     with console.progress(len(examples), "predict hidden tokens", "text", leave=False) as bar:
