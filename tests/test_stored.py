@@ -138,7 +138,7 @@ def test_a_run_of_pairs_embeds_and_has_no_classes(stored: Path, capsys: pytest.C
     np.testing.assert_allclose(np.load("z.npy"), mrl_jax.load(run).encode(texts), atol=1e-5)
     for words in ([], ["--cascade"], ["--dim", "4"]):
         assert predict.main([run, "test.jsonl", "--out", "labels.jsonl", *words]) == 2
-        assert "this model was trained on pairs: it has no classifier" in capsys.readouterr().err
+        assert "this model was trained without classes: it has no classifier" in capsys.readouterr().err
 
 
 def test_a_run_of_classes_predicts_and_says_that_it_is_not_calibrated(

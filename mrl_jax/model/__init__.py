@@ -39,7 +39,7 @@ class EmbeddingModel:
     Attributes:
         dims: the prefix lengths that it was trained at.
         head: the kind of its classifier, see `losses.heads.KINDS`.
-        classes: the names of its classes; none where it was trained on pairs.
+        classes: the names of its classes; none where it was trained on pairs or unlabelled texts.
         calibration: what its classifiers answered to held-out examples; None where that is not known.
         prompts: what stands before texts, by name.
         source: of a run on several, the one whose classifiers these are.
@@ -230,7 +230,7 @@ class EmbeddingModel:
             n class names, and float64 [n, C] with columns in the order of `classes`.
 
         Raises:
-            UserError: the model was trained on pairs, so it has no classifiers.
+            UserError: the model was trained without classes, so it has no classifiers.
             ValueError: there is no classifier at `dim`, or as for `encode`.
         """
         self._check(raw, batch_size)
@@ -326,14 +326,15 @@ class EmbeddingModel:
             By dim m the kernel [m, C] and the bias [C], float32.
 
         Raises:
-            UserError: the model was trained on pairs, so it has no classifiers.
+            UserError: the model was trained without classes, so it has no classifiers.
         """
         params = self.weights.params if self.source is None else of_source(self.weights.params, self.source)
         if "heads" not in params:
             labelled = [name for name, of in self.weights.params.get("sources", {}).items() if "heads" in of]
             several = f"; give the folder of a source that has: sources/{', sources/'.join(labelled)}"
-            learnt = "texts without labels" if "token_bias" in params else "pairs"
-            raise UserError(f"this model was trained on {learnt}: it has no classifier{several if labelled else ''}")
+            raise UserError(
+                f"this model was trained without classes: it has no classifier{several if labelled else ''}"
+            )
         by_dim = heads.classifiers(params["heads"][self.head], self.head, self.program.dims, dims or self.dims)
         return {m: (np.asarray(kernel), np.asarray(bias)) for m, (kernel, bias) in by_dim.items()}
 

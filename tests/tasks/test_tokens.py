@@ -82,7 +82,7 @@ def test_the_scores_are_those_of_the_formula(finished: Path) -> None:
     right = logits.argmax(axis=1) == label[:, 0]
     of = [np.flatnonzero((label[:, 1] == text) & (label[:, 0] >= 0)) for text in range(len(examples))]
     shares, losses = (np.array([x[rows].mean() for rows in of]) for x in (right, lost))
-    assert values(finished, "masked_top1")["mrl", m] == pytest.approx(shares.mean(), abs=1e-9)
+    assert values(finished, "masked_top1")["mrl", m] == pytest.approx(shares.mean(), abs=1e-6)
     assert values(finished, "perplexity")["mrl", m] == pytest.approx(np.exp(losses.mean()), rel=1e-4)
     with np.load(finished / "predictions" / "mrl-seed0.npz") as kept:
         np.testing.assert_allclose(kept[f"test/masked_top1/{m}"], shares, atol=1e-7)
@@ -132,6 +132,7 @@ def test_stopped_and_resumed_it_ends_in_the_same_bits(
     assert run_digests(tmp_path / "mlm" / "stopped") == run_digests(tmp_path / "mlm" / "whole")
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_streamed_texts_and_whole_words_train_too(words: list[str], tmp_path: Path) -> None:
     quick = [*words, "arms=[mrl]", "trainer.steps=2", "trainer.evaluations=1", f"results_dir={tmp_path}"]
     assert train.main([*quick, "run=held"]) == 0
@@ -150,10 +151,11 @@ def test_a_run_is_reported_and_encodes_and_has_no_classifier(finished: Path, tmp
     z = model.encode(["wa wb wc", "wd"], dim=8)
     assert z.shape == (2, 8)
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
-    with pytest.raises(mrl_jax.system.errors.UserError, match="without labels: it has no classifier"):
+    with pytest.raises(mrl_jax.system.errors.UserError, match="trained without classes: it has no classifier"):
         model.classifiers()
 
 
+@pytest.mark.slow
 def test_an_exported_run_is_fine_tuned_from_its_folder(finished: Path, tmp_path: Path, texts: dict[str, Path]) -> None:
     """The way from hidden tokens to classes: export, then `encoder.weights=` that folder."""
     folder = tmp_path / "pretrained"
@@ -202,6 +204,7 @@ def test_texts_of_classes_are_read_without_their_labels(texts: dict[str, Path], 
     assert train.main([*command, f"results_dir={tmp_path}"]) == 0
     run = tmp_path / "labelled" / "a"
     assert runs.read_dataset(run)["classes"] == []
+    assert report.main([str(run), "--out", str(tmp_path / "report")]) == 0
     assert checkpoint.saved_steps(run / "checkpoints" / "mrl-seed0" / "model")
 
 
