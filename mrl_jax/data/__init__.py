@@ -24,6 +24,7 @@ from mrl_jax.data.base import (
 )
 from mrl_jax.data.hold_out import hold_out
 from mrl_jax.data.mixture import MixedDataset
+from mrl_jax.data.unlabelled import TextDataset
 from mrl_jax.system.errors import UserError, one_of
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "SourceType",
     "Split",
     "StreamedTexts",
+    "TextDataset",
     "load",
 ]
 

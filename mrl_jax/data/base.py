@@ -132,16 +132,8 @@ class Split:
 
 
 @dataclass(frozen=True)
-class UnlabelledSplit(Split):
-    """Texts without labels, which are 0."""
-
-    contents: ClassVar = "texts"
-
-
-@dataclass(frozen=True)
 class Dataset:
-    """Examples in three disjoint parts, labelled or of no class. `validation` may be empty; `test` is only ever
-    evaluated on."""
+    """Labelled examples in three disjoint parts. `validation` may be empty; `test` is only ever evaluated on."""
 
     task: ClassVar[Task] = "classes"
 

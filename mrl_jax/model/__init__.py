@@ -331,10 +331,8 @@ class EmbeddingModel:
         params = self.weights.params if self.source is None else of_source(self.weights.params, self.source)
         if "heads" not in params:
             labelled = [name for name, of in self.weights.params.get("sources", {}).items() if "heads" in of]
-            several = f"; give the folder of a source that has: sources/{', sources/'.join(labelled)}"
-            raise UserError(
-                f"this model was trained without classes: it has no classifier{several if labelled else ''}"
-            )
+            hint = f"; give the folder of a source that has: sources/{', sources/'.join(labelled)}"
+            raise UserError(f"this model was trained without classes: it has no classifier{hint if labelled else ''}")
         by_dim = heads.classifiers(params["heads"][self.head], self.head, self.program.dims, dims or self.dims)
         return {m: (np.asarray(kernel), np.asarray(bias)) for m, (kernel, bias) in by_dim.items()}
 

@@ -9,12 +9,12 @@ from typing import get_args, get_type_hints
 import pytest
 
 import mrl_jax.data.sources
-from mrl_jax.data import GENERAL_KEYS, SOURCES, DataConfig, Dataset, MixedDataset, PairDataset, load
+from mrl_jax.data import GENERAL_KEYS, SOURCES, DataConfig, Dataset, MixedDataset, PairDataset, TextDataset, load
 from mrl_jax.data.base import Task
 from mrl_jax.system.errors import UserError
 
 KEYS = [field.name for field in dataclasses.fields(DataConfig)]
-DELIVERED = {"classes": Dataset, "pairs": PairDataset, "mixture": MixedDataset}
+DELIVERED = {"classes": Dataset, "pairs": PairDataset, "texts": TextDataset, "mixture": MixedDataset}
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, Dataset, Split, StreamedTexts, UnlabelledSplit, cut_validation
+from mrl_jax.data.base import DataConfig, Split, StreamedTexts, cut_validation
 from mrl_jax.data.readers.records import is_streamed
 from mrl_jax.data.readers.texts import Inputs
+from mrl_jax.data.unlabelled import TextDataset, UnlabelledSplit
 from mrl_jax.system import console
 from mrl_jax.system.errors import UserError
 
 
-def read(config: DataConfig) -> Dataset:
+def read(config: DataConfig) -> TextDataset:
     """Read `data.train` and, if given, `data.test` and `data.validation` (else that split is empty).
 
     Raises `UserError` for a file that is missing, damaged or empty.
@@ -33,7 +34,7 @@ def read(config: DataConfig) -> Dataset:
     }
     if not config.test:
         train, given["test"] = cut_validation(train, none, config.validation_fraction)
-    return Dataset(Path(config.train).stem, "text", (), train, given["validation"], given["test"])
+    return TextDataset(Path(config.train).stem, "text", (), train, given["validation"], given["test"])
 
 
 def part(key: str, name: str, streamed: bool) -> UnlabelledSplit:
