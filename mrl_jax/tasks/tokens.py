@@ -194,6 +194,11 @@ def check_encoder(config: Config) -> None:
             f"{given} is not for loss.name=mlm: tokens are predicted from their states of encoder.hidden="
             f"{encoder.hidden} numbers, and a projection is of embeddings"
         )
+    if encoder.hidden != config.width:
+        raise UserError(
+            f"width={config.width} is not allowed with loss.name=mlm; encoder.hidden={encoder.hidden} needs "
+            f"width={encoder.hidden}"
+        )
 
 
 def _with_tokens(

@@ -60,5 +60,7 @@ def test_a_file_without_texts_is_refused(tmp_path: Path, content: str | None, pr
 def test_a_missing_name_and_another_source_s_key_are_refused() -> None:
     with pytest.raises(UserError, match=r"data=texts needs data.train, a .jsonl, .csv, .tsv, .parquet or .txt file"):
         data.load(DataConfig("texts"))
+    with pytest.raises(UserError, match=r"without data.test holds out data.validation_fraction of the texts"):
+        data.load(DataConfig("texts", train="a.txt", validation_fraction=0.0))
     with pytest.raises(UserError, match=r"data.path is not used by data=texts; it belongs to beir"):
         data.load(DataConfig("texts", path="a"))

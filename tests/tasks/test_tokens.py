@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from helpers import TRANSFORMER, interrupt_after_two_checkpoints, run_digests
 import mrl_jax
 from mrl_jax import config as configuration
 from mrl_jax import export, report, runs, tasks, train
+from mrl_jax.config import LossConfig
 from mrl_jax.losses import nested_token_prediction
 from mrl_jax.runs import checkpoint
+from mrl_jax.tasks.tokens import TokenObjective
 
 
 def sentences(count: int, seed: int) -> list[str]:
@@ -112,6 +115,17 @@ def test_the_loss_of_a_step_is_that_of_the_states_of_hidden_tokens_alone(finishe
     assert float(objective.loss(params, z, jnp.asarray(padded), weights)[0]) == pytest.approx(float(alone), rel=1e-6)
 
 
+def test_a_table_that_does_not_learn_has_no_gradient() -> None:
+    """As with products of low rank beside frozen matrices; the bias learns all the same."""
+    objective = TokenObjective((2, 4), 9, LossConfig("mlm"), table_learns=False)
+    rng = np.random.default_rng(0)
+    params = {"encoder": {"word": jnp.float32(rng.normal(size=(9, 4)))}, "token_bias": jnp.zeros(9)}
+    states, label = jnp.float32(rng.normal(size=(3, 4))), jnp.array([[1, 0], [8, 0], [-1, -1]])
+    gradient = jax.grad(lambda params: objective.loss(params, states, label, jnp.ones((1, 2)))[0])(params)
+    assert not np.asarray(gradient["encoder"]["word"]).any()
+    assert np.asarray(gradient["token_bias"]).any()
+
+
 def test_members_together_get_the_numbers_of_members_in_turn(words: list[str], finished: Path, tmp_path: Path) -> None:
     command = [*words, f"results_dir={tmp_path}", "run=both", "trainer.population=vmap", "trainer.arms_at_once=3"]
     assert train.main(command) == 0
@@ -177,6 +191,7 @@ def test_an_exported_run_is_fine_tuned_from_its_folder(finished: Path, tmp_path:
 REFUSED = {
     "encoder=bag": "loss.name=mlm predicts tokens from their states, which encoder=bag lacks; use transformer",
     "encoder.projection=true": "encoder.projection=true is not for loss.name=mlm: tokens are predicted from their st",
+    "encoder.hidden=64": "width=32 is not allowed with loss.name=mlm; encoder.hidden=64 needs width=64",
     "arms=[ff,pca]": "arms=pca is not allowed with loss.name=mlm; it needs loss.name=cross_entropy or",
     "arms=[mrl_e]": "arms=mrl_e is not allowed with loss.name=mlm; it needs loss.name=cross_entropy",
     "loss.mask_rate=0.9": "loss.mask_rate=0.9 is not allowed; more than 0 and at most 0.5",

@@ -26,6 +26,11 @@ def read(config: DataConfig) -> TextDataset:
     """
     if config.train is None:
         raise UserError("data=texts needs data.train, a .jsonl, .csv, .tsv, .parquet or .txt file of texts")
+    if not (config.test or config.validation_fraction):
+        raise UserError(
+            "data=texts without data.test holds out data.validation_fraction of the texts to test on, which is 0; give "
+            "a file, or a fraction above 0"
+        )
     train: Split = part("data.train", config.train, is_streamed(config))
     none = UnlabelledSplit([], np.zeros(0, np.int32))
     given: dict[str, Split] = {
