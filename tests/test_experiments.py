@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -227,13 +227,19 @@ def test_the_bot_is_the_one_that_was_measured() -> None:
     assert shown == len(lines)
 
 
-@pytest.mark.parametrize("encoder", ["bag"])
-def test_the_atlas_is_made_of_its_runs(encoder: str) -> None:
-    spec = importlib.util.spec_from_file_location("atlas", ROOT / "experiments" / "atlas" / "analyse.py")
+def script(experiment: str) -> Any:
+    """The analyse.py of an experiment, as a module."""
+    spec = importlib.util.spec_from_file_location(experiment, ROOT / "experiments" / experiment / "analyse.py")
     assert spec is not None
     assert spec.loader is not None
     analyse = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(analyse)
+    return analyse
+
+
+@pytest.mark.parametrize("encoder", ["bag"])
+def test_the_atlas_is_made_of_its_runs(encoder: str) -> None:
+    analyse = script("atlas")
     page = PAGES["atlas"].read_text(encoding="utf-8")
     made = analyse.tables(ROOT / "results" / "reference" / "atlas" / encoder)
     assert len(made) == 4
@@ -303,3 +309,22 @@ def with_t_interval(differences: np.ndarray) -> str:
     mean, error = differences.mean(), differences.std(ddof=1) / len(differences) ** 0.5
     low, high = scipy.stats.t.interval(0.95, len(differences) - 1, mean, error)
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
+
+
+def test_the_table_of_pretraining_pairs_the_seeds_of_each_start(tmp_path: Path) -> None:
+    analyse = script("mlm")
+    made = {"nested": (0.50, 0.54), "full_width": (0.50, 0.51), "none": (0.40, 0.41)}
+    for start, seeds in made.items():
+        for seed, value in enumerate(seeds):
+            run = tmp_path / f"{start}-{seed}"
+            run.mkdir()
+            rows = [("x", "mrl", 0, 8, "test", "linear_top1", value), ("x", "mrl", 0, 8, "test", "ece", 0.9)]
+            lines = ["experiment,arm,seed,dim,split,metric,value", *(",".join(map(str, row)) for row in rows)]
+            (run / "evaluation.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (row,) = analyse.rows(analyse.read(tmp_path))
+    assert row == [
+        "8", "52.00", "50.50", "40.50", "+11.50 [+10.00, +13.00]", "+10.00 [+10.00, +10.00]", "+1.50 [+0.00, +3.00]",
+    ]  # fmt: skip
+    (tmp_path / "none-1" / "evaluation.csv").unlink()
+    with pytest.raises(SystemExit, match="every start needs runs of the same seeds"):
+        analyse.read(tmp_path)

@@ -72,7 +72,7 @@ METRICS: dict[str, Metric] = {
         for key, bits in _QUANTISED.items()
         for name, metric in (_SEARCH | _AGREEMENT).items()
     },
-    "masked_top1": Metric("masked tokens, top-1 accuracy per text", printed=True, compared=True),
+    "masked_top1": Metric("masked tokens, top-1 accuracy", printed=True, compared=True),
     "perplexity": Metric("masked tokens, exp of the mean log-loss per text", printed=True),
     "spearman": Metric("similarity, Spearman correlation", printed=True, compared=True),
     **{
