@@ -12,6 +12,7 @@ extra `faiss`.
 """
 
 import argparse
+import bisect
 import contextlib
 import json
 import tempfile
@@ -65,13 +66,14 @@ def measured(
     started = time.perf_counter()
     size = choose._prepared(index)
     found: dict[str, Any] = {"built in s": time.perf_counter() - started, "bytes per document": size / len(index)}
-    tried: dict[int, float] = {}
-    for size in sorted({K * n for n in plan.SIZES_PER_K} | {CANDIDATES}):
-        tried[size] = float(plan.recall(search_index(index, queries, K, [(dim, size)]).rows, truth).mean())
-        if tried[size] >= target and size >= CANDIDATES:
-            break
-    found["recall"] = {CANDIDATES: tried[CANDIDATES]}
-    kept = next((size for size, recall in tried.items() if recall >= target), None)
+
+    def recall(size: int) -> float:
+        return float(plan.recall(search_index(index, queries, K, [(dim, size)]).rows, truth).mean())
+
+    found["recall"] = {CANDIDATES: recall(CANDIDATES)}
+    sizes = sorted({min(K * n, len(index)) for n in plan.SIZES_PER_K})
+    place = bisect.bisect_left(sizes, target, key=recall)  # more candidates never hold less
+    kept = sizes[place] if place < len(sizes) else None
     found["shortlist"] = kept
 
     def seconds(stages: list[tuple[int, int]] | None, count: int) -> float:
