@@ -10,13 +10,14 @@ from typing import Any
 from flax import nnx
 
 from mrl_jax.data.prompts import Prompts
-from mrl_jax.encoders import bag, lora, mlp, static, transformer, transformer_onnx
+from mrl_jax.encoders import bag, image_rules, lora, mlp, static, transformer, transformer_onnx, vit
 from mrl_jax.encoders.bag import Bag, BagConfig
 from mrl_jax.encoders.base import EncoderConfig, EncoderType
 from mrl_jax.encoders.convnet import ConvNet, ConvNetConfig
 from mrl_jax.encoders.mlp import MLP, MLPConfig
 from mrl_jax.encoders.static import Static, StaticConfig
 from mrl_jax.encoders.transformer import Transformer, TransformerConfig
+from mrl_jax.encoders.vit import ViT, ViTConfig
 from mrl_jax.system.errors import UserError
 from mrl_jax.text.tokenizers import Preprocessor
 
@@ -90,6 +91,22 @@ ENCODERS: dict[str, EncoderType[Any]] = {
         config=ConvNetConfig,
         module=ConvNet,
         reads=("image",),
+        fit_preprocessor=image_rules.fit,
+        load_preprocessor=image_rules.load_or_pass,
+    ),
+    "vit": EncoderType(
+        config=ViTConfig,
+        module=ViT,
+        reads=("image",),
+        fit_preprocessor=vit.fit_preprocessor,
+        load_preprocessor=image_rules.load_or_pass,
+        learnt_from=("weights", "image_size"),
+        rates={"dropout": "dropout", "attention_dropout": "attention_dropout"},
+        standalone=vit.standalone,
+        digest=vit.digest,
+        check_width=vit.check_width,
+        rotate=vit.rotate,
+        trained=lora.trained,
     ),
     "mlp": EncoderType(
         config=MLPConfig,

@@ -51,7 +51,7 @@ class Family:
         "attention_probs_dropout_prob",
     )  # keys in config.json
     activation: str = "hidden_act"  # key in config.json
-    function: Literal["gelu", "gelu_new", "relu", "silu"] = "gelu"
+    function: Literal["gelu", "gelu_new", "quick_gelu", "relu", "silu"] = "gelu"
     function_name: str | None = None  # its value there, where it is another
     norm: Literal["layer", "rms"] = "layer"
     norm_bias: bool = True
@@ -63,6 +63,7 @@ class Family:
     padding_id: int | None = None  # by default, of families that count positions from it; None: from 0
     padding_is_read: bool = False  # whether config.json says which id that is
     scaled: bool = True  # whether attention scores are divided by √k
+    layer_scale: float | None = None  # initial factors of what attention and feed-forward add; None: there are none
     pooler: bool = True  # whether transformers expects one: no embedding of a sentence reads it
 
     @property

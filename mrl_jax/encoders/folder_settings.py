@@ -169,7 +169,13 @@ def read_settings(file: Path, kind: str | None = None) -> dict[str, Any]:
     """
     if not file.exists():
         return {}
-    content, keys = read_json(file), KEYS[kind or file.name]
+    content = read_json(file)
+    check_settings(file, content, KEYS[kind or file.name])
+    return content
+
+
+def check_settings(file: Path, content: Mapping[str, Any], keys: Keys) -> None:
+    """As `read_settings`, of what a file holds."""
     for key, values in keys.only.items():
         if key in content and content[key] not in values:
             listed = [json.dumps(value) for value in values if value is not None]
@@ -178,7 +184,6 @@ def read_settings(file: Path, kind: str | None = None) -> dict[str, Any]:
     known = {*keys.used.split(), *keys.only, *keys.harmless.split()}
     if unknown := [key for key, value in content.items() if key not in known and value is not None]:
         warn(f"{file}: what {', '.join(unknown)} means is not known here, so it is left out")
-    return content
 
 
 @cache  # once per process

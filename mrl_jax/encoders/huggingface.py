@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,7 @@ from mrl_jax.encoders.folder_settings import (
 )
 from mrl_jax.encoders.pooling import Pooling
 from mrl_jax.encoders.pretrained import PRETRAINED
+from mrl_jax.encoders.transformer_block import Sizes
 from mrl_jax.system.errors import UserError, nearest
 from mrl_jax.system.files import need_folder, path_of, sha256_of
 
@@ -132,11 +133,15 @@ def tensors(architecture: Architecture) -> Iterator[tuple[ParameterPath, str, tu
         yield ("token_type",), "embeddings.token_type_embeddings.weight", (a.token_types, a.hidden)
     if family.relative:
         yield ("relative",), f"{family.relative}.weight", (BUCKETS, a.heads)
-    norms: list[tuple[ParameterPath, str, int]] = [
-        ((ours,), theirs, a.hidden)
-        for ours, theirs in (("norm", family.embedding_norm), ("final_norm", family.final_norm))
-        if theirs is not None
-    ]
+    for ours, theirs in (("norm", family.embedding_norm), ("final_norm", family.final_norm)):
+        if theirs is not None:
+            yield from norm_tensors(a, (ours,), theirs, a.hidden)
+    yield from block_tensors(a)
+
+
+def block_tensors(a: Sizes) -> Iterator[tuple[ParameterPath, str, tuple[int, ...]]]:
+    """The part of the table for the layers `blocks`, of texts and of images."""
+    family = a.described
     width, width_of_keys = a.heads * a.features, a.heads_of_keys * a.features
     for i in range(a.layers):
         names = {ours: f"{family.blocks}.{i}.{theirs}" for ours, theirs in family.names.items()}
@@ -155,20 +160,23 @@ def tensors(architecture: Architecture) -> Iterator[tuple[ParameterPath, str, tu
             yield ("blocks", i, ours, "kernel"), "#".join([f"{whole}.weight", *number]), (n_in, n_out)
             if family.bias:
                 yield ("blocks", i, ours, "bias"), "#".join([f"{whole}.bias", *number]), (n_out,)
-        norms += [
-            (("blocks", i, ours), names[ours], features)
-            for ours, features in (
-                ("attention_norm", a.hidden),
-                ("output_norm", a.hidden),
-                ("query_norm", a.features),
-                ("key_norm", a.features),
-            )
-            if ours in names and (i or family.first_norm or ours != "attention_norm")
-        ]
-    for path, name, features in norms:
-        yield (*path, "scale"), f"{name}.weight", (features,)
-        if family.norm == "layer" and family.norm_bias:
-            yield (*path, "bias"), f"{name}.bias", (features,)
+        for ours, features in (
+            ("attention_norm", a.hidden),
+            ("output_norm", a.hidden),
+            ("query_norm", a.features),
+            ("key_norm", a.features),
+        ):
+            if ours in names and (i or family.first_norm or ours != "attention_norm"):
+                yield from norm_tensors(a, ("blocks", i, ours), names[ours], features)
+
+
+def norm_tensors(
+    a: Sizes, path: ParameterPath, name: str, features: int
+) -> Iterator[tuple[ParameterPath, str, tuple[int, ...]]]:
+    """The part of the table for one norm."""
+    yield (*path, "scale"), f"{name}.weight", (features,)
+    if a.described.norm == "layer" and a.described.norm_bias:
+        yield (*path, "bias"), f"{name}.bias", (features,)
 
 
 def join(parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -200,9 +208,24 @@ def load(folder: Path, architecture: Architecture) -> dict[ParameterPath, np.nda
             raise UserError(f"{file} has a tensor twice, with and without the prefix {prefix} or an old name")
         if not IGNORED_TENSORS.match(name):
             tensors_read[name] = array
-    table = list(tensors(architecture))
+    parameters = pick(file, tensors_read, list(tensors(architecture)))
+    used = {name.partition("#")[0] for _, name, _ in tensors(architecture)}
+    for name in tensors_read:
+        if name not in used:
+            raise UserError(
+                f"{file} has tensor {name}, which a {architecture.family} encoder of "
+                f"{architecture.layers} layers does not have"
+            )
+    return parameters
+
+
+def pick(
+    file: Path, tensors_read: Mapping[str, np.ndarray], table: Sequence[tuple[ParameterPath, str, tuple[int, ...]]]
+) -> dict[ParameterPath, np.ndarray]:
+    """The parameters of a table out of the tensors of a file. Raises `UserError` for a tensor that is missing, of the
+    wrong shape, or not finite."""
     parts = Counter(name.partition("#")[0] for _, name, _ in table)
-    parameters, used = {}, set()
+    parameters = {}
     for path, part, shape in table:
         name, _, number = part.partition("#")
         if name not in tensors_read:
@@ -215,13 +238,6 @@ def load(folder: Path, architecture: Architecture) -> dict[ParameterPath, np.nda
         if not np.isfinite(array).all():
             raise UserError(f"{file}: tensor {name} holds numbers that are not finite")
         parameters[path] = convert(path, np.split(array, parts[name])[int(number or 0)])
-        used.add(name)
-    for name in tensors_read:
-        if name not in used:
-            raise UserError(
-                f"{file} has tensor {name}, which a {architecture.family} encoder of "
-                f"{architecture.layers} layers does not have"
-            )
     return parameters
 
 
@@ -257,11 +273,11 @@ def identity(folder: Path) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def read_tensors(file: Path) -> dict[str, np.ndarray]:
-    """The tensors in a file by name. Raises `UserError` where it is missing or broken."""
+def read_tensors(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
+    """The `wanted` tensors in a file by name. Raises `UserError` where it is missing or broken."""
     try:
         with safe_open(file, framework="flax") as stored:  # unlike the NumPy reader it knows bfloat16
-            return {name: np.asarray(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+            return {name: np.asarray(stored.get_tensor(name)) for name in filter(wanted, stored.keys())}
     except FileNotFoundError:
         hint = f"; {UNREAD} is not read: it can run any program; load it where you trust it, and save it as safetensors"
         hint = hint if file.with_name(UNREAD).exists() else ""

@@ -50,6 +50,11 @@ def gelu(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x σ(1.702 x), which approximates GELU; of OpenAI's CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 def frozen(module: nnx.Module) -> Callable[[Any], jax.Array]:
     """A module in evaluation at full precision, compiled: arrays → its output."""
     graph, state = nnx.split(module)

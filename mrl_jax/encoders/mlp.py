@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mrl_jax.encoders import image_rules
 from mrl_jax.encoders.base import EncoderConfig, load_passthrough, rotate_layers
+from mrl_jax.encoders.image_rules import ImageRule
 from mrl_jax.encoders.layers import bf16_dot_general
 from mrl_jax.encoders.onnx_graph import Graph
 from mrl_jax.encoders.scaler import Scaler
@@ -75,8 +77,10 @@ class MLP(nnx.Module):
         return self.last(x)
 
 
-def fit_preprocessor(kind: str, examples: Any, *, standardise: bool) -> Passthrough | Scaler:
+def fit_preprocessor(kind: str, examples: Any, *, standardise: bool) -> Passthrough | Scaler | ImageRule:
     """Learn the scale of features; images have theirs."""
+    if kind == "image":
+        return image_rules.of_data(examples)
     if kind != "features" or not standardise:
         return Passthrough(kind)
     scaler = Scaler.fit(examples)
@@ -85,8 +89,10 @@ def fit_preprocessor(kind: str, examples: Any, *, standardise: bool) -> Passthro
     return scaler
 
 
-def load_preprocessor(config: MLPConfig, directory: Path, kind: str) -> Passthrough | Scaler:
-    """The scale of features, as saved with a run."""
+def load_preprocessor(config: MLPConfig, directory: Path, kind: str) -> Passthrough | Scaler | ImageRule:
+    """The scale of features, or the size of images, as saved with a run."""
+    if kind == "image":
+        return image_rules.load_or_pass(config, directory, kind)
     if kind == "features" and config.standardise:
         return Scaler.load(directory)
     return load_passthrough(config, directory, kind)
@@ -97,12 +103,12 @@ def rotate(config: MLPConfig, parameters: Any, rotation: np.ndarray) -> tuple[ML
     return config, rotate_layers(parameters, ("last",), rotation)
 
 
-def module_inputs(preprocessor: Passthrough | Scaler, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def module_inputs(preprocessor: Passthrough | Scaler | ImageRule, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """What `MLP` reads, from raw features or images."""
     return {"features": preprocessor.traced(arrays["features"])} if isinstance(preprocessor, Scaler) else arrays
 
 
-def onnx(g: Graph, config: MLPConfig, preprocessor: Passthrough | Scaler, parameters: Any) -> str:
+def onnx(g: Graph, config: MLPConfig, preprocessor: Passthrough | Scaler | ImageRule, parameters: Any) -> str:
     """`MLP` in evaluation, as an ONNX graph of raw features or images."""
     del config  # the parameters say it all
     if isinstance(preprocessor, Scaler):

@@ -2,6 +2,7 @@
 
     x = LN(x + attention(x));  x = LN(x + feed_forward(x))          norms after, as in BERT
     x = x + attention(LN(x));  x = x + feed_forward(LN(x))          norms before, of a family with a last one
+    x = x + s ⊙ attention(LN(x));  x = x + t ⊙ feed_forward(LN(x))  and with LayerScale (Touvron et al., 2021)
 
 `families` says which layers, biases and norms there are; dropout comes before each sum.
 
@@ -9,20 +10,47 @@ Letters in einsums: b example, t and s token, h head, k feature of a head.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mrl_jax.encoders.families import BUCKETS, FARTHEST, Architecture
-from mrl_jax.encoders.layers import Linear, drop, gelu, layer_norm
+from mrl_jax.encoders.families import BUCKETS, FARTHEST, Family
+from mrl_jax.encoders.layers import Linear, drop, gelu, layer_norm, quick_gelu
 
-FUNCTIONS = {"gelu": gelu, "gelu_new": jax.nn.gelu, "relu": jax.nn.relu, "silu": jax.nn.silu}
+FUNCTIONS = {
+    "gelu": gelu,
+    "gelu_new": jax.nn.gelu,
+    "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
 
 
-def norm_of(sizes: Architecture, features: int, rngs: nnx.Rngs) -> Any:
+class Sizes(Protocol):
+    """What a layer asks of an architecture: of texts `families.Architecture`, of images `vit_families.Architecture`."""
+
+    @property
+    def described(self) -> Family: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def heads_of_keys(self) -> int: ...
+    @property
+    def features(self) -> int: ...
+    @property
+    def intermediate(self) -> int: ...
+    @property
+    def layer_norm_eps(self) -> float: ...
+
+
+def norm_of(sizes: Sizes, features: int, rngs: nnx.Rngs) -> Any:
     """The norm of a family: with the mean taken off, or by the root mean square alone (Zhang and Sennrich, 2019)."""
     if sizes.described.norm == "rms":
         return nnx.RMSNorm(features, epsilon=sizes.layer_norm_eps, rngs=rngs)
@@ -30,9 +58,9 @@ def norm_of(sizes: Architecture, features: int, rngs: nnx.Rngs) -> Any:
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward. `config` is a `TransformerConfig`."""
+    """Attention and feed-forward. `config` is a `TransformerConfig` or a `ViTConfig`."""
 
-    def __init__(self, sizes: Architecture, config: Any, rngs: nnx.Rngs, layer: int = 0) -> None:
+    def __init__(self, sizes: Sizes, config: Any, rngs: nnx.Rngs, layer: int = 0) -> None:
         family, hidden, dtype = sizes.described, sizes.hidden, config.dtype
         self.heads, self.heads_of_keys, self.features = sizes.heads, sizes.heads_of_keys, sizes.features
         self.dtype, self.fused = dtype, config.attention == "fused"
@@ -54,6 +82,9 @@ class Block(nnx.Module):
         self.gate = Linear(hidden, sizes.intermediate, dtype, rngs, family.bias, config.lora_rank) if gated else None
         self.down = Linear(sizes.intermediate, hidden, dtype, rngs, family.bias, config.lora_rank)
         self.output_norm = norm_of(sizes, hidden, rngs)
+        initial = family.layer_scale
+        self.attention_scale = None if initial is None else nnx.Param(jnp.full(hidden, initial))
+        self.output_scale = None if initial is None else nnx.Param(jnp.full(hidden, initial))
 
     def __call__(
         self,
@@ -67,9 +98,12 @@ class Block(nnx.Module):
         negative number where a token must not attend, and `relative` [heads, L, L]; `turn` is of `angles`."""
         if self.before:
             seen = x if self.attention_norm is None else self.attention_norm(x)
-            attended = self.attended(self.attention(seen, bias, rngs, relative, turn))
+            attended = layer_scaled(
+                self.attended(self.attention(seen, bias, rngs, relative, turn)), self.attention_scale
+            )
             x = x + drop(attended, self.dropout, rngs)
-            return x + drop(self.feed_forward(self.output_norm(x)), self.dropout, rngs)
+            fed = layer_scaled(self.feed_forward(self.output_norm(x)), self.output_scale)
+            return x + drop(fed, self.dropout, rngs)
         assert self.attention_norm is not None
         attended = self.attended(self.attention(x, bias, rngs, relative, turn))
         x = self.attention_norm(x + drop(attended, self.dropout, rngs))
@@ -127,6 +161,11 @@ class Block(nnx.Module):
         dropped = drop(weights, self.attention_dropout, rngs)
         attended = jnp.einsum("bhts,bhsk->bhtk", dropped, v) / weights.sum(axis=-1, keepdims=True)
         return attended.swapaxes(1, 2).reshape(batch, length, -1)
+
+
+def layer_scaled(x: jax.Array, factors: nnx.Param[jax.Array] | None) -> jax.Array:
+    """x [B, L, hidden] times a factor for each feature, if there are any."""
+    return x if factors is None else x * factors[...]
 
 
 Seen = tuple[jax.Array, tuple[jax.Array, jax.Array] | None]  # a bias of the attention scores, and the angles

@@ -29,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {  # settings that make an encoder small enou
     },
     "static": {"vocabulary": 270, "max_length": 12},
     "convnet": {"channels": 2},
+    "vit": {"image_size": 4, "patch": 2, "layers": 1, "hidden": WIDTH, "heads": 2, "intermediate": 8},
     "mlp": {"hidden": (5,)},
 }  # fmt: skip
 TEXTS = ["orbit of a comet", "a comet and a goal", "goal in overtime", "overtime of orbit", ""]
@@ -210,7 +211,7 @@ def test_no_other_setting_reaches_what_is_learnt(name: str, monkeypatch: pytest.
 
     monkeypatch.setitem(ENCODERS, name, dataclasses.replace(ENCODERS[name], fit_preprocessor=spy))
     kind = ENCODERS[name].reads[0]
-    raw: Any = TEXTS if kind == "text" else np.eye(3)
+    raw: Any = np.eye(3) if kind == "features" else RAW[kind]
     encoders.fit(small(name), "made", kind, raw)
     ((data, settings),) = calls
     assert data == (kind, raw)

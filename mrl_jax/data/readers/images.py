@@ -1,20 +1,34 @@
-"""Images on disk as JPEG or PNG, decoded with Pillow: scaled, cropped to one size, `[h, w, c]` uint8."""
+"""Images on disk, decoded with Pillow: scaled, cropped to one size, `[h, w, c]` uint8.
+
+`decode` reads those of TFDS, JPEG or PNG, in the number of channels that they have there. `read_image` reads those of a
+user, of more formats, and makes upright RGB of everything: grey, palettes, CMYK, 16 bits, transparency (on white, as
+transformers does), the first frame of a film.
+"""
 
 import io
 import struct
+import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mrl_jax.system import processes
+from mrl_jax.system import console, processes
 from mrl_jax.system.errors import UserError
 
 MAX_PIXELS = 1 << 27  # of an image, as stored or scaled up to cover the target: more is damage, or fills the memory
 READ_IMAGES = 4096  # encoded images held in memory at a time
+MAX_DECODED_BYTES = 2 << 30  # of the decoded images of one split that are held in memory
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # of a user's images: some of Pillow's others start programs
+# Pillow has no error of its own for what is wrong in a file.
+BROKEN = (
+    OSError, ValueError, SyntaxError, TypeError, struct.error, zlib.error, IndexError, KeyError, MemoryError, EOFError,
+    OverflowError, AttributeError, RuntimeError, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 class Geometry(NamedTuple):
@@ -102,9 +116,7 @@ def decode(encoded: bytes, geometry: Geometry) -> np.ndarray:
                 raise ValueError(f"it has {image.width} × {image.height} pixels")
             image.draft(mode, size)  # a JPEG far larger than the target is decoded at 1/2, 1/4 or 1/8 of its size
             picture: Image.Image = image.convert(mode)
-    # Pillow has no error of its own for what is wrong in a file.
-    except (OSError, ValueError, SyntaxError, TypeError, struct.error, zlib.error, IndexError, KeyError, MemoryError,
-            EOFError, OverflowError, Image.DecompressionBombError) as error:  # fmt: skip
+    except BROKEN as error:
         raise UserError(f"is not a JPEG or PNG that can be decoded: {error}") from error
     if picture.size != size:
         scale = max(size[0] / picture.width, size[1] / picture.height)
@@ -113,3 +125,158 @@ def decode(encoded: bytes, geometry: Geometry) -> np.ndarray:
         left, top = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
         picture = picture.crop((left, top, left + size[0], top + size[1]))
     return np.asarray(picture).reshape(geometry)
+
+
+# ---- images of a user ------------------------------------------------------------------------------------------------
+
+
+def read_image(encoded: bytes, least: tuple[int, int] | None = None) -> Image.Image:
+    """An image in one of `FORMATS`, upright and in RGB.
+
+    Args:
+        encoded: the content of the file.
+        least: height and width that suffice. A JPEG far larger is decoded at 1/2, 1/4 or 1/8 of its size, which is
+            faster, and changes the last digits of what it is scaled to.
+
+    Raises:
+        UserError: anything else, a file that is damaged or cut off, or more than `MAX_PIXELS` pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that is damaged, and of sizes that `MAX_PIXELS` allows
+            with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"it has {image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are read")
+                if least is not None and image.format == "JPEG":
+                    side = max(least)  # whichever way it is turned
+                    image.draft("RGB", (side, side))
+                return _as_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        raise UserError(f"it is no image in the formats {', '.join(FORMATS)}") from None
+    except BROKEN as error:
+        raise UserError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """RGB, with what is transparent on white. 16 bits become 8 by leaving out the lower ones."""
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 0xFFFF:
+            raise ValueError("its grey levels have more than 16 bits")
+        return Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its grey levels are floating numbers, whose range is not known")
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        seen = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, (255, 255, 255, 255)), seen).convert("RGB")
+    return image.convert("RGB")
+
+
+class Rule(Protocol):
+    """How an image becomes an array, see `encoders.image_rules`."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def least(self) -> tuple[int, int] | None:
+        """As for `read_image`."""
+        ...
+
+    def prepare(self, picture: Image.Image) -> np.ndarray:
+        """uint8 of `shape`."""
+        ...
+
+
+class ImageFiles(Protocol):
+    """Encoded images by number, and what names each of them in a message."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> bytes: ...
+
+    def name(self, row: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """A user's images on disk, which may differ in size until there is a rule of how they are prepared.
+
+    Once there is one, `images[rows]` is uint8 [len(rows), *shape], read and decoded on a pool of threads.
+    """
+
+    files: ImageFiles
+    rows: np.ndarray  # int [n], of `files`
+    streaming: bool | None = None  # whether they stay on disk; None: where they would take `MAX_DECODED_BYTES`
+    rules: tuple[Rule, ...] = ()  # one after another
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Height, width and channels of one; None where they differ."""
+        return self.rules[-1].shape if self.rules else None
+
+    def subset(self, rows: np.ndarray) -> "StoredImages":
+        """A view of these rows; nothing is read."""
+        return replace(self, rows=self.rows[rows])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        wanted = self.rows[rows]
+        out = np.empty((len(wanted), *self._shape()), np.uint8)
+        with ThreadPoolExecutor(processes.core_count()) as pool:
+            list(pool.map(lambda i: self._fill(out, i, int(wanted[i])), range(len(wanted))))
+        return out
+
+    def _shape(self) -> tuple[int, int, int]:
+        if self.shape is None:
+            raise UserError("the images have different sizes; give data.image_size, e.g. 224")
+        return self.shape
+
+    def _fill(self, out: np.ndarray, position: int, row: int) -> None:
+        try:
+            picture = read_image(self.files.read(row), self.rules[0].least)
+            for rule in self.rules[:-1]:
+                picture = Image.fromarray(rule.prepare(picture))
+            out[position] = self.rules[-1].prepare(picture)
+        except UserError as error:
+            raise UserError(f"{self.files.name(row)}: {error}") from None
+
+    def prepared(self, rule: Rule) -> Any:
+        """The images by a further rule: an array where they fit in memory, else read on demand."""
+        images = replace(self, rules=(*self.rules, rule))
+        bytes_needed = len(self) * int(np.prod(rule.shape, dtype=np.int64))
+        if bytes_needed > MAX_DECODED_BYTES if self.streaming is None else self.streaming:
+            return images
+        out = np.empty((len(self), *rule.shape), np.uint8)
+        with console.progress(len(self), "read images", "image", leave=False) as bar:
+            for _ in _on_threads(lambda i: images._fill(out, i, int(self.rows[i])), len(self)):
+                bar.update(1)
+        return out
+
+
+def _on_threads(work: Callable[[int], Any], count: int) -> Iterator[Any]:
+    """`work(0)`, … in order, computed on a pool of threads, some thousands at a time."""
+    with ThreadPoolExecutor(processes.core_count()) as pool:
+        for start in range(0, count, READ_IMAGES):
+            yield from pool.map(work, range(start, min(start + READ_IMAGES, count)))
+
+
+def broken(files: ImageFiles) -> dict[int, str]:
+    """The images that cannot be decoded, and why: each is decoded once, a JPEG at an eighth of its size."""
+
+    def problem(row: int) -> str | None:
+        try:
+            read_image(files.read(row), (1, 1))
+        except UserError as error:
+            return str(error)
+        return None
+
+    found = {}
+    with console.progress(len(files), "check images", "image", leave=False) as bar:
+        for row, why in enumerate(_on_threads(problem, len(files))):
+            if why is not None:
+                found[row] = why
+            bar.update(1)
+    return found
