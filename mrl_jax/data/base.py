@@ -297,9 +297,9 @@ class DataConfig:
     task: Task | None = None  # wordnet, features: whether to learn classes or pairs; null: classes
     path: str | None = None  # beir: folder with corpus.jsonl, queries.jsonl and qrels/
     name: str | None = None  # tfds: name in the TFDS catalogue, such as ag_news_subset or name/config
-    train: str | None = None  # files, features, pairs: training file; beir: file of pairs instead of its own judgments
-    test: str | None = None  # files, features, pairs: test file
-    validation: str | None = None  # files, features, pairs: validation file; null: cut from the training data
+    train: str | None = None  # files, features, pairs: training file; images: folder; beir: file of pairs of your own
+    test: str | None = None  # files, features, pairs: test file; images: folder
+    validation: str | None = None  # files, features, pairs, images: as data.test; null: cut from the training data
     train_labels: str | None = None  # features as .npy: file with the labels of data.train
     test_labels: str | None = None  # features as .npy: file with the labels of data.test
     validation_labels: str | None = None  # features as .npy: file with the labels of data.validation
@@ -310,9 +310,9 @@ class DataConfig:
         "names with texts that UTF-8 can encode",
         lambda prompts: all(prompts) and all(_is_unicode(word) for word in [*prompts, *prompts.values()]),
     )  # before texts, by use: {query: "query: ", document: "passage: "} or {default: …}; null: those of the weights
-    image_size: int | None = None  # tfds images: side in pixels; null: the stored size
+    image_size: int | None = None  # tfds, images: side in pixels; null: the stored size, or as encoder.weights want it
     cache_dir: str | None = None  # folder of downloads and prepared data; null: $MRL_JAX_CACHE, or ~/.cache/mrl_jax
-    streaming: bool | None = None  # files, tfds, pairs: read inputs from disk during training; null: only large data
+    streaming: bool | None = None  # files, tfds, pairs, images: read from disk during training; null: only large data
     limit: int | None = None  # maximum number of examples (pairs, queries) per split, for smoke runs
     hold_out: tuple[str | int, ...] | None = None  # classes to leave out; their test examples are of unknown classes
     sources: Mapping[str, "SourceConfig"] | None = None  # mixture: by a name of yours, {name: {source: …, loss: {…}}}

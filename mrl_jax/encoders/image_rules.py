@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from mrl_jax.data.readers.images import StoredImages, read_image
+from mrl_jax.data.readers.images import Geometry, StoredImages, cover, read_image
 from mrl_jax.system import files
 from mrl_jax.system.errors import UserError
 from mrl_jax.text.tokenizers import Arrays, Passthrough
@@ -75,6 +75,8 @@ class ImageRule:
         """One image, uint8 of `shape`."""
         mode = "L" if self.channels == 1 else "RGB"
         picture = picture if picture.mode == mode else picture.convert(mode)
+        if self.how == "cover":
+            return cover(picture, Geometry(*self.shape))
         if (wanted := self._resized(picture.width, picture.height)) != picture.size:
             picture = picture.resize(wanted, Image.Resampling(self.resample))
         height, width = self.crop
@@ -88,11 +90,8 @@ class ImageRule:
             return width, height
         if self.how == "exact":
             return self.size[1], self.size[0]
-        if self.how == "shortest":
-            side, short = self.size[0], min(width, height)
-            return (side, int(side * height / short)) if width == short else (int(side * width / short), side)
-        scale = max(self.size[1] / width, self.size[0] / height)
-        return max(self.size[1], round(width * scale)), max(self.size[0], round(height * scale))
+        side, short = self.size[0], min(width, height)
+        return (side, int(side * height / short)) if width == short else (int(side * width / short), side)
 
     def save(self, directory: Path) -> None:
         files.write(directory / FILE, json.dumps(asdict(self)) + "\n")

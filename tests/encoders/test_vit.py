@@ -56,10 +56,15 @@ def test_a_folder_embeds_as_transformers(name: str, size: int, tmp_path: Path) -
     torch = pytest.importorskip("torch")
     folder = vision_folders.write(tmp_path / name, CONFIGS[name], vision_folders.make(name))
     of = {
-        "vit": "ViTModel", "dinov2": "Dinov2Model", "dinov2_swiglu": "Dinov2Model",
-        "dinov2_with_registers": "Dinov2WithRegistersModel", "clip_vision_model": "CLIPVisionModel",
-        "clip": "CLIPVisionModelWithProjection", "siglip_vision_model": "SiglipVisionModel", "siglip": "SiglipVisionModel",
-    }  # fmt: skip
+        "vit": "ViTModel",
+        "dinov2": "Dinov2Model",
+        "dinov2_swiglu": "Dinov2Model",
+        "dinov2_with_registers": "Dinov2WithRegistersModel",
+        "clip_vision_model": "CLIPVisionModel",
+        "clip": "CLIPVisionModelWithProjection",
+        "siglip_vision_model": "SiglipVisionModel",
+        "siglip": "SiglipVisionModel",
+    }
     model = getattr(transformers, of[name]).from_pretrained(folder, attn_implementation="eager").eval()
     images = RANDOM.integers(0, 256, (2, size, size, 3)).astype(np.uint8)
     mean, std = (np.float32(vision_folders.PREPROCESSOR[key]) for key in ("image_mean", "image_std"))

@@ -22,7 +22,7 @@ from mrl_jax.system.errors import UserError
 
 MAX_PIXELS = 1 << 27  # of an image, as stored or scaled up to cover the target: more is damage, or fills the memory
 READ_IMAGES = 4096  # encoded images held in memory at a time
-MAX_DECODED_BYTES = 2 << 30  # of the decoded images of one split that are held in memory
+MAX_DECODED_BYTES = 2 << 30  # of the decoded images of a split; a larger one stays on disk
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # of a user's images: some of Pillow's others start programs
 # Pillow has no error of its own for what is wrong in a file.
 BROKEN = (
@@ -118,6 +118,12 @@ def decode(encoded: bytes, geometry: Geometry) -> np.ndarray:
             picture: Image.Image = image.convert(mode)
     except BROKEN as error:
         raise UserError(f"is not a JPEG or PNG that can be decoded: {error}") from error
+    return cover(picture, geometry)
+
+
+def cover(picture: Image.Image, geometry: Geometry) -> np.ndarray:
+    """Scale an image so that it just covers the target, then crop the centre. uint8 [h, w, c]."""
+    size = (geometry.width, geometry.height)
     if picture.size != size:
         scale = max(size[0] / picture.width, size[1] / picture.height)
         scaled = max(size[0], round(picture.width * scale)), max(size[1], round(picture.height * scale))
@@ -186,6 +192,24 @@ class Rule(Protocol):
     def prepare(self, picture: Image.Image) -> np.ndarray:
         """uint8 of `shape`."""
         ...
+
+
+@dataclass(frozen=True)
+class Cover:
+    """The rule of `data.image_size`: scaled so that they just cover a square, the centre of which is cut out."""
+
+    side: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.side, self.side, 3
+
+    @property
+    def least(self) -> tuple[int, int]:
+        return self.side, self.side
+
+    def prepare(self, picture: Image.Image) -> np.ndarray:
+        return cover(picture, Geometry(*self.shape))
 
 
 class ImageFiles(Protocol):

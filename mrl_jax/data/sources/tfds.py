@@ -15,14 +15,13 @@ import tensorflow_datasets as tfds
 
 from mrl_jax.data.base import STREAMING_MIN_BYTES, DataConfig, Dataset, Split, StreamedTexts
 from mrl_jax.data.readers import tfds as builders
-from mrl_jax.data.readers.images import EncodedImages, target_geometry
+from mrl_jax.data.readers.images import MAX_DECODED_BYTES, EncodedImages, target_geometry
 from mrl_jax.system.errors import UserError, nearest
 from mrl_jax.system.files import cache_folder
 
 TEXT_KEYS = ("text", "description", "sentence")
 IMAGE_KEY = "image"
 LABEL_KEY = "label"
-MAX_DECODED_BYTES = 2 << 30  # of the decoded images of one split that are held in memory
 
 log = logging.getLogger(__name__)
 
