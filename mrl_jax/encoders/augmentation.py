@@ -5,14 +5,23 @@ Every example draws its own crop and mirror.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, assert_never
+from typing import Any, Literal, assert_never
 
 import jax
 import jax.numpy as jnp
 
+from mrl_jax.encoders.randaugment import randaugment
+
 Augmentation = Literal["none", "flip", "flip_crop", "resized_crop"]
 
 PADDING = 4  # pixels around a small image before its random crop
+
+
+def in_training(config: Any, draw: Callable[[], jax.Array], images: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Images [B, h, w, c] as `augment` and `randaugment` of an encoder's settings let training see them, [B, *size, c];
+    `draw` gives a fresh key where one is needed."""
+    seen = augment(config.augment, draw, images, size)
+    return randaugment(draw(), seen, config.randaugment) if config.randaugment else seen
 
 
 def augment(kind: Augmentation, draw: Callable[[], jax.Array], images: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -21,7 +21,8 @@ class EncoderConfig:
 
     Fields that other packages read where an encoder has them: `weights` (pretrained ones that it starts from),
     `max_length` (tokens to which a text is truncated), `positions` (tokens of the longest input), `dtype` (of the
-    operands of matmuls; an export is in float32).
+    operands of matmuls; an export is in float32), `mixup` and `cutmix` (whether training mixes the examples of a batch:
+    then its inputs have `mix`, see `mixing`).
     """
 
     name: str  # the key of `ENCODERS`

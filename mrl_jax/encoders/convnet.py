@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mrl_jax.encoders.augmentation import Augmentation, augment, center_crop
+from mrl_jax.encoders.augmentation import Augmentation, center_crop, in_training
 from mrl_jax.encoders.base import EncoderConfig
-from mrl_jax.system.errors import UserError, one_of
+from mrl_jax.encoders.mixing import mixed
+from mrl_jax.encoders.randaugment import MAX_LEVEL
+from mrl_jax.system.errors import UserError, at_least, limited, one_of
 
 STAGES = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # blocks in each stage
 Stem = Literal["small", "strided", "imagenet"]
@@ -37,6 +39,9 @@ class ConvNetConfig(EncoderConfig):
     channels: int = 64  # base width; 64 is the published network, 16 trains on a CPU
     stem: Stem = "small"  # small: 3×3; strided: 5×5, stride 2; imagenet: 7×7, stride 2, and a max-pool of stride 2
     augment: Augmentation = "none"  # in training; flip_crop: mirror and shift by ≤ 4 pixels; resized_crop: ImageNet's
+    randaugment: int = limited(0, "0 to 10", lambda n: 0 <= n <= MAX_LEVEL)  # in training: level; 0: none
+    mixup: float = at_least(0.0, 0)  # in training: α of mixtures of two images and their labels; 0: none
+    cutmix: float = at_least(0.0, 0)  # in training: α of squares of other images, and their labels; 0: none
     crop: int = 0  # side in pixels of the square that is read (in evaluation the centre); 0: the whole image
     mean: tuple[float, ...] = (0.5,)  # of the pixels in [0, 1]: one number, or one per channel
     std: tuple[float, ...] = (0.25,)  # standard deviation of the pixels, likewise
@@ -169,9 +174,9 @@ class ConvNet(nnx.Module):
         training = rngs is not None
         x = inputs["image"]
         size = (self.config.crop, self.config.crop) if self.config.crop else (x.shape[1], x.shape[2])
-        x = center_crop(x, size) if rngs is None else augment(self.config.augment, rngs.dropout, x, size)
+        x = center_crop(x, size) if rngs is None else in_training(self.config, rngs.dropout, x, size)
         mean, std = jnp.array(self.config.mean), jnp.array(self.config.std)
-        x = (x.astype(jnp.float32) / 255 - mean) / std
+        x = mixed((x.astype(jnp.float32) / 255 - mean) / std, inputs.get("mix"))
         x = self.stem(x, training)
         if self.config.stem == "imagenet":
             same = ((0, 0), (1, 1), (1, 1), (0, 0))

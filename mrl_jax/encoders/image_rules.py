@@ -26,7 +26,7 @@ from mrl_jax.text.tokenizers import Arrays, Passthrough
 FILE = "images.json"
 How = Literal["exact", "shortest", "cover", "none"]
 BILINEAR = int(Image.Resampling.BILINEAR)
-NEEDS_SIZE = "its images have different sizes; give data.image_size, e.g. 224"
+NEEDS_SIZE = "the images have different sizes; give data.image_size, e.g. 224"
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,13 @@ import numpy as np
 from flax import nnx
 
 from mrl_jax.encoders import huggingface, image_rules, vit_folder
-from mrl_jax.encoders.augmentation import Augmentation, augment, center_crop
+from mrl_jax.encoders.augmentation import Augmentation, center_crop, in_training
 from mrl_jax.encoders.base import EncoderConfig, rotate_layers
 from mrl_jax.encoders.image_rules import ImageRule
 from mrl_jax.encoders.layers import Linear, drop, initial
+from mrl_jax.encoders.mixing import mixed
 from mrl_jax.encoders.positions import sincos
+from mrl_jax.encoders.randaugment import MAX_LEVEL
 from mrl_jax.encoders.transformer_block import FUNCTIONS as BLOCK_FUNCTIONS
 from mrl_jax.encoders.transformer_block import Block, apply_and_forget, norm_of
 from mrl_jax.encoders.vit_families import FUNCTIONS, VISION, Architecture, Function, Position, VisionName, VitPooling
@@ -62,6 +64,9 @@ class ViTConfig(EncoderConfig):
     mean: tuple[float, ...] | None = None  # of the pixels in [0, 1]: one number, or one per channel; from scratch 0.5
     std: tuple[float, ...] | None = None  # standard deviation of the pixels, likewise; from scratch 0.5
     augment: Augmentation = "none"  # in training; flip_crop: mirror and shift by ≤ 4 pixels; resized_crop: ImageNet's
+    randaugment: int = limited(0, "0 to 10", lambda n: 0 <= n <= MAX_LEVEL)  # in training: level; 0: none
+    mixup: float = at_least(0.0, 0)  # in training: α of mixtures of two images and their labels; 0: none
+    cutmix: float = at_least(0.0, 0)  # in training: α of squares of other images, and their labels; 0: none
     dropout: float = 0.0  # of the embeddings and of the output of attention and feed-forward, in [0, 1)
     attention_dropout: float = 0.0  # of the attention weights, in [0, 1)
     dtype: Literal["float32", "bfloat16"] = "float32"  # operands of matmuls
@@ -277,17 +282,16 @@ class ViT(nnx.Module):
 
     def __call__(self, inputs: dict[str, jax.Array], *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Embed a batch; `rngs` given means training."""
-        z = self.pooled(inputs["image"], rngs)
+        z = self.pooled(inputs, rngs)
         return z if self.projection is None else self.projection(z[:, None])[:, 0]
 
-    def pooled(self, images: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    def pooled(self, inputs: dict[str, jax.Array], rngs: nnx.Rngs | None) -> jax.Array:
         """What comes before the projection [B, hidden]."""
-        a, config = self.architecture, self.config
+        a, config, images = self.architecture, self.config, inputs["image"]
         size = (a.grid[0] * a.patch, a.grid[1] * a.patch)
-        pixels = center_crop(images, size) if rngs is None else augment(config.augment, rngs.dropout, images, size)
-        x: jax.Array = self.embedded(
-            (pixels.astype(jnp.float32) / 255 - jnp.array(config.mean)) / jnp.array(config.std)
-        )
+        pixels = center_crop(images, size) if rngs is None else in_training(config, rngs.dropout, images, size)
+        pixels = (pixels.astype(jnp.float32) / 255 - jnp.array(config.mean)) / jnp.array(config.std)
+        x: jax.Array = self.embedded(mixed(pixels, inputs.get("mix")))
         x = drop(x, self.dropout, rngs)
         x = x if self.norm is None else self.norm(x)
         seen = jnp.zeros((1, 1, 1, 1))  # every token sees all
@@ -305,7 +309,7 @@ class ViT(nnx.Module):
     def embedded(self, pixels: jax.Array) -> jax.Array:
         """The tokens before the first layer [B, L, hidden], of pixels [B, h, w, c]."""
         a = self.architecture
-        batch, (rows, columns) = len(pixels), a.grid
+        batch, (rows, columns) = pixels.shape[0], a.grid
         blocks = pixels.reshape(batch, rows, a.patch, columns, a.patch, a.channels).swapaxes(2, 3)
         x = self.patches(blocks.reshape(batch, rows * columns, -1))
         before = []

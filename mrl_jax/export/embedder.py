@@ -85,6 +85,7 @@ def largest_difference(
             raw: Any = [tokenizer.decode(row) for row in ids]
             encodings = tokenizer.encode_batch(raw)
             arrays = [np.array([e.ids for e in encodings]), np.array([e.attention_mask for e in encodings])]
+            inputs = model.reader(raw)
         else:
             dtype, shape = next(iter(signature(model).values()))
             values = random.normal(size=(len(lengths), *map(int, shape[1:])))
@@ -92,7 +93,8 @@ def largest_difference(
                 values = model.reader.undo(values)
             raw = values.astype(np.float32) if dtype == "float32" else (values * 64 + 128).clip(0, 255).astype(np.uint8)
             arrays = [raw]
-        expected, exported = np.asarray(embed(weights, model.reader(raw))), run(*arrays)
+            inputs = {"image": raw} if dtype == "uint8" else model.reader(raw)  # images are given as they are prepared
+        expected, exported = np.asarray(embed(weights, inputs)), run(*arrays)
         worst = max(worst, float(np.abs(exported - expected).max() / max(np.abs(expected).max(), 1e-12)))
     if not worst <= tolerance:  # NaN too
         raise UserError(f"the exported model differs from the run by {worst:.1e}, more than {tolerance}: not written")

@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from mrl_jax.data.prompts import put
+from mrl_jax.encoders.image_rules import ImageRule
 from mrl_jax.export.embedder import signature
 from mrl_jax.model import EmbeddingModel
 from mrl_jax.system import files
@@ -62,7 +63,8 @@ def say_dims(model: EmbeddingModel) -> dict[str, Any]:
 
 
 def write_inputs(model: EmbeddingModel, folder: Path) -> Tokenizer | None:
-    """Write config.json and, for texts, a tokenizer.json that pads a batch to its longest text; returns it."""
+    """Write config.json and, for images, images.json, which says how they are prepared; for texts, a tokenizer.json
+    that pads a batch to its longest text; returns it."""
     description = (
         say_dims(model)
         | {
@@ -74,6 +76,8 @@ def write_inputs(model: EmbeddingModel, folder: Path) -> Tokenizer | None:
     )
     write_json(folder / "config.json", description)
     if model.reader.tokenizer is None:
+        if isinstance(model.reader, ImageRule):  # the model is given what it makes of an image
+            model.reader.save(folder)
         return None
     tokenizer = Tokenizer.from_str(model.reader.tokenizer.to_str())
     pad = padding_token(tokenizer)

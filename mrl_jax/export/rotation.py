@@ -93,10 +93,4 @@ def training_embeddings(run: str | Path, model: EmbeddingModel) -> np.ndarray:
     rows = rows[:: -(-len(rows) // MAX_FIT_ROWS)]
     searched = isinstance(split, Pairs) and split.scores is None  # of scored pairs no text is a document
     prompt = "document" if searched and model.prompts.texts else None
-    raw = take(inputs, rows)
-    return model.encode(raw if isinstance(raw, np.ndarray) else _as_given(raw, len(rows)), prompt=prompt)
-
-
-def _as_given(raw: Any, count: int) -> Any:
-    """Texts, or the images of a lazy table."""
-    return raw[np.arange(count)] if isinstance(raw, data.LazyInputs) else raw
+    return model.encode(take(inputs, rows), prompt=prompt)

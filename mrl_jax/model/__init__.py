@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
@@ -20,6 +19,7 @@ from mrl_jax.evaluate.adaptive import Calibration, Rule
 from mrl_jax.evaluate.cascade import Kind
 from mrl_jax.evaluate.nested_classifier import NestedClassifier
 from mrl_jax.losses import heads
+from mrl_jax.model.chunks import chunks
 from mrl_jax.runs import checkpoint
 from mrl_jax.system import console
 from mrl_jax.system.errors import UserError, one_of
@@ -88,7 +88,7 @@ class EmbeddingModel:
         that cuts any prints how many.
 
         Args:
-            raw: n texts, images uint8 [n, h, w, c] or features [n, d], as the run was trained on.
+            raw: n texts, features [n, d], or images: uint8 [n, h, w, c], or a list of paths or of Pillow's images.
             dim: prefix length, 1…D; by default D. It need not be one of the trained dims.
             batch_size: maximum number of examples per batch.
             show_progress: whether to show a progress bar on standard error; by default for more than one chunk.
@@ -158,7 +158,7 @@ class EmbeddingModel:
         shown = show_progress if show_progress is not None else total is None or total > chunk_size
         cut = 0
         with console.progress(total, "encode", "example", leave=False, shown=shown) as bar:
-            for chunk in _chunks(raw, chunk_size):
+            for chunk in chunks(raw, chunk_size):
                 z = self._embed_chunk(chunk, batch_size, dim, normalised, prompt)
                 self.unknown += int(np.count_nonzero(~z.any(axis=1)))
                 cut += getattr(self.reader, "cut", 0)
@@ -335,16 +335,6 @@ class EmbeddingModel:
             raise UserError(f"this model was trained without classes: it has no classifier{hint if labelled else ''}")
         by_dim = heads.classifiers(params["heads"][self.head], self.head, self.program.dims, dims or self.dims)
         return {m: (np.asarray(kernel), np.asarray(bias)) for m, (kernel, bias) in by_dim.items()}
-
-
-def _chunks(raw: Iterable[str] | np.ndarray, size: int) -> Iterator[Any]:
-    """Split the examples into chunks of `size`, in order."""
-    if isinstance(raw, np.ndarray):
-        yield from (raw[start : start + size] for start in range(0, len(raw), size))
-        return
-    texts = iter(raw)
-    while chunk := list(itertools.islice(texts, size)):
-        yield chunk
 
 
 def load(run: str | Path, arm: str | None = None, seed: int = 0, dtype: str = "float32") -> EmbeddingModel:

@@ -18,7 +18,7 @@ from flax import nnx
 from mrl_jax import encoders, rows
 from mrl_jax.arms import Row
 from mrl_jax.config import OptimizerConfig
-from mrl_jax.encoders import EncoderConfig
+from mrl_jax.encoders import EncoderConfig, mixing
 from mrl_jax.losses import cached_gradient, sample_granularities
 from mrl_jax.system.errors import UserError
 from mrl_jax.training import optimizer
@@ -234,6 +234,8 @@ class TrainStep:
         """Raise `UserError` if the encoder cannot be built. It is only traced, so this is cheap."""
         encoders.check_width(self.encoder, self.width)
         _ = self.graph
+        if mixing.draws(self.encoder) and (self.objective.columns > 1 or self.objective.couples_examples):
+            raise UserError("encoder.mixup and encoder.cutmix are not allowed with loss.shortlist or pairs; 0")
 
     def init(self, seed: int) -> State:
         """The initial state for a seed, which all its arms share."""
@@ -260,8 +262,15 @@ class TrainStep:
         return z_BxD, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
     def _losses(self, params: Any, statistics: Any, batch: Inputs, weights: Any, key: jax.Array) -> Any:
-        z_BxD, statistics = self._forward(Weights(params, statistics), _inputs(batch), key)
-        total, losses = self.objective.loss(params, z_BxD, _label(batch), *weights)
+        inputs, label = _inputs(batch), _label(batch)
+        if not mixing.draws(self.encoder):
+            z_BxD, statistics = self._forward(Weights(params, statistics), inputs, key)
+            total, losses = self.objective.loss(params, z_BxD, label, *weights)
+            return total, (losses, statistics)
+        mix = mixing.draw(key, self.encoder)
+        z_BxD, statistics = self._forward(Weights(params, statistics), {**inputs, "mix": mix}, key)
+        own, other = (self.objective.loss(params, z_BxD, part, *weights) for part in (label, label[::-1]))
+        total, losses = jax.tree.map(lambda a, b: mix[0] * a + (1 - mix[0]) * b, own, other)
         return total, (losses, statistics)
 
     def _cached_gradient(self, params: Any, statistics: Any, batch: Inputs, weights: Any, key: jax.Array) -> Any:
