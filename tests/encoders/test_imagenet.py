@@ -1,4 +1,4 @@
-"""The ImageNet recipe on a few synthetic images that are read lazily: the whole path, except for the data."""
+"""The ImageNet recipes on a few synthetic images that are read lazily: the whole path, except for the data."""
 
 from pathlib import Path
 
@@ -29,27 +29,33 @@ class Drawn:
         return Drawn(self.rows[rows])
 
 
-@pytest.mark.slow
-def test_the_recipe_runs_on_images_that_are_read_lazily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SMALL = {
+    "imagenet_rn50": ["encoder.crop=32", "encoder.channels=8", "width=256", "nesting_dims=[8,64,256]"],
+    "imagenet_vit_s16": [
+        "encoder.image_size=32", "encoder.layers=1", "encoder.hidden=16", "encoder.heads=2", "encoder.intermediate=16",
+        "width=16", "nesting_dims=[8,16]",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [pytest.param("imagenet_rn50", marks=pytest.mark.slow), "imagenet_vit_s16"])
+def test_the_recipe_runs_on_images_that_are_read_lazily(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     splits = [
         Split(Drawn(np.arange(n) + 100 * i), (np.arange(n) % 3).astype(np.int32)) for i, n in enumerate((12, 6, 6))
     ]
     dataset = Dataset("synthetic", "image", ("a", "b", "c"), *splits)
     monkeypatch.setattr(data, "load", lambda config: dataset)
-    words = [
-        "trainer.steps=1",
-        "trainer.batch_size=4",
-        "trainer.evaluations=1",
-        "encoder.crop=32",
-        "encoder.channels=8",
-    ]
-    words += ["width=256", "nesting_dims=[8,64,256]", "evaluation.batch_size=6", "run=a", f"results_dir={tmp_path}"]
-    assert train.main(["+experiment=imagenet_rn50", *words]) == 0
-    directory = tmp_path / "imagenet_rn50" / "a"
+    words = ["trainer.steps=2", "trainer.batch_size=4", "trainer.evaluations=1", "trainer.log_every=1", *SMALL[name]]
+    words += ["evaluation.batch_size=6", "run=a", f"results_dir={tmp_path}"]
+    assert train.main([f"+experiment={name}", *words]) == 0
+    directory = tmp_path / name / "a"
+    dims = (8, 64, 256) if name == "imagenet_rn50" else (8, 16)
     rows = read_rows(directory / "evaluation.csv")
     assert {(r.dim, r.metric) for r in rows} == {
-        (m, x) for m in (8, 64, 256) for x in ("linear_top1", "linear_top5", "ece")
+        (m, x) for m in dims for x in ("linear_top1", "linear_top5", "ece")
     }
     losses = [line["loss"] for line in Log(directory / "metrics.jsonl").read()]
-    assert all(np.isfinite(list(loss.values())).all() and len(loss) == 3 for loss in losses)
+    assert all(np.isfinite(list(loss.values())).all() and len(loss) == len(dims) for loss in losses)
     assert max(split.inputs.largest for split in splits) <= 6  # never a whole split at once
