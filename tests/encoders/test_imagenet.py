@@ -53,9 +53,7 @@ def test_the_recipe_runs_on_images_that_are_read_lazily(
     directory = tmp_path / name / "a"
     dims = (8, 64, 256) if name == "imagenet_rn50" else (8, 16)
     rows = read_rows(directory / "evaluation.csv")
-    assert {(r.dim, r.metric) for r in rows} == {
-        (m, x) for m in dims for x in ("linear_top1", "linear_top5", "ece")
-    }
+    assert {(r.dim, r.metric) for r in rows} == {(m, x) for m in dims for x in ("linear_top1", "linear_top5", "ece")}
     losses = [line["loss"] for line in Log(directory / "metrics.jsonl").read()]
     assert all(np.isfinite(list(loss.values())).all() and len(loss) == len(dims) for loss in losses)
     assert max(split.inputs.largest for split in splits) <= 6  # never a whole split at once

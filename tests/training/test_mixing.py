@@ -70,7 +70,5 @@ def test_losses_without_a_label_to_mix_are_refused() -> None:
 
     objective: Objective = Couples()  # type: ignore[assignment]
     program.__dict__["objective"] = objective
-    with pytest.raises(
-        UserError, match=r"encoder.mixup and encoder.cutmix are not allowed with loss"
-    ):
+    with pytest.raises(UserError, match=r"encoder.mixup and encoder.cutmix are not allowed with loss"):
         program.check()
