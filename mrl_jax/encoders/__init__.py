@@ -10,7 +10,7 @@ from typing import Any
 from flax import nnx
 
 from mrl_jax.data.prompts import Prompts
-from mrl_jax.encoders import bag, image_rules, lora, mlp, static, transformer, transformer_onnx, vit
+from mrl_jax.encoders import bag, image_rules, lora, mlp, static, transformer, transformer_onnx, vit, vit_onnx
 from mrl_jax.encoders.bag import Bag, BagConfig
 from mrl_jax.encoders.base import EncoderConfig, EncoderType
 from mrl_jax.encoders.convnet import ConvNet, ConvNetConfig
@@ -107,6 +107,7 @@ ENCODERS: dict[str, EncoderType[Any]] = {
         check_width=vit.check_width,
         rotate=vit.rotate,
         trained=lora.trained,
+        onnx=vit_onnx.onnx,
     ),
     "mlp": EncoderType(
         config=MLPConfig,

@@ -9,7 +9,7 @@ from mrl_jax.encoders.lora import merge
 from mrl_jax.encoders.onnx_graph import Graph, as_float32
 from mrl_jax.encoders.pooling import Pooling
 from mrl_jax.encoders.transformer import TransformerConfig, complete, standalone
-from mrl_jax.encoders.transformer_block import frequencies, relative_buckets
+from mrl_jax.encoders.transformer_block import Sizes, frequencies, relative_buckets
 from mrl_jax.text.tokenizers import Subwords
 
 
@@ -45,7 +45,7 @@ def onnx(g: Graph, config: TransformerConfig, preprocessor: Subwords, parameters
     return g.linear(z, parameters["projection"]) if config.projection else z
 
 
-def norm(g: Graph, sizes: Architecture, x: str, p: Any) -> str:
+def norm(g: Graph, sizes: Sizes, x: str, p: Any) -> str:
     """The norm of the family: of the deviations from the mean, or of x itself."""
     scale = as_float32(p["scale"])
     if sizes.described.norm == "rms":
@@ -87,7 +87,7 @@ def attended_pairs(
     return bias, (g("Cos", turned), g("Sin", turned))
 
 
-def attention(g: Graph, sizes: Architecture, block: Any, x: str, bias: str, turn: tuple[str, str] | None) -> str:
+def attention(g: Graph, sizes: Sizes, block: Any, x: str, bias: Any, turn: tuple[str, str] | None) -> str:
     """The output of attention [batch, L, hidden]."""
     groups = sizes.heads // sizes.heads_of_keys
 
@@ -116,7 +116,7 @@ def attention(g: Graph, sizes: Architecture, block: Any, x: str, bias: str, turn
     return g.linear(side_by_side, block["attended"])
 
 
-def feed_forward(g: Graph, sizes: Architecture, block: Any, x: str) -> str:
+def feed_forward(g: Graph, sizes: Sizes, block: Any, x: str) -> str:
     """The output of feed-forward [batch, L, hidden]."""
     first = g.linear(x, block["gate" if "gate" in block else "up"])
     inner = activated(g, sizes.described.function, first)
@@ -130,6 +130,8 @@ def activated(g: Graph, function: str, x: str) -> str:
         return g("Relu", x)
     if function == "silu":
         return g("Mul", x, g("Sigmoid", x))
+    if function == "quick_gelu":
+        return g("Mul", x, g("Sigmoid", g("Mul", x, 1.702)))
     if function == "gelu":
         return g("Mul", g("Mul", x, 0.5), g("Add", g("Erf", g("Mul", x, 0.5**0.5)), 1.0))
     cube = g("Mul", g("Mul", x, x), g("Mul", x, 0.044715))

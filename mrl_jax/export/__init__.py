@@ -5,8 +5,8 @@
     python -m mrl_jax.export results/fashion_mnist/latest     --to stablehlo             fashion
 
     sentence-transformers   transformer, static      `SentenceTransformer(DIR, truncate_dim=64)`, also `transformers`
-    onnx                    text and mlp             model.onnx for any ONNX runtime
-    onnx-int8               text and mlp             the same with weights in 8 bits: a quarter of the size
+    onnx                    all but convnet          model.onnx for any ONNX runtime
+    onnx-int8               all but convnet          the same with weights in 8 bits: a quarter of the size
     stablehlo               every encoder            model.stablehlo for JAX without this package, on CPU, GPU and TPU
 
 Every export maps inputs to the whole embedding [batch, D], as the classifiers of the run read it: float32 and not of

@@ -11,8 +11,9 @@ import pytest
 from flax import nnx
 
 from mrl_jax import encoders
-from mrl_jax.encoders import positions
+from mrl_jax.encoders import positions, vit_onnx
 from mrl_jax.encoders.layers import frozen
+from mrl_jax.encoders.onnx_graph import Graph
 from mrl_jax.encoders.vit import ViT, ViTConfig
 from mrl_jax.system.errors import UserError
 from tests import vision_folders
@@ -239,3 +240,29 @@ def test_settings_that_weights_do_not_have_are_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(UserError, match="vision_config=null is not allowed"):
         encoders.vit.vit_folder.describe.__wrapped__(folder)
+
+
+@pytest.mark.parametrize(("name", "pooling"), [*((name, None) for name in CONFIGS), ("dinov2_with_registers", "mean")])
+def test_the_onnx_graph_of_a_folder_computes_the_same(name: str, pooling: Any, tmp_path: Path) -> None:
+    onnxruntime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
+    folder = vision_folders.write(tmp_path / name, CONFIGS[name], vision_folders.make(name))
+    config, width = ViTConfig(weights=str(folder), pooling=pooling), 6 if name == "clip" else 8
+    module = ViT(config, inputs={"image": (8, 8, 3)}, vocabulary=0, width=width, rngs=nnx.Rngs(0))
+    _, params, _ = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
+    graph, rule = Graph(), encoders.fit(config, "made", "image", IMAGES)
+    z = vit_onnx.onnx(graph, config, rule, nnx.to_pure_dict(params))
+    made = [
+        onnx.helper.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in (
+            ("image", onnx.TensorProto.UINT8, ("batch", 8, 8, 3)),
+            (z, onnx.TensorProto.FLOAT, ("batch", width)),
+        )
+    ]
+    content = onnx.helper.make_model(
+        onnx.helper.make_graph(graph.nodes, "vit", made[:1], made[1:], graph.constants),
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    session = onnxruntime.InferenceSession(content.SerializeToString())
+    expected = np.asarray(frozen(module)({"image": jnp.asarray(IMAGES)}))
+    np.testing.assert_allclose(session.run(None, {"image": IMAGES})[0], expected, atol=1e-5 * np.abs(expected).max())
