@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from mrl_jax.data.readers.images import Geometry, StoredImages, cover, read_image
+from mrl_jax.data.readers.images import NEEDS_SIZE, Geometry, StoredImages, cover, read_image
 from mrl_jax.system import files
 from mrl_jax.system.errors import UserError
 from mrl_jax.text.tokenizers import Arrays, Passthrough
@@ -26,7 +26,6 @@ from mrl_jax.text.tokenizers import Arrays, Passthrough
 FILE = "images.json"
 How = Literal["exact", "shortest", "cover", "none"]
 BILINEAR = int(Image.Resampling.BILINEAR)
-NEEDS_SIZE = "the images have different sizes; give data.image_size, e.g. 224"
 
 
 @dataclass(frozen=True)

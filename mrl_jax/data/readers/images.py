@@ -24,6 +24,7 @@ MAX_PIXELS = 1 << 27  # of an image, as stored or scaled up to cover the target:
 READ_IMAGES = 4096  # encoded images held in memory at a time
 MAX_DECODED_BYTES = 2 << 30  # of the decoded images of a split; a larger one stays on disk
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # of a user's images: some of Pillow's others start programs
+NEEDS_SIZE = "the images have different sizes; give data.image_size, e.g. 224"
 # Pillow has no error of its own for what is wrong in a file.
 BROKEN = (
     OSError, ValueError, SyntaxError, TypeError, struct.error, zlib.error, IndexError, KeyError, MemoryError, EOFError,
@@ -255,7 +256,7 @@ class StoredImages:
 
     def _shape(self) -> tuple[int, int, int]:
         if self.shape is None:
-            raise UserError("the images have different sizes; give data.image_size, e.g. 224")
+            raise UserError(NEEDS_SIZE)
         return self.shape
 
     def _fill(self, out: np.ndarray, position: int, row: int) -> None:
