@@ -133,14 +133,15 @@ def tensors(architecture: Architecture) -> Iterator[tuple[ParameterPath, str, tu
         yield ("token_type",), "embeddings.token_type_embeddings.weight", (a.token_types, a.hidden)
     if family.relative:
         yield ("relative",), f"{family.relative}.weight", (BUCKETS, a.heads)
+    yield from block_matrices(a)
     for ours, theirs in (("norm", family.embedding_norm), ("final_norm", family.final_norm)):
         if theirs is not None:
             yield from norm_tensors(a, (ours,), theirs, a.hidden)
-    yield from block_tensors(a)
+    yield from block_norms(a)
 
 
-def block_tensors(a: Sizes) -> Iterator[tuple[ParameterPath, str, tuple[int, ...]]]:
-    """The part of the table for the layers `blocks`, of texts and of images."""
+def block_matrices(a: Sizes) -> Iterator[tuple[ParameterPath, str, tuple[int, ...]]]:
+    """The part of the table for the linear maps of the layers `blocks`, of texts and of images."""
     family = a.described
     width, width_of_keys = a.heads * a.features, a.heads_of_keys * a.features
     for i in range(a.layers):
@@ -160,6 +161,13 @@ def block_tensors(a: Sizes) -> Iterator[tuple[ParameterPath, str, tuple[int, ...
             yield ("blocks", i, ours, "kernel"), "#".join([f"{whole}.weight", *number]), (n_in, n_out)
             if family.bias:
                 yield ("blocks", i, ours, "bias"), "#".join([f"{whole}.bias", *number]), (n_out,)
+
+
+def block_norms(a: Sizes) -> Iterator[tuple[ParameterPath, str, tuple[int, ...]]]:
+    """The part of the table for the norms of the layers `blocks`."""
+    family = a.described
+    for i in range(a.layers):
+        names = {ours: f"{family.blocks}.{i}.{theirs}" for ours, theirs in family.names.items()}
         for ours, features in (
             ("attention_norm", a.hidden),
             ("output_norm", a.hidden),

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mrl_jax.encoders.families import Family
-from mrl_jax.encoders.huggingface import ParameterPath, block_tensors, norm_tensors
+from mrl_jax.encoders.huggingface import ParameterPath, block_matrices, block_norms, norm_tensors
 
 VitPooling = Literal["cls", "mean", "attention"]
 Function = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
@@ -197,7 +197,8 @@ def tensors(a: Architecture) -> Iterator[tuple[ParameterPath, str, tuple[int, ..
     for ours, theirs in (("norm", family.embedding_norm), ("final_norm", family.final_norm)):
         if theirs is not None:
             yield from norm_tensors(a, (ours,), theirs, a.hidden)
-    yield from block_tensors(a)
+    yield from block_matrices(a)
+    yield from block_norms(a)
     for i in range(a.layers if a.layer_scale else 0):
         yield ("blocks", i, "attention_scale"), f"{family.blocks}.{i}.layer_scale1.lambda1", (a.hidden,)
         yield ("blocks", i, "output_scale"), f"{family.blocks}.{i}.layer_scale2.lambda1", (a.hidden,)
