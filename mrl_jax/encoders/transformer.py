@@ -158,21 +158,8 @@ def prompts(config: TransformerConfig, given: Mapping[str, str] | None) -> Promp
 
 
 def check_width(config: TransformerConfig, width: int) -> None:
-    """Raise `UserError` where the weights end in a linear map to another width, parts are to learn on matrices that
-    nothing has trained, or nothing is to learn."""
-    if config.weights is None:
-        if config.lora_rank:
-            raise UserError(f"encoder.lora_rank={config.lora_rank} needs encoder.weights; without, 0")
-        if config.frozen:
-            raise UserError("encoder.frozen=true needs encoder.weights; without, false")
-        return
-    projected = huggingface.describe(huggingface.resolve(config.weights)).projected
-    if config.frozen and config.lora_rank:
-        raise UserError(f"encoder.frozen=true is not allowed with encoder.lora_rank={config.lora_rank}; it needs 0")
-    if config.frozen and not config.projection and projected is None:
-        raise UserError("encoder.frozen=true needs encoder.projection=true: nothing else of the encoder would learn")
-    if projected not in (None, width):
-        raise UserError(f"width={width} is not allowed; encoder.weights={config.weights} have {projected}")
+    """See `lora.check_width`."""
+    lora.check_width(config, width, lambda: huggingface.describe(huggingface.resolve(str(config.weights))).projected)
 
 
 def digest(config: TransformerConfig) -> str | None:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mrl_jax.encoders import huggingface, image_rules, vit_folder
+from mrl_jax.encoders import huggingface, image_rules, lora, vit_folder
 from mrl_jax.encoders.augmentation import Augmentation, center_crop, in_training
 from mrl_jax.encoders.base import EncoderConfig, rotate_layers
 from mrl_jax.encoders.image_rules import ImageRule
@@ -168,21 +168,12 @@ def check(config: ViTConfig, a: Architecture) -> None:
 
 
 def check_width(config: ViTConfig, width: int) -> None:
-    """Raise `UserError` where the weights end in a linear map to another width, parts are to learn on matrices that
-    nothing has trained, or nothing is to learn."""
-    if config.weights is None:
-        for key, nothing in (("lora_rank", 0), ("frozen", False)):
-            if getattr(config, key):
-                value = str(getattr(config, key)).lower()
-                raise UserError(f"encoder.{key}={value} needs encoder.weights; without, {str(nothing).lower()}")
-        return
-    projected = vit_folder.describe(huggingface.resolve(config.weights), config.image_size).projected
-    if config.frozen and config.lora_rank:
-        raise UserError(f"encoder.frozen=true is not allowed with encoder.lora_rank={config.lora_rank}; it needs 0")
-    if config.frozen and not config.projection and projected is None:
-        raise UserError("encoder.frozen=true needs encoder.projection=true: nothing else of the encoder would learn")
-    if projected not in (None, width):
-        raise UserError(f"width={width} is not allowed; encoder.weights={config.weights} have {projected}")
+    """See `lora.check_width`."""
+    lora.check_width(
+        config,
+        width,
+        lambda: vit_folder.describe(huggingface.resolve(str(config.weights)), config.image_size).projected,
+    )
 
 
 def digest(config: ViTConfig) -> str | None:
