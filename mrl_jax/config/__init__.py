@@ -4,7 +4,7 @@ Hydra composes the options and the command line into one mapping; `parse` turns 
 key and value. Nothing downstream sees OmegaConf.
 """
 
-from mrl_jax.config.build import as_word, build
+from mrl_jax.config.build import as_word, build, build_encoder
 from mrl_jax.config.command_line import CONF, explain, from_command_line, quote, with_encoder
 from mrl_jax.config.help import page as help_page
 from mrl_jax.config.help import unknown_flag
@@ -39,6 +39,7 @@ __all__ = [
     "as_word",
     "assign",
     "build",
+    "build_encoder",
     "by_size",
     "differences",
     "explain",

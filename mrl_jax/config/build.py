@@ -6,6 +6,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from mrl_jax.encoders import ENCODERS, EncoderConfig
 from mrl_jax.system.errors import UserError, nearest, one_of
 
 
@@ -29,6 +30,30 @@ def build(cls: type, raw: Any, key: str) -> Any:
         if test is not None and value is not None and not test(value):
             raise UserError(f"{prefix}{item.name}={value} is not allowed; {item.metadata['allowed']}")
     return cls(**values)
+
+
+def build_encoder(raw: Any, key: str = "encoder", cls: type | None = None, reads: str | None = None) -> EncoderConfig:
+    """The settings of an encoder, with those of its towers, from a section that names it.
+
+    Args:
+        raw: the section.
+        key: its name.
+        cls: the class of the settings; None: that of the name in the section.
+        reads: the kind of data that it has to read; None: any.
+    """
+    names = [name for name, entry in ENCODERS.items() if reads in (None, *entry.reads)]
+    if not isinstance(raw, dict):
+        raise UserError(f"{key}={raw} is not allowed; a section with the name of one of {', '.join(names)}")
+    name = raw.get("name")
+    if cls is None and name in ENCODERS and name not in names:
+        raise UserError(f"{key}.name={name} is not allowed: it does not read {reads}; use {', '.join(names)}")
+    found = cls or ENCODERS[one_of(f"{key}.name", name, names)].config
+    towers = {item.name: item.metadata["reads"] for item in dataclasses.fields(found) if "reads" in item.metadata}
+    built = {
+        side: build_encoder(raw[side], f"{key}.{side}", reads=kind) for side, kind in towers.items() if side in raw
+    }
+    config: EncoderConfig = build(found, {**raw, **built}, key)
+    return config
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:

@@ -31,6 +31,7 @@ OPTIMIZERS = {
 # Keys that hold a path, or any text that a user may choose: taken to the letter.
 TEXT_KEYS = (
     *("name", "run", "results_dir", "encoder.weights", "encoder.tokenizer", "loss.teacher", "loss.guide"),
+    *("encoder.text.weights", "encoder.text.tokenizer", "encoder.image.weights"),
     *(f"data.{key}" for key, hint in get_type_hints(DataConfig).items() if hint == str | None),
 )
 
@@ -63,8 +64,13 @@ def register() -> None:
 
 
 def _node(section: str, defaults: Any) -> dict[str, Any]:
-    """The defaults of a section; a key that recipes choose is left to them."""
-    return {key: AUTO if f"{section}.{key}" in KEYS else value for key, value in dataclasses.asdict(defaults).items()}
+    """The defaults of a section; a key that recipes choose is left to them, and a tower is only named, so that the keys
+    of one do not stay when another is chosen."""
+    found = dataclasses.asdict(defaults)
+    for item in dataclasses.fields(defaults):
+        if "reads" in item.metadata:
+            found[item.name] = {"name": getattr(defaults, item.name).name}
+    return {key: AUTO if f"{section}.{key}" in KEYS else value for key, value in found.items()}
 
 
 register()
@@ -89,10 +95,16 @@ def from_command_line(overrides: list[str]) -> Config:
         raise UserError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
 
 
+SUITED = {"data=features": "encoder=mlp", "data=image_text": "encoder=towers"}
+TOWER_KEY = re.compile(r"encoder\.(image|text)[.=]")
+
+
 def with_encoder(words: list[str]) -> list[str]:
-    """`words`, with the encoder that reads features where they name the data and neither encoder nor experiment."""
+    """`words`, with the encoder that suits the data where they name that and neither encoder nor experiment. The key of
+    a tower is added where it is not there yet: which there are, depends on the encoder that it is."""
     keys = {word.lstrip("+").partition("=")[0] for word in words}
-    return words + ["encoder=mlp"] * ("data=features" in words and not keys & {"encoder", "experiment"})
+    words = [f"++{word}" if TOWER_KEY.match(word) else word for word in words]
+    return words + [SUITED[word] for word in words if word in SUITED and not keys & {"encoder", "experiment"}]
 
 
 # A text in quotes; the name of an entry, with the mark before it; another bracket.
@@ -120,7 +132,8 @@ def quote(word: str) -> str:
 
     `null`, values in quotes and interpolations (`${oc.env:HOME}`) keep their meaning; `~/` is the home folder.
     """
-    key, equals, value = word.partition("=")
+    given, equals, value = word.partition("=")
+    key = given.lstrip("+")
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if key not in TEXT_KEYS or not equals or value == "null" or quoted or "${" in value:
         return word
@@ -128,7 +141,7 @@ def quote(word: str) -> str:
         value = str(Path(value).expanduser())
     # In Hydra a backslash is one unless it stands before a quotation mark, or before the one that ends the value.
     value = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", r"\'"), value)
-    return f"{key}='{value}'"
+    return f"{given}='{value}'"
 
 
 def explain(error: Exception, overrides: list[str]) -> str:

@@ -6,10 +6,9 @@ from typing import Any
 
 from mrl_jax import arms, nesting
 from mrl_jax.config import recipes, sources, space
-from mrl_jax.config.build import as_word, build, convert
+from mrl_jax.config.build import as_word, build, build_encoder, convert
 from mrl_jax.config.schema import DEFAULTS, Config
 from mrl_jax.data import DataConfig
-from mrl_jax.encoders import ENCODERS
 from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.evaluate.corrupt import CORRUPTIONS
 from mrl_jax.evaluate.metrics import METRICS, find
@@ -27,11 +26,7 @@ def parse(raw: Any, is_stored: bool = False) -> Config:
     Raises `UserError`."""
     raw = dict(raw)
     raw, open_keys = recipes.take_open_keys(raw)
-    encoder = raw.get("encoder", {})
-    if not isinstance(encoder, dict):
-        raise UserError(f"encoder={encoder} is not allowed; a section with the name of one of {', '.join(ENCODERS)}")
-    encoder_class = ENCODERS[one_of("encoder.name", encoder.get("name"), ENCODERS)].config
-    raw["encoder"] = build(encoder_class, encoder, "encoder")
+    raw["encoder"] = build_encoder(raw.get("encoder", {}))
     raw["data"] = build(DataConfig, sources.with_inherited(raw.get("data", {})), "data")
     if raw.get("name") is None:
         raw["name"] = (raw["data"].name or raw["data"].source).replace("/", "_")

@@ -67,6 +67,7 @@ SOURCES: dict[str, SourceType] = {
         {"classes": "features", "pairs": "feature_pairs"}, keys=("task", *FILES, *LABELS, "packed_bits")
     ),
     "images": SourceType({"classes": "images"}, keys=(*FILES, "image_size", "streaming")),
+    "image_text": SourceType({"pairs": "image_text"}, keys=(*FILES, "image_size", "streaming")),
     "tfds": SourceType({"classes": "tfds"}, keys=("name", "image_size", "streaming")),
     "pairs": SourceType({"pairs": "pairs"}, keys=(*FILES, "streaming")),
     "texts": SourceType({"texts": "texts"}, keys=(*FILES, "streaming")),

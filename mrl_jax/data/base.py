@@ -81,9 +81,11 @@ def take(inputs: AnyInputs, rows: np.ndarray) -> AnyInputs:
     """The inputs at these row numbers, in their order; row numbers of streamed texts must ascend."""
     if isinstance(inputs, np.ndarray):
         return inputs[rows]  # type: ignore[no-any-return]
-    if isinstance(inputs, LazyInputs | StreamedTexts):
-        return inputs.subset(rows)  # type: ignore[return-value]
-    return [inputs[row] for row in rows]  # type: ignore[return-value]
+    subset: Any = getattr(inputs, "subset", None)
+    if subset is not None:  # of what is read on demand, or holds texts and images
+        return subset(rows)  # type: ignore[no-any-return]
+    texts: Any = inputs
+    return [texts[row] for row in rows]  # type: ignore[return-value]
 
 
 def compact(table: AnyTable, rows: np.ndarray) -> tuple[AnyTable, np.ndarray]:
@@ -171,10 +173,11 @@ class Pairs:
     With prompts, a text that is both a query and a document has two rows, and `text_ids` says that they are one text.
     """
 
-    table: Table
+    table: Table  # of captions and pictures, `captioned.CaptionedImages`
     columns: np.ndarray  # int32 [n, c], c ≥ 2, rows of `table`
     scores: np.ndarray | None = None  # float32 [n]; larger is more similar, in the unit of the source
     text_ids: np.ndarray | None = None  # int32 [n, c], equal where texts are but for prompts; None: `columns`
+    held_out_by: int = 0  # the column that validation is cut by: of captions and pictures 1, the pictures
 
     @property
     def contents(self) -> Literal["pairs", "scored pairs"]:
@@ -198,16 +201,17 @@ class Pairs:
         """The pairs at these row numbers, or where this mask is true, over a table of just their texts."""
         table, columns = compact(self.table, self.columns[rows])
         scores, text_ids = (None if array is None else array[rows] for array in (self.scores, self.text_ids))
-        return Pairs(table, columns, scores, text_ids)
+        return Pairs(table, columns, scores, text_ids, self.held_out_by)
 
     def cut(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers to train on and to validate on: all pairs of this fraction of the anchors (rounded; at least one
-        anchor stays in training) are held out.
+        anchor stays in training) are held out; of captions and pictures, of the pictures.
 
         Depends on the pairs and the fraction only, so every run of a study has the same validation pairs.
         """
-        anchors = np.random.default_rng(SPLIT_SEED).permutation(np.unique(self.columns[:, 0]))
-        held_out = np.isin(self.columns[:, 0], anchors[: min(round(fraction * len(anchors)), len(anchors) - 1)])
+        column = self.columns[:, self.held_out_by]
+        anchors = np.random.default_rng(SPLIT_SEED).permutation(np.unique(column))
+        held_out = np.isin(column, anchors[: min(round(fraction * len(anchors)), len(anchors) - 1)])
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
     def first(self, limit: int | None) -> "Pairs":
@@ -267,13 +271,13 @@ class PairDataset:
     """Training pairs, validation pairs, and the test: a ranking, or pairs with scores.
 
     No anchor of the training pairs is an anchor of the validation pairs or the test (only `stsb` keeps its published
-    parts, which share some).
+    parts, which share some); of captions and pictures, no picture is in two of them.
     """
 
     task: ClassVar[Task] = "pairs"
 
     name: str
-    kind: Literal["text", "features"]
+    kind: Literal["text", "features", "image-text"]
     train: Pairs
     validation: Pairs
     test: Ranking | Pairs
@@ -297,9 +301,9 @@ class DataConfig:
     task: Task | None = None  # wordnet, features: whether to learn classes or pairs; null: classes
     path: str | None = None  # beir: folder with corpus.jsonl, queries.jsonl and qrels/
     name: str | None = None  # tfds: name in the TFDS catalogue, such as ag_news_subset or name/config
-    train: str | None = None  # files, features, pairs: training file; images: folder; beir: file of pairs of your own
-    test: str | None = None  # files, features, pairs: test file; images: folder
-    validation: str | None = None  # files, features, pairs, images: as data.test; null: cut from the training data
+    train: str | None = None  # files, features, pairs, image_text: training file; images: folder; beir: your own pairs
+    test: str | None = None  # files, features, pairs, image_text: test file; images: folder
+    validation: str | None = None  # as data.test; null: cut from the training data
     train_labels: str | None = None  # features as .npy: file with the labels of data.train
     test_labels: str | None = None  # features as .npy: file with the labels of data.test
     validation_labels: str | None = None  # features as .npy: file with the labels of data.validation
@@ -310,9 +314,9 @@ class DataConfig:
         "names with texts that UTF-8 can encode",
         lambda prompts: all(prompts) and all(_is_unicode(word) for word in [*prompts, *prompts.values()]),
     )  # before texts, by use: {query: "query: ", document: "passage: "} or {default: …}; null: those of the weights
-    image_size: int | None = None  # tfds, images: side in pixels; null: the stored size, or as encoder.weights want it
+    image_size: int | None = None  # tfds, images, image_text: side in pixels; null: as stored, or as the weights want
     cache_dir: str | None = None  # folder of downloads and prepared data; null: $MRL_JAX_CACHE, or ~/.cache/mrl_jax
-    streaming: bool | None = None  # files, tfds, pairs, images: read from disk during training; null: only large data
+    streaming: bool | None = None  # files, tfds, pairs, images, image_text: read from disk; null: only large data
     limit: int | None = None  # maximum number of examples (pairs, queries) per split, for smoke runs
     hold_out: tuple[str | int, ...] | None = None  # classes to leave out; their test examples are of unknown classes
     sources: Mapping[str, "SourceConfig"] | None = None  # mixture: by a name of yours, {name: {source: …, loss: {…}}}

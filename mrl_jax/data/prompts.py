@@ -1,6 +1,6 @@
 """Prompts: what stands before a text, by the use that is made of it.
 
-    query       before an anchor of pairs, and a query of a search
+    query       before an anchor of pairs (a caption is one), and a query of a search
     document    before positives and negatives, and what is searched; also called passage or corpus
     default     before every other text, and before queries or documents that have no prompt of their own
 
@@ -80,9 +80,10 @@ def put_before(dataset: AnyDataset, prompts: Prompts) -> AnyDataset:
     """The data set with the prompts before its texts. Raises `UserError` where it holds something else."""
     if not any(prompts.texts.values()):
         return dataset
-    if dataset.kind != "text":
+    if dataset.kind not in ("text", "image-text"):
         raise UserError(f"data.prompts={dict(prompts.texts)} is not allowed; {dataset.name} holds {dataset.kind}")
-    parts: Any = {name: _put(getattr(dataset, name), prompts) for name in ("train", "validation", "test")}
+    put_part = _put_captions if dataset.kind == "image-text" else _put
+    parts: Any = {name: put_part(getattr(dataset, name), prompts) for name in ("train", "validation", "test")}
     if isinstance(dataset, Dataset):
         parts["probes"] = {name: _put(probe, prompts) for name, probe in dataset.probes.items()}
     return replace(dataset, **parts)
@@ -101,6 +102,16 @@ def _put(part: Split | Pairs | Ranking, prompts: Prompts) -> Split | Pairs | Ran
     rows = 2 * part.columns + (np.arange(part.columns.shape[1]) > 0)
     table, columns = compact(_before(part.table, (query, document)), rows.astype(np.int32))
     return Pairs(table, columns, part.scores, part.columns)
+
+
+def _put_captions(part: Any, prompts: Prompts) -> Pairs | Ranking:
+    """Captions are queries, and nothing stands before pictures."""
+    query = prompts.of("query")
+    if isinstance(part, Ranking):
+        return replace(part, queries=put(query, part.queries))
+    captioned: Any = part.table  # `CaptionedImages`
+    pairs: Pairs = replace(part, table=replace(captioned, texts=put(query, captioned.texts)))
+    return pairs
 
 
 def _before(texts: Any, prompts: tuple[str, ...]) -> Table:

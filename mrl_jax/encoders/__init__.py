@@ -3,6 +3,7 @@
 To add one, write its module and its entry.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 from flax import nnx
 
 from mrl_jax.data.prompts import Prompts
-from mrl_jax.encoders import bag, image_rules, lora, mlp, static, transformer, transformer_onnx, vit, vit_onnx
+from mrl_jax.encoders import bag, image_rules, lora, mlp, static, towers, transformer, transformer_onnx, vit, vit_onnx
 from mrl_jax.encoders.bag import Bag, BagConfig
 from mrl_jax.encoders.base import EncoderConfig, EncoderType
 from mrl_jax.encoders.convnet import ConvNet, ConvNetConfig
 from mrl_jax.encoders.mlp import MLP, MLPConfig
 from mrl_jax.encoders.static import Static, StaticConfig
+from mrl_jax.encoders.towers import Towers, TowersConfig
 from mrl_jax.encoders.transformer import Transformer, TransformerConfig
 from mrl_jax.encoders.vit import ViT, ViTConfig
 from mrl_jax.system.errors import UserError
@@ -36,6 +38,7 @@ __all__ = [
     "set_rates",
     "standalone",
     "trained",
+    "with_dtype",
 ]
 
 ENCODERS: dict[str, EncoderType[Any]] = {
@@ -121,6 +124,20 @@ ENCODERS: dict[str, EncoderType[Any]] = {
         module_inputs=mlp.module_inputs,
         onnx=mlp.onnx,
     ),
+    "towers": EncoderType(
+        config=TowersConfig,
+        module=Towers,
+        reads=("image-text",),
+        fit_preprocessor=towers.fit_preprocessor,
+        load_preprocessor=towers.load_preprocessor,
+        learnt_from=("image", "text"),
+        prompts=towers.prompts,
+        standalone=towers.standalone,
+        digest=towers.digest,
+        check_width=towers.check_width,
+        rotate=towers.rotate,
+        trained=towers.trained,
+    ),
 }
 
 
@@ -189,6 +206,15 @@ def prompts(config: EncoderConfig, given: Mapping[str, str] | None) -> Prompts:
     return ENCODERS[config.name].prompts(config, given)
 
 
+def with_dtype(config: EncoderConfig, dtype: str) -> EncoderConfig:
+    """The config with matmul operands of this type, where the encoder (or a tower of it) lets them be chosen."""
+    of = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+    changed: dict[str, Any] = {
+        name: with_dtype(value, dtype) for name, value in of.items() if isinstance(value, EncoderConfig)
+    }
+    return dataclasses.replace(config, **changed, **({"dtype": dtype} if "dtype" in of else {}))
+
+
 def learnt_values(config: EncoderConfig) -> dict[str, Any]:
     """The settings that shape the preprocessor, with their values: all that `fit` depends on beside the texts."""
     return {key: getattr(config, key) for key in ENCODERS[config.name].learnt_from}
@@ -200,7 +226,7 @@ def fit(config: EncoderConfig, dataset_name: str, kind: str, texts: Any) -> Prep
     Args:
         config: settings of one of `ENCODERS`.
         dataset_name: for messages.
-        kind: what the data set holds: text, image or features.
+        kind: what the data set holds, one of those in `EncoderType.reads`.
         texts: the training inputs: texts, images or features.
 
     Raises:

@@ -96,7 +96,7 @@ class EncoderType(Generic[ConfigT]):
     Attributes:
         config: the dataclass of its settings, with defaults.
         module: `(config, *, inputs, vocabulary, width, rngs)` → the module, as `encoders.create` describes it.
-        reads: the kinds of data that it reads, of text, image and features.
+        reads: the kinds of data that it reads, of text, image, features and image-text.
         fit_preprocessor: `(kind, texts, **settings)` → the preprocessor, learnt from the training texts. It is given
             the settings that `learnt_from` names and no others, so that a preprocessor cached under their values cannot
             depend on one that is left out.

@@ -44,6 +44,8 @@ _AGREEMENT = {
     "overlap@10": Metric("search, overlap with the 10 best of the full width"),
     "rbo": Metric("search, rank-biased overlap with the full width"),
 }
+# Of a search by captions for pictures, what begins with this is the way back: queries are documents of the other.
+TO_TEXT = "to_text_"
 _CASCADE = {
     "top1": "top-1 accuracy",
     "dims": "dims of the classifier that answers",
@@ -74,6 +76,10 @@ METRICS: dict[str, Metric] = {
     },
     "masked_top1": Metric("masked tokens, top-1 accuracy", printed=True, compared=True),
     "perplexity": Metric("masked tokens, exp of the mean log-loss per text", printed=True),
+    **{
+        f"{TO_TEXT}{name}": metric._replace(title=f"{metric.title}, of texts by images", compared=False)
+        for name, metric in {**_SEARCH, "map@10": Metric("search, MAP@10")}.items()
+    },
     "spearman": Metric("similarity, Spearman correlation", printed=True, compared=True),
     **{
         f"cascade_{rule}_{key}": Metric(f"{rule} cascade, {what}")

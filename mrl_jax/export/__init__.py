@@ -7,7 +7,7 @@
     sentence-transformers   transformer, static      `SentenceTransformer(DIR, truncate_dim=64)`, also `transformers`
     onnx                    all but convnet          model.onnx for any ONNX runtime
     onnx-int8               all but convnet          the same with weights in 8 bits: a quarter of the size
-    stablehlo               every encoder            model.stablehlo for JAX without this package, on CPU, GPU and TPU
+    stablehlo               all but towers           model.stablehlo for JAX without this package, on CPU, GPU and TPU
 
 Every export maps inputs to the whole embedding [batch, D], as the classifiers of the run read it: float32 and not of
 unit length, since a prefix has to be truncated first and normalised then. Text models take the token ids and mask that
@@ -119,6 +119,8 @@ def check_format(to: str, encoder: str) -> None:
     if FORMATS[to].holds(ENCODERS[encoder]):
         return
     others = ", ".join(name for name, other in FORMATS.items() if other.holds(ENCODERS[encoder]))
+    if not others:
+        raise UserError(f"encoder={encoder} cannot be exported yet: no format holds its two towers")
     raise UserError(f"--to={to} cannot hold encoder={encoder} ({FORMATS[to].limits}); allowed here: {others}")
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
+from mrl_jax import encoders
 from mrl_jax.encoders import ENCODERS
 from mrl_jax.encoders.scaler import Scaler
 from mrl_jax.model import EmbeddingModel
@@ -32,8 +33,8 @@ def cpu() -> jax.Device:
 def full_precision(model: EmbeddingModel) -> tuple[TrainStep, Weights]:
     """The program with float32 operands, and the weights of the encoder alone."""
     program, encoder = model.program, model.program.encoder
-    if getattr(encoder, "dtype", "float32") != "float32":
-        program = dataclasses.replace(program, encoder=dataclasses.replace(encoder, **{"dtype": "float32"}))
+    if (exact := encoders.with_dtype(encoder, "float32")) != encoder:
+        program = dataclasses.replace(program, encoder=exact)
     weights = Weights({"encoder": model.weights.params["encoder"]}, model.weights.statistics)
     return program, jax.device_put(weights, cpu())
 

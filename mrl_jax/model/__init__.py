@@ -88,7 +88,8 @@ class EmbeddingModel:
         that cuts any prints how many.
 
         Args:
-            raw: n texts, features [n, d], or images: uint8 [n, h, w, c], or a list of paths or of Pillow's images.
+            raw: n texts, features [n, d], or images: uint8 [n, h, w, c], or a list of paths or of Pillow's images; of a
+                run on captions and pictures a list of str is texts, and one of `Path`s, Pillow's images or bytes images.
             dim: prefix length, 1…D; by default D. It need not be one of the trained dims.
             batch_size: maximum number of examples per batch.
             show_progress: whether to show a progress bar on standard error; by default for more than one chunk.
@@ -371,9 +372,8 @@ def load(run: str | Path, arm: str | None = None, seed: int = 0, dtype: str = "f
     folder = directory / "checkpoints" / label / "model"
     if not (steps := checkpoint.saved_steps(folder)):
         raise UserError(f"{label} has no finished model in {directory}; continue that run with resume=true")
-    encoder = configuration.build(type(config.encoder), configuration.stored_encoder(dataset["encoder"]), "encoder")
-    if hasattr(encoder, "dtype"):
-        encoder = dataclasses.replace(encoder, **{"dtype": dtype})
+    stored = configuration.stored_encoder(dataset["encoder"])
+    encoder = encoders.with_dtype(configuration.build_encoder(stored, cls=type(config.encoder)), dtype)
     sources = dataset.get("sources", {})
     if names := (set(configuration.parts(config)) ^ set(sources)) | ({source} - {None, *sources}):
         raise UserError(f"{directory} is damaged: not all of its files know the sources {', '.join(map(str, names))}")

@@ -24,8 +24,9 @@ def is_run(name: str) -> bool:
 
 
 def kind_of(name: str) -> str:
-    """What a model reads: text, image or features."""
-    return str(runs.read_dataset(runs.find(path_of("MODEL", name)))["kind"]) if is_run(name) else "text"
+    """What a command gives a model: text, image or features; text where it reads captions and pictures."""
+    kind = str(runs.read_dataset(runs.find(path_of("MODEL", name)))["kind"]) if is_run(name) else "text"
+    return "text" if kind == "image-text" else kind
 
 
 def find(name: str, arm: str | None = None, seed: int = 0) -> EmbeddingModel:

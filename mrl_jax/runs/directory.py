@@ -236,7 +236,7 @@ def _description(path: Path, raw: Any) -> dict[str, Any]:
     content: dict[str, Any] = configuration.stored_description(raw)
     shapes = content["inputs"].values() if isinstance(content["inputs"], dict) else [None]
     for key, valid, expected in (
-        ("kind", content["kind"] in ("text", "image", "features"), "text, image or features"),
+        ("kind", content["kind"] in ("text", "image", "features", "image-text"), "text, image, features or image-text"),
         ("classes", _is_list_of(str, content["classes"]), "a list of names"),
         ("inputs", all(_is_list_of(int, shape) for shape in shapes), "shapes by name"),
         ("encoder", isinstance(content["encoder"], dict), "the settings of an encoder"),

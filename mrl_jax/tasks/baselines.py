@@ -25,7 +25,7 @@ from mrl_jax.system.errors import UserError
 from mrl_jax.tasks.base import write_scores
 
 MAX_DEFAULT_SIZE = 50_000_000  # training characters × classes of data=files with one by default: about ten seconds
-KINDS = {"text": "texts", "image": "images", "features": "features"}
+KINDS = {"text": "texts", "image": "images", "features": "features", "image-text": "images with captions"}
 REMEDY = "set evaluation.baseline=none"
 
 

@@ -14,6 +14,7 @@ from mrl_jax import config as configuration
 from mrl_jax import encoders, tasks
 from mrl_jax.config import Config
 from mrl_jax.data import MixedDataset, StreamedTexts
+from mrl_jax.data.captioned import CaptionedImages
 from mrl_jax.data.mixture import AnyDataset
 from mrl_jax.data.prompts import ROLES, Prompts, put_before
 from mrl_jax.losses import LOSSES
@@ -26,6 +27,7 @@ from mrl_jax.tasks.mixture import splits_of
 from mrl_jax.text.tokenizers import Preprocessor
 from mrl_jax.training import disk_examples
 from mrl_jax.training.batches import Examples
+from mrl_jax.training.captioned import CaptionedExamples
 
 
 class _Preprocess:
@@ -41,6 +43,10 @@ class _Preprocess:
         return self.reader.tokenizer
 
     def __call__(self, raw: Any, labels: np.ndarray, name: str) -> Examples:
+        if isinstance(raw, CaptionedImages):
+            return CaptionedExamples(
+                *(self(part, np.zeros(len(part), np.int32), name) for part in (raw.texts, raw.images))
+            )
         examples = self._count(Examples(self.reader(raw), labels), name, getattr(self.reader, "cut", 0))
         is_mixed = self.config.data.source == "mixture"
         return examples if is_mixed else frozen.embed_once(self.config, self.reader, examples, name)
@@ -52,7 +58,7 @@ class _Preprocess:
         return self._count(examples, name, examples.cut)
 
     def _count(self, examples: Examples, name: str, cut: int) -> Examples:
-        self.cut, self.texts = self.cut + cut, self.texts + len(examples)
+        self.cut, self.texts = self.cut + cut, self.texts + (examples.lengths is not None and len(examples))
         if examples.lengths is not None:
             self.unknown[name] = int(np.count_nonzero(examples.lengths == 0)), len(examples)
         return examples

@@ -18,6 +18,7 @@ from mrl_jax import arms, evaluate
 from mrl_jax.config import Config, LossConfig
 from mrl_jax.data import PairDataset, Pairs, Ranking, StreamedTexts
 from mrl_jax.evaluate import Score, compress
+from mrl_jax.evaluate.metrics import TO_TEXT
 from mrl_jax.losses import (
     LOSSES,
     Guide,
@@ -45,6 +46,7 @@ from mrl_jax.tasks.base import (
     write_scores,
 )
 from mrl_jax.training.batches import Examples, PairExamples, RankingExamples
+from mrl_jax.training.captioned import CaptionedExamples
 from mrl_jax.training.models import FitResult
 from mrl_jax.training.step import OF_LABEL, Weights
 from mrl_jax.training.trainer import Trainer
@@ -62,8 +64,7 @@ class PairObjective:
     columns: int  # texts per pair, its hard negatives included
     options: LossConfig
 
-    kinds = ("separate",)
-    couples_examples = True
+    kinds, couples_examples = ("separate",), True
 
     @property
     def sampled(self) -> int:
@@ -208,15 +209,21 @@ class Judged(NamedTuple):
     second: np.ndarray  # of documents [N, D], or of the second texts [n, D]
     truth: np.ndarray  # int [j, 3], or float32 [n]
     own: np.ndarray | None = None  # int [m, 2], row of a query and of the document that is no candidate for it
+    both_ways: bool = False  # of captions and pictures: documents also search queries
 
     def compressed(self, compression: compress.Compression) -> "Judged":
-        return Judged(compression.apply(self.first), compression.apply(self.second), self.truth, self.own)
+        first, second = compression.apply(self.first), compression.apply(self.second)
+        return Judged(first, second, self.truth, self.own, self.both_ways)
 
     def scores(self, dims: Sequence[int], is_quantised: bool = False) -> Iterator[Score]:
         """The metrics at each of `dims`; of a search also, if asked for, those with quantised documents."""
-        if self.truth.ndim == 2:
-            return evaluate.search(self.first, self.second, self.truth, dims, self.own, is_quantised)
-        return evaluate.similarity(self.first, self.second, self.truth, dims)
+        if self.truth.ndim == 1:
+            yield from evaluate.similarity(self.first, self.second, self.truth, dims)
+            return
+        yield from evaluate.search(self.first, self.second, self.truth, dims, self.own, is_quantised)
+        for score in evaluate.search(self.second, self.first, self.truth[:, [1, 0, 2]], dims) if self.both_ways else ():
+            # Without outcomes: the examples of predictions/ are the queries of the way there.
+            yield score._replace(metric=TO_TEXT + score.metric, outcomes=None)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -321,7 +328,8 @@ def _judged(config: Config, trainer: Trainer, model: Weights, splits: Splits) ->
         split = splits[name]
         if isinstance(split, RankingExamples):
             queries, documents = embed(split.queries), embed(split.documents)
-            judged[name] = Judged(queries, documents, split.judgments, split.own if excludes else None)
+            own, both_ways = split.own if excludes else None, "image" in split.documents.inputs
+            judged[name] = Judged(queries, documents, split.judgments, own, both_ways)
             continue
         z = embed(split.table)
         if split.scored:
@@ -329,7 +337,8 @@ def _judged(config: Config, trainer: Trainer, model: Weights, splits: Splits) ->
         else:
             search = split.search()
             queries, documents = z[search.queries], z[search.documents]
-            judged[name] = Judged(queries, documents, search.judgments, search.own if excludes else None)
+            own, both_ways = search.own if excludes else None, isinstance(split.table, CaptionedExamples)
+            judged[name] = Judged(queries, documents, search.judgments, own, both_ways)
     return judged
 
 

@@ -75,6 +75,11 @@ class Examples:
             batch = {name: array[rows, :length] for name, array in self.inputs.items()}
         return batch | {"label": self.labels[rows]}
 
+    def pack(self, rows: np.ndarray, length: int, multiple: int) -> dict[str, np.ndarray]:
+        """The texts at `rows`, packed into rows of `length` tokens, see `packing.pack`."""
+        assert self.lengths is not None
+        return packing.pack(self.inputs["ids"][rows], self.lengths[rows], length, multiple)
+
     def stream(self, seed: int, batch_size: int, start: int, stop: int) -> Iterator[np.ndarray]:
         """See `stream`."""
         return stream(self, seed, batch_size, start, stop)
@@ -187,7 +192,7 @@ class PairExamples:
     def _texts(self, texts: np.ndarray, length: int | None) -> dict[str, np.ndarray]:
         if not self.packed or length is None or self.table.lengths is None:
             return {name: array for name, array in self.table.take(texts, length).items() if name != "label"}
-        return packing.pack(self.table.inputs["ids"][texts], self.table.lengths[texts], length, self.multiple)
+        return self.table.pack(texts, length, self.multiple)
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,8 +328,10 @@ def slices(
     Yields:
         (rows int [≤ B], batch of B examples, valid bool [B], false for repeated examples).
     """
-    for part, padded, length in itertools.islice(_plan_slices(examples, batch_size, tokens), share[0], None, share[1]):
-        yield part, examples.take(padded, length), np.arange(len(padded)) < len(part)
+    parts = getattr(examples, "parts", ((0, examples),))  # texts and images, which share no batch here
+    plan = ((start, of, *one) for start, of in parts for one in _plan_slices(of, batch_size, tokens))
+    for start, of, part, padded, length in itertools.islice(plan, share[0], None, share[1]):
+        yield start + part, of.take(padded, length), np.arange(len(padded)) < len(part)
 
 
 def _plan_slices(

@@ -24,10 +24,12 @@ def read(config: DataConfig) -> MixedDataset:
     if len(set(kinds.values())) > 1:
         held = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
         raise UserError(f"data.sources are of several kinds ({held}); one encoder reads one kind")
+    if "image-text" in kinds.values():
+        raise UserError(f"data.sources.{next(iter(kinds))} holds image-text, which is not allowed in a mixture")
     if "text" not in kinds.values():
         rows: dict[str, Any] = {name: part.train.raw for name, part in parts.items() if len(part.train)}
         shapes = {name: rows[name][np.arange(1)].shape[1:] for name in rows}
         if len(set(shapes.values())) > 1:
             held = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
             raise UserError(f"data.sources have inputs of several shapes ({held}); one encoder reads one")
-    return MixedDataset("mixture", next(iter(kinds.values())), parts)
+    return MixedDataset("mixture", next(iter(kinds.values())), parts)  # type: ignore[arg-type]
