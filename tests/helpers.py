@@ -52,7 +52,8 @@ def run_digests(run: Path) -> dict[str, str]:
         "evaluation": (run / "evaluation.csv").read_text(),
         "log": json.dumps(log),
         "data": (run / "dataset.json").read_text(),
-        "tokenizer": hashlib.sha256((run / "tokenizer.json").read_bytes()).hexdigest(),
+        # Of two towers it is that of the texts.
+        "tokenizer": hashlib.sha256(next(run.glob("**/tokenizer.json")).read_bytes()).hexdigest(),
     }
 
 

@@ -25,8 +25,12 @@ from mrl_jax.text.tokenizers import Preprocessor
 
 __all__ = [
     "ENCODERS",
+    "BagConfig",
     "EncoderConfig",
     "EncoderType",
+    "TowersConfig",
+    "TransformerConfig",
+    "ViTConfig",
     "check",
     "check_width",
     "create",

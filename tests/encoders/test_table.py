@@ -31,6 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {  # settings that make an encoder small enou
     "convnet": {"channels": 2},
     "vit": {"image_size": 4, "patch": 2, "layers": 1, "hidden": WIDTH, "heads": 2, "intermediate": 8},
     "mlp": {"hidden": (5,)},
+    "towers": {},
 }  # fmt: skip
 TEXTS = ["orbit of a comet", "a comet and a goal", "goal in overtime", "overtime of orbit", ""]
 RANDOM = np.random.default_rng(0)
@@ -39,7 +40,8 @@ RAW: dict[str, Any] = {
     "image": RANDOM.integers(0, 256, (5, 6, 7, 3)).astype(np.uint8),
     "features": RANDOM.normal(size=(5, 9)).astype(np.float32),
 }
-EVERY_KIND = [(name, kind) for name, encoder in ENCODERS.items() for kind in encoder.reads]
+# Two kinds at once, as towers read them, are of test_towers.py.
+EVERY_KIND = [(name, kind) for name, encoder in ENCODERS.items() for kind in encoder.reads if kind in RAW]
 
 
 def small(name: str) -> EncoderConfig:
@@ -70,7 +72,7 @@ def test_an_entry_is_named_as_its_key_and_made_of_frozen_defaults(name: str) -> 
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.name = "other"
     assert set(ENCODERS[name].learnt_from) <= {field.name for field in dataclasses.fields(config)}
-    assert set(ENCODERS[name].reads) <= {"text", "image", "features"}
+    assert set(ENCODERS[name].reads) <= {*RAW, "image-text"}
     assert name in SMALL  # or nothing here says how to make it small
 
 
@@ -148,7 +150,7 @@ def test_its_onnx_graph_computes_the_same_or_the_export_says_that_there_is_none(
 
 
 @pytest.mark.parametrize("to", FORMATS)
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", dict(EVERY_KIND))
 def test_a_format_holds_an_encoder_or_names_those_that_do(name: str, to: str) -> None:
     if FORMATS[to].holds(ENCODERS[name]):
         check_format(to, name)
@@ -199,7 +201,7 @@ def test_another_value_of_a_setting_that_a_tokenizer_is_learnt_from_is_another_p
     assert len(streamed(tmp_path, changed)) == 2
 
 
-@pytest.mark.parametrize("name", [name for name, encoder in ENCODERS.items() if encoder.learnt_from])
+@pytest.mark.parametrize("name", [name for name in dict(EVERY_KIND) if ENCODERS[name].learnt_from])
 def test_no_other_setting_reaches_what_is_learnt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By construction: the fit is given the settings that `learnt_from` names, and no config."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
