@@ -2,7 +2,7 @@
 
     python experiments/image_text/make_data.py FOLDER
 
-FOLDER gets pictures/1f34e.png, and train.jsonl, validation.jsonl and test.jsonl, whose rows have an image and two texts:
+FOLDER gets pictures/1f34e.png, … and train.jsonl, validation.jsonl and test.jsonl, whose rows have an image and texts:
 the name of the emoji, and its keywords. The pictures are the bitmaps of Noto Color Emoji (SIL Open Font Licence 1.1) on
 white, names and keywords those of Unicode CLDR 41 in English (Unicode licence, DFS-2016). Emoji of several code points
 (flags, families, tones of skin) are left out: a concept is one picture. Of 20 concepts, by a hash of the code point, 14

@@ -198,7 +198,7 @@ def test_a_prompt_stands_before_captions_and_not_before_pictures(made: Path) -> 
 def test_a_mixture_has_no_captions(made: Path) -> None:
     source = {"train": str(made / "train.jsonl"), "test": str(made / "test.jsonl"), "image_size": 4}
     part = data.SourceConfig("image_text", cache_dir=str(made / "cache"), **source)
-    with pytest.raises(UserError, match="data.sources.a holds image-text, which is not allowed in a mixture"):
+    with pytest.raises(UserError, match=r"data.sources.a holds image-text, which is not allowed in a mixture"):
         data.load(DataConfig("mixture", sources={"a": part, "b": part}))
 
 

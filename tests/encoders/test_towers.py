@@ -186,6 +186,13 @@ def test_towers_of_another_width_than_the_run_are_refused_with_the_key_of_the_to
         model(unequal).program.check()
 
 
+@pytest.mark.skipif(not hasattr(ViTConfig(), "mixup"), reason="no encoder mixes images")
+def test_pictures_are_not_mixed() -> None:
+    mixed = dataclasses.replace(TOWERS, image=ViTConfig(**VIT, mixup=0.2))  # type: ignore[call-arg]
+    with pytest.raises(UserError, match=r"encoder.image.mixup=0.2 is not allowed; 0, as a mixture"):
+        encoders.check_width(mixed, WIDTH)
+
+
 def test_data_of_one_kind_is_refused_and_other_encoders_refuse_data_of_both() -> None:
     with pytest.raises(UserError, match="encoder=towers cannot read text, which made holds; use bag, static"):
         encoders.check(TOWERS, "text", "made")
