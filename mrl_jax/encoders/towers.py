@@ -200,7 +200,7 @@ def digest(config: TowersConfig) -> str | None:
 
 
 def check_width(config: TowersConfig, width: int) -> None:
-    """Raise `UserError` where a tower cannot end in `width` dims, or pictures would be mixed, and not their captions."""
+    """Raise `UserError` where a tower cannot end in `width` dims, or pictures would be mixed without their captions."""
     for key in ("mixup", "cutmix"):
         if value := getattr(config.image, key, 0):
             raise UserError(f"encoder.image.{key}={value} is not allowed; 0, as a mixture of pictures has no caption")
