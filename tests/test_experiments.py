@@ -304,6 +304,27 @@ def test_documents_of_bits_are_those_of_the_runs() -> None:
             assert cell == with_t_interval(other - one)
 
 
+def test_pictures_found_by_words_are_those_of_the_runs() -> None:
+    page = " ".join(PAGES["image_text"].read_text(encoding="utf-8").split())
+    shown = list(tables(PAGES["image_text"].read_text(encoding="utf-8")))
+    for run, (_, lines) in zip(("image_text", "image_text_sigmoid"), shown, strict=True):
+        values: dict[tuple[str, str, str], list[float]] = {}
+        for row in read(run, "evaluation.csv"):
+            if row["split"] == "test":
+                values.setdefault((row["arm"], row["metric"], row["dim"]), []).append(100 * float(row["value"]))
+        columns = [(arm, "recall@10") for arm in ("mrl", "ff", "truncated", "pca")]
+        columns += [(arm, "to_text_recall@10") for arm in ("mrl", "ff")]
+        for dim, *found in lines:
+            seeds = [values[arm, metric, dim] for arm, metric in columns]
+            assert found == [f"{np.mean(x):.1f} ± {np.std(x, ddof=1):.1f}" for x in seeds]
+        short, full, fixed = (np.array(values[of]) for of in (
+            ("mrl", "recall@10", "32"), ("mrl", "recall@10", "256"), ("ff", "recall@10", "32")))  # fmt: skip
+        assert f"{100 * short.mean() / full.mean():.0f} %" in page
+        mean, _, interval = with_t_interval(short - fixed).partition(" ")
+        assert mean in page
+        assert interval in page
+
+
 def with_t_interval(differences: np.ndarray) -> str:
     """Mean and 95 % interval over seeds, as pages write them."""
     mean, error = differences.mean(), differences.std(ddof=1) / len(differences) ** 0.5
