@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import mrl_jax
-from mrl_jax import runs, train
+from mrl_jax import config, runs, train
 from mrl_jax.evaluate import ranking
 from tests.helpers import interrupt_after_two_checkpoints, run_digests
 from tests.image_text_files import COLOURS, table
@@ -45,9 +45,8 @@ def values(directory: Path, arm: str) -> dict[tuple[str, int], float]:
 
 def pictures(trained: Path) -> list[Path]:
     """Those of the test, in the order of the file."""
-    config = json.loads(json.dumps(str(mrl_jax.config.from_yaml(trained / "config.yaml").data.test)))
-    lines = Path(config).read_text().splitlines()
-    return [Path(config).parent / json.loads(line)["image"] for line in lines]
+    file = Path(str(config.from_yaml(trained / "config.yaml").data.test))
+    return [file.parent / json.loads(line)["image"] for line in file.read_text().splitlines()]
 
 
 def test_pictures_are_found_by_words_and_words_by_pictures_at_every_dim(trained: Path) -> None:
