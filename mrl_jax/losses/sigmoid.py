@@ -12,6 +12,7 @@ does not grow with `B·N`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,10 +78,10 @@ def nested_sigmoid(
     blocks = split_blocks(documents_NxD.T, dims)
     columns = ids and ids.columns()
 
-    def add(sums_K: jax.Array, tile: object) -> tuple[jax.Array, None]:
-        q_TxD, scales_TxK, valid_T, places_T, texts, guided = tile  # type: ignore[misc]
+    def add(sums_K: jax.Array, tile: Any) -> tuple[jax.Array, None]:
+        q_TxD, scales_TxK, valid_T, places_T, texts, guided = tile
         counts_TxN = valid_T[:, None] & valid_N
-        if ids is not None:
+        if columns is not None:
             counts_TxN &= ~left_out(texts, columns)
         if guide is not None:
             counts_TxN &= ~nearer(guided, guide.documents)

@@ -89,7 +89,7 @@ class EmbeddingModel:
 
         Args:
             raw: n texts, features [n, d], or images: uint8 [n, h, w, c], or a list of paths or of Pillow's images; of a
-                run on captions and pictures a list of str is texts, and one of `Path`s, Pillow's images or bytes images.
+                run on captions and pictures a list of str is texts, one of `Path`s, Pillow's images or bytes images.
             dim: prefix length, 1…D; by default D. It need not be one of the trained dims.
             batch_size: maximum number of examples per batch.
             show_progress: whether to show a progress bar on standard error; by default for more than one chunk.
