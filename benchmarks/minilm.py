@@ -77,7 +77,7 @@ def our_step(task: Task, remat: bool = False, pretrained: bool = False) -> tuple
     from mrl_jax import arms, encoders
     from mrl_jax.config import LossConfig, OptimizerConfig
     from mrl_jax.encoders.transformer import TransformerConfig
-    from mrl_jax.tasks.pairs import ContrastiveObjective
+    from mrl_jax.tasks.pair_objectives import ContrastiveObjective
     from mrl_jax.training.step import TrainStep
 
     config = TransformerConfig(weights=task.weights, dtype=task.dtype, remat=remat)

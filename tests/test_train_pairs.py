@@ -30,7 +30,7 @@ from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.evaluate import ranking
 from mrl_jax.losses import nested_info_nce
 from mrl_jax.runs import checkpoint
-from mrl_jax.tasks.pairs import ContrastiveObjective
+from mrl_jax.tasks.pair_objectives import ContrastiveObjective
 from mrl_jax.training.batches import Examples, PairExamples
 from mrl_jax.training.step import TrainStep
 

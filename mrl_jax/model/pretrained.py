@@ -9,7 +9,7 @@ from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.model import EmbeddingModel
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import path_of
-from mrl_jax.tasks.pairs import ContrastiveObjective
+from mrl_jax.tasks.pair_objectives import ContrastiveObjective
 from mrl_jax.training.step import TrainStep
 
 KNOWN = PRETRAINED | TABLES  # names of weights

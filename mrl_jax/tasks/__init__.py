@@ -13,7 +13,8 @@ from mrl_jax.losses import LOSSES
 from mrl_jax.tasks.base import Preprocess, Splits, Task
 from mrl_jax.tasks.classification import Classification
 from mrl_jax.tasks.mixture import Mixture
-from mrl_jax.tasks.pairs import ContrastiveObjective, LearningFromPairs, SimilarityObjective
+from mrl_jax.tasks.pair_objectives import ContrastiveObjective, SimilarityObjective
+from mrl_jax.tasks.pairs import LearningFromPairs
 from mrl_jax.tasks.tokens import LearningFromTexts
 from mrl_jax.training.step import TrainStep
 

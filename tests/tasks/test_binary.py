@@ -15,7 +15,8 @@ from mrl_jax.config import LossConfig
 from mrl_jax.evaluate import quantised, ranking
 from mrl_jax.losses import nested_info_nce
 from mrl_jax.system.errors import UserError
-from mrl_jax.tasks.pairs import ContrastiveObjective, Judged
+from mrl_jax.tasks.pair_objectives import ContrastiveObjective
+from mrl_jax.tasks.pairs import Judged
 
 DIMS, WIDTH, B = (2, 4, 8), 8, 6
 ONES = jnp.ones((1, len(DIMS)))

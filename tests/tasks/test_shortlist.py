@@ -10,7 +10,7 @@ from mrl_jax.config import LossConfig
 from mrl_jax.losses import heads, nested_distillation, nested_info_nce
 from mrl_jax.system.errors import UserError
 from mrl_jax.tasks.classification import ClassObjective
-from mrl_jax.tasks.pairs import ContrastiveObjective, SimilarityObjective
+from mrl_jax.tasks.pair_objectives import ContrastiveObjective, SimilarityObjective
 
 DIMS, WIDTH, B = (2, 4, 8), 8, 6
 ONES = jnp.ones((1, len(DIMS)))

@@ -20,7 +20,7 @@ from mrl_jax.losses import Guide, nested_distillation, nested_info_nce
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import sha256_of
 from mrl_jax.tasks import description, teacher
-from mrl_jax.tasks.pairs import ContrastiveObjective
+from mrl_jax.tasks.pair_objectives import ContrastiveObjective
 from mrl_jax.training.batches import Examples, PairExamples
 from mrl_jax.training.step import TrainStep
 

@@ -21,7 +21,7 @@ from mrl_jax.encoders.static import StaticConfig
 from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.losses import heads
 from mrl_jax.tasks.classification import ClassObjective
-from mrl_jax.tasks.pairs import ContrastiveObjective, SimilarityObjective
+from mrl_jax.tasks.pair_objectives import ContrastiveObjective, SimilarityObjective
 from mrl_jax.training.step import State, TrainStep
 
 DIMS, CLASSES, BATCH, STEPS = (2, 4, 8), 5, 12, 6
