@@ -120,7 +120,7 @@ def test_members_trained_together_and_in_turn_agree(words: list[str], tmp_path: 
     ("changed", "message"),
     [
         ("encoder=vit", "encoder=vit cannot read image-text, which train holds; use towers"),
-        ("data.image_size=null", "its images have different sizes; give data.image_size, e.g. 224"),
+        ("data.image_size=null", "the images have different sizes; give data.image_size, e.g. 224"),
         (
             "encoder.image.patch=5",
             "encoder.image.patch=5 does not divide images of 8 × 8 pixels; set encoder.image.patch",
@@ -129,6 +129,11 @@ def test_members_trained_together_and_in_turn_agree(words: list[str], tmp_path: 
             "encoder.image.projection=false width=8 nesting_dims=[4,8]",
             "width=8 is not allowed; encoder.image.hidden=16",
         ),
+        (
+            "encoder.image.weights=. data.image_size=8",
+            "data.image_size=8 is not allowed with pretrained weights, which say how images are prepared; leave it out",
+        ),
+        ("loss.name=sigmoid loss.symmetric=false", "loss.symmetric=false is not allowed with loss.name=sigmoid"),
         ("loss.name=cosent", "loss.name=cosent does not fit data=train, pairs; use info_nce"),
         ("loss.teacher=minilm", "loss.teacher=minilm needs texts that fit in memory"),
         ("evaluation.baseline=bm25", "evaluation.baseline=bm25 is not for data=train, which has images with captions"),

@@ -178,7 +178,10 @@ def _check_loss(config: Config) -> None:
 
 def _check_new(config: Config) -> None:
     """What earlier versions allowed, and a new run may not ask for."""
+    _check_images(config)
     for name, part in (sources.parts(config) or {"": config}).items():
+        if not part.loss.symmetric and part.loss.name != "info_nce":
+            raise UserError(f"loss.symmetric=false is not allowed with loss.name={part.loss.name}; it is of info_nce")
         weights = part.loss.weights
         for key in ("loss.distillation", "loss.shortlist") if weights and weights[-1] == 0 else ():
             with within(f"data.sources.{name}") if name else contextlib.nullcontext():
@@ -187,6 +190,21 @@ def _check_new(config: Config) -> None:
                         f"{given} is not allowed with loss.weights={list(weights or ())}: the full width teaches, and "
                         "has no weight"
                     )
+
+
+def _check_images(config: Config) -> None:
+    """Keys of images that would change what training sees and not what the model reads afterwards, or have no effect
+    in some arms."""
+    given = next((key for key in ("mixup", "cutmix") if getattr(config.encoder, key, 0)), None)
+    if given and (giver := space.giver(config, "loss.shortlist")):
+        raise UserError(f"encoder.{given} is not allowed with {giver}: mixtures of images have no neighbours; 0")
+    encoder = getattr(config.encoder, "image", config.encoder)
+    weights, size = getattr(encoder, "weights", None), config.data.image_size
+    if weights and size is not None and config.data.source in ("images", "image_text"):
+        raise UserError(
+            f"data.image_size={size} is not allowed with pretrained weights, which say how images are prepared; leave "
+            "it out, and give encoder.image_size where they are to see another size"
+        )
 
 
 def _check_distributed(config: DistributedConfig) -> None:

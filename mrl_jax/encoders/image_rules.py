@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from mrl_jax.data.readers.images import NEEDS_SIZE, Geometry, StoredImages, cover, read_image
+from mrl_jax.data.readers.images import NEEDS_SIZE, Geometry, StoredImages, cover, read_image, upright_rgb
 from mrl_jax.system import files
 from mrl_jax.system.errors import UserError
 from mrl_jax.text.tokenizers import Arrays, Passthrough
@@ -134,13 +134,13 @@ def as_image(item: Any, row: int) -> Image.Image:
     """An image as Pillow's. Raises `UserError`, naming the row, for what is none."""
     try:
         if isinstance(item, Image.Image):
-            return item
+            return upright_rgb(item)
         if isinstance(item, str | Path):
             return read_image(Path(item).expanduser().read_bytes())
         if isinstance(item, bytes):
             return read_image(item)
         if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3):
-            return Image.fromarray(item[:, :, 0] if item.ndim == 3 and item.shape[2] == 1 else item)
+            return upright_rgb(Image.fromarray(item[:, :, 0] if item.ndim == 3 and item.shape[2] == 1 else item))
     except (OSError, UserError, ValueError, TypeError) as error:
         name = f" ({item})" if isinstance(item, str | Path) else ""
         raise UserError(f"image {row} (from 0){name}: {getattr(error, 'strerror', None) or error}") from None

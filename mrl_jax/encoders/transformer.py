@@ -158,7 +158,11 @@ def prompts(config: TransformerConfig, given: Mapping[str, str] | None) -> Promp
 
 
 def check_width(config: TransformerConfig, width: int) -> None:
-    """See `lora.check_width`."""
+    """See `lora.check_width`. Raise `UserError` for a mask token where no vocabulary is learnt."""
+    if config.weights and config.mask_token:
+        raise UserError(
+            f"encoder.mask_token=true is of a vocabulary that is learnt; with encoder.weights={config.weights}, false"
+        )
     lora.check_width(config, width, lambda: huggingface.describe(huggingface.resolve(str(config.weights))).projected)
 
 

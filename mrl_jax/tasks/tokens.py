@@ -143,9 +143,9 @@ class LearningFromTexts:
             words = None
             if config.loss.whole_words:
                 words = masking.word_numbers(tokenizer, split.inputs, table.inputs["ids"].shape[1])
-            table, words = _with_tokens(table, words, vocabulary, name)
+            kept = _with_tokens(table, vocabulary, name)
             chunks = config.trainer.accumulate if name == "train" else 1
-            return MaskedExamples(table, vocabulary, config.loss.mask_rate, words, chunks, jax.device_count())
+            return MaskedExamples(table, vocabulary, config.loss.mask_rate, words, chunks, jax.device_count(), kept)
 
         splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
         return {name: part(name, split) for name, split in splits.items()}
@@ -201,10 +201,8 @@ def check_encoder(config: Config) -> None:
         )
 
 
-def _with_tokens(
-    table: Examples, words: np.ndarray | None, vocabulary: Vocabulary, name: str
-) -> tuple[Examples, np.ndarray | None]:
-    """The texts of a split that have a token to hide. Says how many have none."""
+def _with_tokens(table: Examples, vocabulary: Vocabulary, name: str) -> np.ndarray | None:
+    """The rows of the texts of a split that have a token to hide; None: all. Says how many have none."""
     assert table.lengths is not None
     has_token = np.zeros(len(table), bool)
     for start in range(0, len(table), 4096):
@@ -212,12 +210,12 @@ def _with_tokens(
         inside = np.arange(table.inputs["ids"].shape[1]) < table.lengths[rows, None]
         has_token[rows] = (vocabulary.is_ordinary[table.inputs["ids"][rows]] & inside).any(axis=1)
     if has_token.all():
-        return table, words
+        return None
     if not has_token.any():
         raise UserError(f"none of the {len(table):,} {name} texts has a token to predict")
     kept = np.flatnonzero(has_token)
     say(f"{len(table) - len(kept):,} of {len(table):,} {name} texts have no token to predict and are left out")
-    return table.subset(kept), None if words is None else words[kept]
+    return kept
 
 
 @functools.lru_cache(maxsize=4)
@@ -245,11 +243,10 @@ def outcomes(
             label = batch.pop("label")
             parts = [np.asarray(x, np.float64) for x in predict(model, batch, label)]
             counted = (label[:, 0] >= 0) & valid[label[:, 1]]
-            text = rows[label[counted, 1]]
+            text = label[counted, 1]  # the number of its text in the batch
+            tokens_B = np.bincount(text, minlength=len(rows))
             for values_KxT, part in zip(found, parts, strict=True):
-                for values_T, each in zip(values_KxT, part[:, counted], strict=True):
-                    values_T += np.bincount(text, each, len(examples))
-            found[:, :, rows] /= np.bincount(text, minlength=len(examples))[rows]
+                values_KxT[:, rows] = [np.bincount(text, each, len(rows)) / tokens_B for each in part[:, counted]]
             bar.update(len(rows))
     return {m: (right, lost) for m, right, lost in zip(dims, *found, strict=True)}
 

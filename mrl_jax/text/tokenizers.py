@@ -75,6 +75,8 @@ class Passthrough:
     tokenizer: None = None
 
     def __call__(self, raw: Any) -> Arrays:
+        if self.kind == "image" and isinstance(raw, list | tuple):
+            raise UserError("this run reads an array uint8 [n, h, w, c]; files and pictures can be read by newer runs")
         return {self.kind: raw}
 
     def save(self, directory: Path) -> None:

@@ -41,16 +41,19 @@ class MaskedExamples:
         words: np.ndarray | None = None,
         chunks: int = 1,
         multiple: int = 1,
+        kept: np.ndarray | None = None,
     ) -> None:
         """`words` is as from `masking.word_numbers`, None to hide tokens by themselves. A batch is divided into
-        `chunks` equal parts, and the numbers of rows and of predictions of each are multiples of `multiple`."""
+        `chunks` equal parts, and the numbers of rows and of predictions of each are multiples of `multiple`. `kept` are
+        the rows of the table that are examples, None: all; a table on disk stays there."""
         assert table.lengths is not None
         self.table, self.vocabulary, self.rate, self.words = table, vocabulary, rate, words
         self.chunks, self.multiple = chunks, multiple
-        self.labels, self.token_counts = table.labels, table.lengths
+        self.kept = np.arange(len(table)) if kept is None else kept
+        self.labels, self.token_counts = table.labels[self.kept], table.lengths[self.kept]
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.kept)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -96,8 +99,8 @@ class MaskedExamples:
 
     def _batches(self, rows: np.ndarray, length: int) -> Iterator[dict[str, np.ndarray]]:
         """The parts of one member's batch."""
-        texts = _texts(rows)
-        ids, lengths = np.asarray(self.table.inputs["ids"][texts]), self.token_counts[texts]
+        texts, lengths = self.kept[_texts(rows)], self.token_counts[_texts(rows)]
+        ids = np.asarray(self.table.inputs["ids"][texts])
         ids = ids[:, : max(1, int(lengths.max(initial=1)))]
         numbers = self._numbers(rows, ids.shape[1])
         allowed = self.vocabulary.is_ordinary[ids] & (np.arange(ids.shape[1]) < lengths[:, None])

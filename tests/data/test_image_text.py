@@ -130,6 +130,19 @@ def test_parquet_files_may_hold_the_pictures(made: Path) -> None:
     assert shown(read(made, train=str(made / "hub.parquet")).train) == shown(read(made).train)
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "a\0b.png", "a.png/b.png"])
+def test_a_name_that_no_file_can_have_is_a_missing_picture(
+    made: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f'{{"image": "a{i}.png", "text": "more"}}\n' for i in range(20))
+    for i in range(20):
+        colour(made, f"a{i}.png", 100, i, 0)
+    jsonl(made / "train.jsonl", [{"image": name, "text": "nothing"}])
+    (made / "train.jsonl").write_text((made / "train.jsonl").read_text() + rows)
+    assert "nothing" not in {text for text, _ in shown(read(made).train)}
+    assert "1 of 21 images cannot be decoded and is left out" in capsys.readouterr().err
+
+
 def test_a_picture_that_is_missing_or_damaged_is_left_out_and_named(
     made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

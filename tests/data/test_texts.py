@@ -33,8 +33,12 @@ def test_without_test_file_two_disjoint_parts_are_held_out_the_same_every_time(t
     assert parts == [part.inputs for part in (again.train, again.validation, again.test)]
 
 
-def test_streamed_texts_are_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("blank", [False, True])
+def test_streamed_texts_are_the_same(blank: bool, tmp_path: Path) -> None:
     file = lines(tmp_path / "a.txt", 50)
+    if blank:
+        rows = (tmp_path / "a.txt").read_text().splitlines()
+        (tmp_path / "a.txt").write_text("\n".join(" \t" if i % 5 == 2 else row for i, row in enumerate(rows)))
     held, streamed = (data.load(DataConfig("texts", train=file, streaming=streams)) for streams in (False, True))
     assert isinstance(streamed.train.inputs, StreamedTexts)
     for name in ("train", "validation", "test"):

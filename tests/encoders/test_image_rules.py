@@ -134,6 +134,28 @@ def test_images_come_as_arrays_pictures_bytes_and_paths(tmp_path: Path) -> None:
             rule([item])["image"][np.arange(1)]
 
 
+def test_pictures_and_arrays_are_seen_as_their_files_are(tmp_path: Path) -> None:
+    """What is transparent is white, 16 bits become 8, and a picture is turned upright, however it is given."""
+    rng = np.random.default_rng(0)
+    clear = np.concatenate([rng.integers(0, 255, (16, 16, 3)), np.zeros((16, 16, 1), int)], axis=2).astype(np.uint8)
+    clear[8:, :, 3] = 255
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    made = {
+        "clear.png": (Image.fromarray(clear), {}),
+        "deep.png": (Image.fromarray(np.full((16, 16), 30_000, np.uint16)), {}),
+        "turned.png": (Image.fromarray(rng.integers(0, 255, (16, 16, 3)).astype(np.uint8)), {"exif": turned}),
+    }
+    rule = ImageRule("exact", (16, 16), (16, 16), BILINEAR, 3)
+    for name, (picture, options) in made.items():
+        picture.save(tmp_path / name, **options)
+        with Image.open(tmp_path / name) as opened:
+            images = rule([tmp_path / name, opened])["image"][np.arange(2)]
+        np.testing.assert_array_equal(images[0], images[1], err_msg=name)
+    np.testing.assert_array_equal(rule([clear])["image"][np.arange(1)], rule([tmp_path / "clear.png"])["image"][[0]])
+    assert (rule([clear])["image"][np.arange(1)][0, :8] == 255).all()
+
+
 def test_arrays_of_the_size_of_training_stay_as_they_are_and_others_are_brought_to_it(tmp_path: Path) -> None:
     images = RANDOM.integers(0, 256, (3, 10, 12, 1)).astype(np.uint8)
     rule = of_data(images)

@@ -14,6 +14,8 @@ import mrl_jax
 from mrl_jax import config as configuration
 from mrl_jax import export, report, runs, tasks, train
 from mrl_jax.config import LossConfig
+from mrl_jax.encoders import transformer
+from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.losses import nested_token_prediction
 from mrl_jax.runs import checkpoint
 from mrl_jax.tasks.tokens import TokenObjective
@@ -232,3 +234,10 @@ def test_texts_without_a_token_to_hide_are_left_out_and_named(
     assert train.main([*command, f"results_dir={tmp_path}", "run=a", "data.validation_fraction=0.3"]) == 0
     shown = capsys.readouterr()
     assert "texts have no token to predict and are left out" in shown.out + shown.err
+
+
+def test_a_mask_token_of_a_vocabulary_that_is_not_learnt_is_refused() -> None:
+    with pytest.raises(
+        mrl_jax.system.errors.UserError, match=r"encoder.mask_token=true is of a vocabulary that is learnt"
+    ):
+        transformer.check_width(TransformerConfig(weights="minilm", mask_token=True), 384)

@@ -135,3 +135,18 @@ def test_the_number_of_predictions_follows_from_the_rows_alone() -> None:
     for batch in first_batches(made, 0, 20):
         shapes[batch["ids"].shape].add(batch["label"].shape)
     assert all(len(of) == 1 for of in shapes.values())
+
+
+def test_texts_without_a_token_are_passed_over_and_the_table_stays_as_it_is() -> None:
+    """Tables that stay on disk are not read for it."""
+    whole = examples(40)
+    kept = np.flatnonzero(np.arange(40) % 3)
+    some = MaskedExamples(whole.table, vocabulary(), 0.15, kept=kept)
+    assert some.table is whole.table
+    assert len(some) == len(kept)
+    np.testing.assert_array_equal(some.token_counts, whole.token_counts[kept])
+    texts = whole.table.subset(kept)
+    alone = MaskedExamples(texts, vocabulary(), 0.15)
+    for ours, theirs in zip(first_batches(some, 1, 6), first_batches(alone, 1, 6), strict=True):
+        for name, array in theirs.items():
+            np.testing.assert_array_equal(ours[name], array)

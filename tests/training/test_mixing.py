@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mrl_jax import config as configuration
 from mrl_jax.config import Config
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders import mixing
@@ -72,3 +73,17 @@ def test_losses_without_a_label_to_mix_are_refused() -> None:
     program.__dict__["objective"] = objective
     with pytest.raises(UserError, match=r"encoder.mixup and encoder.cutmix are not allowed with loss"):
         program.check()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["loss.shortlist=1"],
+        ["arms=[mrl,mrl_shortlist]", "trainer.accumulate=2"],
+        ["tune.trials=1", "tune.space={loss.shortlist: [0,1]}"],
+    ],
+)
+def test_mixtures_are_refused_where_any_arm_learns_from_neighbours(words: list[str]) -> None:
+    command = ["data=fashion_mnist", "encoder=convnet", "encoder.mixup=0.2", "width=32", "nesting_dims=[8,32]"]
+    with pytest.raises(UserError, match=r"encoder.mixup is not allowed with .*shortlist"):
+        configuration.from_command_line([*command, *words])

@@ -4,6 +4,7 @@ Both are `images.ImageFiles`. Every image is decoded once before anything is lea
 end after hours at one that is damaged; `without_broken` leaves those out, names them, and remembers them in the cache.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -45,8 +46,8 @@ class FilesBelow:
         try:
             with (self.root / self.paths[row]).open("rb") as file:
                 content = file.read(MAX_IMAGE_BYTES + 1)
-        except OSError as error:
-            raise UserError(f"it cannot be read ({error.strerror})") from None
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            raise UserError(f"it cannot be read ({getattr(error, 'strerror', None) or error})") from None
         if len(content) > MAX_IMAGE_BYTES:
             raise UserError(f"it has more than {MAX_IMAGE_BYTES:,} bytes")
         return content
@@ -56,8 +57,10 @@ class FilesBelow:
         """Of names, sizes and times of change: a file with other content has others."""
         found = hashlib.sha256(str(self.root.absolute()).encode(errors="surrogateescape"))
         for path in self.paths:
-            status = (self.root / path).stat() if (self.root / path).exists() else None
-            known = None if status is None else (status.st_size, status.st_mtime_ns)
+            known = None
+            with contextlib.suppress(OSError, ValueError):
+                status = (self.root / path).stat()
+                known = status.st_size, status.st_mtime_ns
             found.update(f"{path}\0{known}\0".encode(errors="surrogateescape"))
         return found.hexdigest()
 

@@ -157,15 +157,17 @@ def read_image(encoded: bytes, least: tuple[int, int] | None = None) -> Image.Im
                 if least is not None and image.format == "JPEG":
                     side = max(least)  # whichever way it is turned
                     image.draft("RGB", (side, side))
-                return _as_rgb(ImageOps.exif_transpose(image))
+                return upright_rgb(image)
     except UnidentifiedImageError:
         raise UserError(f"it is no image in the formats {', '.join(FORMATS)}") from None
     except BROKEN as error:
         raise UserError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """RGB, with what is transparent on white. 16 bits become 8 by leaving out the lower ones."""
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """RGB, turned as its EXIF tag says, with what is transparent on white. 16 bits become 8 by leaving out the lower
+    ones. Raises ValueError for grey levels of a range that is not known."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.int64)
         if levels.min() < 0 or levels.max() > 0xFFFF:

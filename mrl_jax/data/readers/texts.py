@@ -92,6 +92,10 @@ class Inputs:
         """All ids, read anew."""
         return (id_ for id_, _ in self._rows()) if self._vectors is None else itertools.repeat(None, len(self._vectors))
 
+    def texts(self) -> Iterator[str]:
+        """All texts, read anew, without their ids."""
+        return (text for _, text in self._rows())
+
     def read(self) -> tuple[list[str], list[Id]]:
         """All texts and their ids; for files that fit in memory."""
         ids, texts = zip(*self._rows(), strict=True)

@@ -168,7 +168,8 @@ def _keys(files: Any, rows: np.ndarray, cache_dir: str | None) -> list[bytes]:
 
 def without(split: Captioned, taken: list[bytes], name: str, owner: str) -> Captioned:
     """The pictures that `owner` does not have; says how many it has."""
-    stays = ~np.isin(np.array(split.keys, object), np.array(taken, object)) if split.keys else np.zeros(0, bool)
+    known = set(taken)
+    stays = np.array([key not in known for key in split.keys], bool)
     if stays.all():
         return split
     say(f"{name}: dropped {(~stays).sum():,} of {len(stays):,} pictures, which {owner} has too")

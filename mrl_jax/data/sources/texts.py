@@ -8,6 +8,7 @@ Without `data.test`, as many texts as for validation are held out to test on. Fi
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,15 +44,13 @@ def read(config: DataConfig) -> TextDataset:
 
 
 def part(key: str, name: str, streamed: bool) -> UnlabelledSplit:
-    """The texts of a file, streamed or not; those without any character are left out of what is held in memory."""
+    """The texts of a file, streamed or not, without those that have no character that is seen."""
     inputs = Inputs(key, name, "text")
     assert inputs.total is not None
     if inputs.empty == inputs.total:
         raise UserError(f"{key}={name} has no text: all {inputs.total:,} rows are empty")
-    if streamed:
-        texts = StreamedTexts(lambda: iter(Inputs(key, name, "text").rest()), inputs.total, str(inputs.digest))
-        return UnlabelledSplit(texts, np.zeros(inputs.total, np.int32))
-    kept = [text for text in inputs.read()[0] if text.strip()]
-    if len(kept) < inputs.total:
-        console.say(f"{key}={name}: {inputs.total - len(kept):,} of {inputs.total:,} rows are empty and are left out")
-    return UnlabelledSplit(kept, np.zeros(len(kept), np.int32))
+    texts: Any = StreamedTexts(inputs.texts, inputs.total, str(inputs.digest))
+    if inputs.empty:
+        texts = texts.subset(np.flatnonzero(np.fromiter((bool(text.strip()) for text in inputs.texts()), bool)))
+        console.say(f"{key}={name}: {inputs.total - len(texts):,} of {inputs.total:,} rows are empty and are left out")
+    return UnlabelledSplit(texts if streamed else list(texts), np.zeros(len(texts), np.int32))
