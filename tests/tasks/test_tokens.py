@@ -162,7 +162,7 @@ def test_a_run_is_reported_and_encodes_and_has_no_classifier(finished: Path, tmp
     study = tmp_path / "report"
     assert report.main([str(finished), "--out", str(study)]) == 0
     page = "".join(path.read_text("utf-8") for path in study.rglob("*.md"))
-    assert "masked tokens, top-1 accuracy" in page
+    assert "Top-1 test accuracy (%) of the masked tokens" in page
     model = mrl_jax.load(finished)
     z = model.encode(["wa wb wc", "wd"], dim=8)
     assert z.shape == (2, 8)
