@@ -128,13 +128,13 @@ def test_a_table_that_does_not_learn_has_no_gradient() -> None:
     assert np.asarray(gradient["token_bias"]).any()
 
 
-def test_members_together_get_the_numbers_of_members_in_turn(words: list[str], finished: Path, tmp_path: Path) -> None:
-    command = [*words, f"results_dir={tmp_path}", "run=both", "trainer.population=vmap", "trainer.arms_at_once=3"]
-    assert train.main(command) == 0
-    for metric, tolerance in (("masked_top1", 0.03), ("perplexity", 0.02)):
-        together, alone = values(tmp_path / "mlm" / "both", metric), values(finished, metric)
-        for key, value in alone.items():
-            assert together[key] == pytest.approx(value, rel=tolerance, abs=tolerance)
+def test_members_together_get_the_numbers_of_members_in_turn(words: list[str], tmp_path: Path) -> None:
+    """After few steps: rounding grows with each of them."""
+    for population in ("vmap", "loop"):
+        command = [*words, f"results_dir={tmp_path}", f"run={population}", f"trainer.population={population}"]
+        assert train.main([*command, "trainer.arms_at_once=3", "trainer.steps=3", "trainer.evaluations=1"]) == 0
+    together, alone = (values(tmp_path / "mlm" / name, "perplexity") for name in ("vmap", "loop"))
+    assert together == pytest.approx(alone, rel=1e-3)
 
 
 def test_stopped_and_resumed_it_ends_in_the_same_bits(
