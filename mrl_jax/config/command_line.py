@@ -175,7 +175,7 @@ def explain(error: Exception, overrides: list[str]) -> str:
                 for name, kind in ENCODERS.items()
                 if key in {f"encoder.{item.name}" for item in dataclasses.fields(kind.config)}
             ]
-            hint = f" (encoder={', '.join(others)} has it)" if others else nearest(key, [*known, *groups])
+            hint = f" (it is of encoder={', '.join(others)})" if others else nearest(key, [*known, *groups])
             return f"unknown key {key}{hint}; allowed: {', '.join(known)}"
     return " ".join(str(error).split())
 

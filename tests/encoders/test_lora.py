@@ -139,7 +139,7 @@ def test_products_on_matrices_that_were_drawn_are_refused() -> None:
 @pytest.mark.parametrize(
     ("encoder", "words"),
     [
-        ("static", r"unknown key encoder.lora_rank \(encoder=transformer has it\)"),
+        ("static", r"unknown key encoder.lora_rank \(it is of encoder=transformer, vit\)"),
         ("transformer", "encoder.lora_rank=-1 is not allowed; at least 0"),
     ],
 )
