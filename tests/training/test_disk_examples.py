@@ -313,7 +313,7 @@ def test_texts_that_change_between_two_passes_are_noticed(tmp_path: Path, count:
 
 
 def test_other_sources_do_not_stream() -> None:
-    with pytest.raises(UserError, match=r"data\.streaming is not used by data=beir; it belongs to files, images, .*tfds"):
+    with pytest.raises(UserError, match=r"data\.streaming is not used by data=beir; it belongs to files, .*tfds"):
         load(DataConfig("beir", streaming=True))
 
 
