@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from mrl_jax.losses import row_tiles
 from mrl_jax.losses.cosines import MASKED, check_pairs, check_temperature, cosine_matrices, prefix_cosines, split_blocks
-from mrl_jax.losses.relevance import Guide, TextIds, left_out, nearer
+from mrl_jax.losses.relevance import Guide, TextIds, check_candidates, left_out, nearer
 from mrl_jax.nesting import blocks as nesting_blocks
 from mrl_jax.nesting import inverse_prefix_norms, nested_logits
 
@@ -71,14 +71,7 @@ def nested_info_nce(
     queries_BxD, documents_NxD, dims, weights = check_pairs(queries_BxD, documents_NxD, dims, weights, paired=False)
     check_temperature(temperature)
     (batch, _), (candidates, _) = queries_BxD.shape, documents_NxD.shape
-    if candidates < batch:
-        raise ValueError(f"{batch} queries need as many documents, the positives first; got {candidates}")
-    if valid is not None and valid.shape != (batch,):
-        raise ValueError(f"valid must be [{batch}], one per query; got shape {valid.shape}")
-    if ids is not None:
-        ids.check(batch, candidates)
-    if guide is not None:
-        guide.check(batch, candidates)
+    check_candidates(batch, candidates, valid, ids, guide)
     if streamed is None:
         streamed = len(dims) > 1 and len(dims) * batch * candidates > DIRECT_ELEMENTS
     valid_B = jnp.ones(batch, bool) if valid is None else jnp.asarray(valid, bool)

@@ -68,6 +68,20 @@ class Guide(NamedTuple):
         return GuideRows(jnp.arange(batch), self.queries, cosines - self.margin - ROUNDING)
 
 
+def check_candidates(
+    batch: int, candidates: int, valid: jax.Array | None, ids: TextIds | None, guide: Guide | None
+) -> None:
+    """Raise `ValueError` where what is known of B queries and N documents, the positives first, does not fit them."""
+    if candidates < batch:
+        raise ValueError(f"{batch} queries need as many documents, the positives first; got {candidates}")
+    if valid is not None and valid.shape != (batch,):
+        raise ValueError(f"valid must be [{batch}], one per query; got shape {valid.shape}")
+    if ids is not None:
+        ids.check(batch, candidates)
+    if guide is not None:
+        guide.check(batch, candidates)
+
+
 class GuideRows(NamedTuple):
     """Some queries of a batch, as a guide sees them."""
 

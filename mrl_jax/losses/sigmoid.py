@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from mrl_jax.losses import row_tiles
 from mrl_jax.losses.cosines import check_pairs, check_temperature, split_blocks
-from mrl_jax.losses.relevance import Guide, TextIds, left_out, nearer
+from mrl_jax.losses.relevance import Guide, TextIds, check_candidates, left_out, nearer
 from mrl_jax.nesting import inverse_prefix_norms, nested_logits
 
 
@@ -60,17 +60,11 @@ def nested_sigmoid(
     queries_BxD, documents_NxD, dims, weights = check_pairs(queries_BxD, documents_NxD, dims, weights, paired=False)
     check_temperature(temperature)
     batch, candidates = len(queries_BxD), len(documents_NxD)
-    if candidates < batch:
-        raise ValueError(f"{batch} queries need as many documents, the positives first; got {candidates}")
-    if valid is not None and valid.shape != (batch,):
-        raise ValueError(f"valid must be [{batch}], one per query; got shape {valid.shape}")
+    check_candidates(batch, candidates, valid, ids, guide)
     biases_K = jnp.asarray(bias, jnp.float32)
     if biases_K.shape not in ((), (len(dims),)):
         raise ValueError(f"bias must be one number or [{len(dims)}], one per dim; got shape {biases_K.shape}")
     biases_K = jnp.broadcast_to(biases_K, (len(dims),))
-    for known in (ids, guide):
-        if known is not None:
-            known.check(batch, candidates)
     valid_B = jnp.ones(batch, bool) if valid is None else jnp.asarray(valid, bool)
     valid_N = jnp.pad(valid_B, (0, candidates - batch), constant_values=True)
     q_scales_BxK = inverse_prefix_norms(queries_BxD, dims).T / jnp.asarray(temperature, jnp.float32)
