@@ -102,6 +102,34 @@ def test_a_bit_or_a_byte_per_dim_is_of_whole_embeddings(kind: str, most_bytes: i
     index.close()
 
 
+@pytest.mark.parametrize(("kind", "most"), [("faiss-hnsw8", 80), ("faiss-hnsw", 800), ("faiss-rabitq", 800)])
+def test_of_a_wide_view_of_bytes_a_tenth_is_ranked_and_finds_the_same(
+    kind: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    z = unit(rng.normal(size=(2000, 16)).astype(np.float32))
+    queries = unit(z[:20] + 0.3 * rng.normal(size=(20, 16)).astype(np.float32))
+    index = create_index(str(tmp_path / "index"), description(kind))
+    index.add([Document(str(i), f"text {i}") for i in range(len(z))], z)
+    read: list[int] = []
+    vectors = index.vectors
+
+    def counted(handles: np.ndarray) -> np.ndarray:
+        read.append(len(handles))
+        return vectors(handles)
+
+    monkeypatch.setattr(index, "vectors", counted)
+    for query in queries:
+        candidates = index.candidates(query[None], 800)[0]
+        best = candidates[np.argsort(-(vectors(candidates).astype(np.float64) @ query))[:10]]
+        assert rerank(index, query[None], 10, 800).rows[0].tolist() == best.tolist()
+        assert read.pop() <= most
+        rerank(index, query[None], 10, 800, dim=8)  # by a prefix: the order of the bytes is another, so all are ranked
+        assert read.pop() == 800
+    index.close()
+
+
 def test_a_description_without_cells_is_as_it_was_and_wrong_cells_are_refused() -> None:
     about = description("faiss-ivf")
     text = about.to_json()

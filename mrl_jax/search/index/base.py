@@ -7,6 +7,7 @@ index is changed.
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -19,6 +20,10 @@ from mrl_jax.system.errors import UserError
 PQ_BYTE_DIMS = 4
 MAX_RERANK_BYTES = 1 << 28  # of whole embeddings that are read at a time to rank candidates
 WHOLE = ("faiss-hnsw8", "faiss-rabitq")  # kinds that search whole embeddings first, in a byte or a bit per dim
+# Kinds whose first order is nearly that of whole embeddings, and the share of a shortlist that is ranked by these: the
+# rest is there for the graph, which needs a wide view to find the nearest.
+RANKED_SHARE = {"faiss-hnsw8": 0.1}
+RANKED_PER_RESULT = 4  # but at least so many
 
 T = TypeVar("T")
 
@@ -133,12 +138,19 @@ def rerank(index: Index, queries: np.ndarray, k: int, size: int, dim: int | None
         `SearchResults` [Q, k]; the rows are handles.
     """
     handles = np.asarray(index.candidates(queries, size))
+    if dim in (None, queries.shape[1]):
+        handles = handles[:, : ranked(index.description.kind, k, size)]
     best_of_queries = []
     at_once = max(1, MAX_RERANK_BYTES // (4 * queries.shape[1] * max(1, handles.shape[1])))
     for start in range(0, len(queries), at_once):
         some = slice(start, start + at_once)
         best_of_queries += _best(index, queries[some], handles[some], k, dim)
     return _with_copies(index, best_of_queries, k)
+
+
+def ranked(kind: str, k: int, size: int) -> int:
+    """How many of `size` candidates are ranked by whole embeddings for k results."""
+    return min(size, max(RANKED_PER_RESULT * k, math.ceil(RANKED_SHARE.get(kind, 1) * size)))
 
 
 def _best(
