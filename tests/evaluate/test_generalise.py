@@ -55,8 +55,9 @@ def test_classifiers_of_few_examples_answer_as_those_of_scikit_learn(data, examp
     for (split, dim), share in ours.items():
         train, queries = (normalize(z[name][:, :dim].astype(np.float64)) for name in ("train", split))
         right = [oracle().fit(train[rows], labels["train"][rows]).predict(queries) == labels[split] for rows in drawn]
-        assert np.mean(share != np.mean(right, axis=0, dtype=np.float64).astype(np.float32)) <= 0.02  # equally near
-        assert share.mean() == pytest.approx(np.mean(right), abs=1e-3)
+        # One answer in 500 may be another: two classes whose scores are equal but for rounding.
+        assert np.abs(share - np.mean(right, axis=0, dtype=np.float64)).mean() <= 0.002
+        assert share.mean() == pytest.approx(np.mean(right), abs=2e-3)
 
 
 def test_many_draws_are_fitted_in_parts_with_the_same_result(data, monkeypatch):
