@@ -160,7 +160,7 @@ def _best(
         parts = [tried[one] for one in chain]
         for i, tolerance in enumerate(TOLERANCES):
             outcome = _outcome(parts, _margins(parts, learn, tolerance), learn)
-            keeps = plans.p_value(outcome.losses, 1 - target) <= level
+            keeps = plans.p_value(outcome.losses, 1 - target, level) <= level
             if keeps and (cheapest is None or outcome.megabytes < cheapest[0]):
                 cheapest = outcome.megabytes, chain, i
     if cheapest is None:
@@ -171,7 +171,7 @@ def _best(
     for tolerance in TOLERANCES[: most + 1]:
         margins = _margins(parts, learn, tolerance)
         outcome = _outcome(parts, margins, test)
-        p = plans.p_value(outcome.losses, 1 - target)
+        p = plans.p_value(outcome.losses, 1 - target, level)
         if p > level:
             break
         steps = tuple(Step(*one, margin) for one, margin in zip(chain, margins, strict=True))

@@ -25,6 +25,12 @@ def unit_vectors(count: int, seed: int) -> np.ndarray:
 QUERIES = unit_vectors(300, 1)
 
 
+@pytest.fixture(autouse=True)
+def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program is compiled for each size of a shortlist."""
+    monkeypatch.setattr(plans, "SIZES_PER_K", (50, 20, 5, 2, 1))
+
+
 @pytest.fixture
 def index(tmp_path: Path):
     made = exact.create(tmp_path / "index", Description(WIDTH, DIMS, 8, "model", "run"))

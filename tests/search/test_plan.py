@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import entropy
+from scipy.stats import binom, entropy
 from sklearn.metrics import ndcg_score
 
 from mrl_jax import funnel
@@ -21,6 +21,12 @@ def nested(n: int, seed: int) -> np.ndarray:
     centres = np.random.default_rng(5).normal(size=(40, 32))
     z = (centres[rng.integers(0, 40, n)] + 0.5 * rng.normal(size=(n, 32))) / np.arange(1, 33) ** 0.5
     return (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program is compiled for each size of a shortlist."""
+    monkeypatch.setattr(plan, "SIZES_PER_K", (50, 20, 10, 5, 2, 1))
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +52,47 @@ def test_ndcg_is_that_of_scikit_learn() -> None:
     np.testing.assert_allclose(plan.ndcg(np.array([[3, 7, -1]]), np.array([[7, -1, -1]])), 1 / np.log2(3))
 
 
-@given(st.integers(1, 400), st.integers(0, 20), st.floats(0.001, 0.3))
-def test_p_value_is_the_smaller_of_two_published_bounds(n: int, lost: int, alpha: float) -> None:
-    losses = np.zeros(n)
-    losses[: min(n, lost)] = 1.0
-    p, mean = plan.p_value(losses, alpha), losses.mean()
-    if mean >= alpha:
-        assert p == 1
-        return
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.floats(0.01, 0.5), st.floats(0.001, 0.2))
+def test_p_value_is_that_of_a_player_who_bets_on_one_loss_after_the_other(
+    losses: list[float], alpha: float, level: float
+) -> None:
+    """Algorithm of the paper, written as a game in exact turns."""
+    capital = largest = 1.0
+    mean, variance, total, squares = 0.5, 0.25, 0.5, 0.25
+    for i, loss in enumerate(np.random.default_rng(0).permutation(losses), start=1):
+        stake = min(0.9 / (1 - alpha), math.sqrt(2 * math.log(1 / level) / (len(losses) * variance)))
+        capital *= 1 + stake * (alpha - loss)
+        largest = max(largest, capital)
+        total += loss
+        mean = total / (i + 1)
+        squares += (loss - mean) ** 2
+        variance = squares / (i + 1)
+    assert plan.p_value(np.array(losses), alpha, level) == pytest.approx(1 / largest, rel=1e-6)
+
+
+@pytest.mark.parametrize(("alpha", "size"), [(0.01, 1.0), (0.05, 0.1), (0.05, 1.0), (0.3, 0.5)])
+def test_p_values_of_a_mean_at_the_limit_are_small_no_more_often_than_they_say(alpha: float, size: float) -> None:
+    rng = np.random.default_rng(1)
+    p = np.array([plan.p_value(size * (rng.random(600) < alpha / size), alpha, 0.05) for _ in range(1000)])
+    for level in (0.01, 0.05, 0.2):
+        assert (p <= level).mean() <= level + 3 * math.sqrt(level * (1 - level) / 1000)
+
+
+def test_many_small_losses_settle_what_the_hoeffding_bentkus_bound_leaves_open() -> None:
+    """Bates et al. 2021: the smaller of two bounds that see the mean only."""
+    losses = np.random.default_rng(0).permutation(np.repeat([0.0, 0.1], [1140, 60]))  # of 1,200 queries, mean 0.005
+    n, mean, alpha = len(losses), losses.mean(), 0.01
     hoeffding = math.exp(-n * entropy([mean, 1 - mean], [alpha, 1 - alpha]))
-    tail = sum(math.comb(n, i) * alpha**i * (1 - alpha) ** (n - i) for i in range(int(losses.sum()) + 1))
-    assert p == pytest.approx(min(1.0, hoeffding, math.e * tail), rel=1e-6)
+    bentkus = math.e * binom.cdf(math.ceil(losses.sum()), n, alpha)
+    assert min(hoeffding, bentkus) > 0.1
+    assert plan.p_value(losses, alpha, 0.05 / 6) < 0.05 / 6
 
 
-@pytest.mark.parametrize(("target", "delta"), [(0.99, 0.05), (0.9, 0.01), (0.999, 0.1)])
+@pytest.mark.parametrize(("target", "delta"), [(0.99, 0.05), (0.9, 0.01), (0.999, 0.1), (0.5, 0.2)])
 def test_queries_needed_is_where_no_miss_begins_to_suffice(target: float, delta: float) -> None:
     n = plan.queries_needed(target, delta)
-    assert plan.p_value(np.zeros(n), 1 - target) <= delta < plan.p_value(np.zeros(n - 1), 1 - target)
+    assert plan.p_value(np.zeros(n), 1 - target, delta) <= delta < plan.p_value(np.zeros(n - 1), 1 - target, delta)
+    assert n <= 1.4 * math.log(delta) / math.log(target)  # target^n ≤ delta is the least for any test
 
 
 @pytest.mark.slow
@@ -94,7 +124,7 @@ def test_the_guarantee_holds_over_draws_of_queries(documents: funnel.Documents) 
         for dim in (4, 8, 16):
             for n in plan.SIZES_PER_K:
                 losses = population[((dim, 5 * n),)]
-                if plan.p_value(losses[drawn], 0.05) > 0.2 / 3:
+                if plan.p_value(losses[drawn], 0.05, 0.2 / 3) > 0.2 / 3:
                     break
                 certified.append(losses.mean() > 0.05)
         planned += bool(certified)
@@ -131,7 +161,7 @@ def test_cost_counts_what_is_read(documents: funnel.Documents) -> None:
 
 def test_mistakes_are_named(documents: funnel.Documents) -> None:
     queries = nested(50, 1)
-    with pytest.raises(ValueError, match=r"50 held-out queries cannot certify recall 0.99 .* at least 408 are needed"):
+    with pytest.raises(ValueError, match=r"50 held-out queries cannot certify recall 0.99 .* at least 458 are needed"):
         plan.plan(documents, queries)
     with pytest.raises(ValueError, match=r"target=1\.0 is not allowed"):
         plan.plan(documents, queries, target=1.0)
