@@ -37,14 +37,14 @@ class ArmType:
     marker: Literal[
         "circle", "square", "pentagon", "triangle-up", "triangle-down", "plus", "x", "diamond", "star", "hexagon",
         "thin-diamond", "triangle-left", "triangle-right", "octagon", "hexagon2", "star-diamond",
-        "triangle-ne", "triangle-sw", "star-square",
+        "triangle-ne", "triangle-nw", "triangle-sw", "star-square",
     ]  # fmt: skip
     origin: Literal["nested", "fixed", "compressed", "untuned", "classical"]
     head: Literal["separate", "tied"] | None = None  # that a trained arm reads where classes are learnt
     sampled: bool = False  # each step keeps a random few of the granularities
     settings: Mapping[str, float] = field(default_factory=dict)  # by key of `rows`, what it has beside its loss weights
     in_all: bool = True  # whether `arms=all` stands for it too
-    compression: str | None = None  # of `evaluate.compress.COMPRESSIONS`: what is made of an embedding
+    compression: str | None = None  # of `evaluate.compress`: what is made of an embedding
     compresses: str = "ff"  # the trained arm whose full-width embedding a compressed arm is made of
     baseline: bool = False  # nested arms are compared with it
     reads: Literal["text", "features"] | None = None  # the kind of data that a classical arm is for
@@ -95,6 +95,7 @@ ARMS: dict[str, ArmType] = {
     "random_projection": ArmType("random projection", "#000000", "x", "compressed", compression="random_projection"),
     "pca": ArmType("PCA", "#cc79a7", "diamond", "compressed", compression="pca", baseline=True),
     "pca_whitened": ArmType("PCA whitened", "#882255", "star", "compressed", compression="pca_whitened"),
+    "csr": ArmType("CSR", "#997700", "triangle-nw", "compressed", compression="csr", in_all=False, tasks=("classes",)),
     "mrl_pca": ArmType(
         "MRL, rotated", "#6699cc", "star-diamond", "compressed", compression="rotated", compresses="mrl"
     ),

@@ -18,7 +18,7 @@ from mrl_jax.runs import Log, MetricRow
 from mrl_jax.system import files
 
 DIMS = (4, 8, 16)
-ARMS = ("mrl", "mrl_e", "mrl_sampled", "ff", *POSTHOC)
+ARMS = ("mrl", "mrl_e", "mrl_sampled", "ff", *(name for name in POSTHOC if name != "csr"))
 CLASSES = ("cat", "dog", "emu", "fox")
 RECALL = ("knn_top1", "map@10", "int8_knn_top1", "int8_map@10", "bit_knn_top1", "bit_map@10")
 

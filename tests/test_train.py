@@ -83,12 +83,13 @@ def test_evaluation_is_tidy_and_complete(finished: Path) -> None:
     bytewise = {f"{kind}_{metric}" for kind in ("int8", "bit") for metric in near}
     nesting, between = {4, 8, 16}, {6, 12}
     trained = [a for a in arms.TRAINED if arms.ARMS[a].in_all]
+    compressed = arms.posthoc(["all"])
     assert have == (
         {(a, m, metric) for a in trained for m in nesting for metric in own | near | bytewise | {"refit_top1"}}
-        | {(a, m, metric) for a in arms.POSTHOC for m in nesting for metric in own - {"ece"} | near | bytewise}
-        | {(a, m, metric) for a in (*trained[:3], *arms.POSTHOC) for m in between for metric in near}
+        | {(a, m, metric) for a in compressed for m in nesting for metric in own - {"ece"} | near | bytewise}
+        | {(a, m, metric) for a in (*trained[:3], *compressed) for m in between for metric in near}
         | {("mrl_e", m, metric) for m in between for metric in own}  # a tied head reads any prefix
-        | {(a, m, "own_head_top1") for a in arms.POSTHOC for m in nesting | between}
+        | {(a, m, "own_head_top1") for a in compressed for m in nesting | between}
     )
     assert {r.seed for r in rows} == {0, 1}
     assert all(0 <= r.value <= 1 for r in rows)
@@ -119,7 +120,7 @@ def test_post_hoc_arms_compress_the_full_width_model_of_their_seed(finished: Pat
         (r.arm, r.seed, r.dim, r.metric): r.value for r in read_rows(finished / "evaluation.csv") if r.split == "test"
     }
     for seed in (0, 1):
-        for arm in arms.POSTHOC:
+        for arm in arms.posthoc(["all"]):
             assert value[arm, seed, 16, "own_head_top1"] == pytest.approx(
                 value[arms.ARMS[arm].compresses, seed, 16, "linear_top1"], abs=0.013
             )
@@ -127,7 +128,7 @@ def test_post_hoc_arms_compress_the_full_width_model_of_their_seed(finished: Pat
             assert value[arm, seed, 16, "knn_top1"] == pytest.approx(value["ff", seed, 16, "knn_top1"], abs=0.013)
         # The classifier is refitted to equal embeddings.
         assert value["truncated", seed, 16, "linear_top1"] == value["ff", seed, 16, "refit_top1"]
-    assert len({value[arm, 0, 4, "map@10"] for arm in arms.POSTHOC}) > 2
+    assert len({value[arm, 0, 4, "map@10"] for arm in arms.posthoc(["all"])}) > 2
 
 
 @pytest.mark.slow

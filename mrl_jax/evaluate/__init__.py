@@ -113,7 +113,7 @@ def score(
             yield from ((split, s) for s in accuracy(metric, z[split], labels[split], classifiers))
         if config.neighbours:
             yield from ((split, s) for s in nearest(z[split], labels[split], z["train"], labels["train"], dims))
-        if config.neighbours and config.quantised:
+        if config.neighbours and config.quantised and nested:
             yield from (
                 (split, s) for s in nearest_quantised(z[split], labels[split], z["train"], labels["train"], nested)
             )

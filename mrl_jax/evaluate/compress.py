@@ -10,18 +10,21 @@ are the compression to m numbers, so these embeddings are nested too.
     pca_whitened       the same, each scaled to unit variance
     rotated            principal directions about the origin of the embeddings at unit length, by descending energy
 
-To add one, write a function, list it in `COMPRESSIONS`, and name it in an arm of `arms.ARMS`. Only `pca` and
+To add one, write a function, list it in `COMPRESSIONS`, and name it in an arm of `arms.ARMS`. One that is no affine
+map, `csr` of `sparse`, stands in `CODES`. Of the affine maps only `pca` and
 `pca_whitened` centre the embeddings. Neighbours are compared by cosine, which depends on the origin, so at full width
 `pca` preserves the distances between embeddings but not their cosines; the first two and `rotated` preserve both,
 `random_projection` preserves squared distances and inner products on average, `pca_whitened` neither. Of all
 orthonormal directions the first m of `rotated` keep most of the inner products (Eckart and Young, 1936).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import solve_triangular
+
+from mrl_jax.evaluate import sparse
 
 CHUNK_ROWS = 8192  # embeddings converted to float64 at a time
 MIN_LENGTH = 1e-30  # of an embedding that has a direction
@@ -107,7 +110,36 @@ COMPRESSIONS: dict[str, Callable[[np.ndarray, np.random.Generator], Affine]] = {
     "pca_whitened": pca_whitened,
     "rotated": rotated,
 }
+# Codes by dim that are no prefixes of one another: (embeddings by split, dims, seed) → for each dim codes by split.
+CODES: dict[str, Callable[[Mapping[str, np.ndarray], tuple[int, ...], int], Iterator[dict[str, np.ndarray]]]] = {
+    "csr": sparse.at_dims
+}
 LEARNT = ("pca", "pca_whitened", "rotated")  # from embeddings; of the others only their width counts
+
+
+class View(NamedTuple):
+    """Compressed embeddings that stand for some dims."""
+
+    columns: dict[int, int]  # by dim the number of leading columns that are compared for it
+    z: dict[str, np.ndarray]  # float32 [n, columns] by split
+    compression: Compression | None  # the affine map that it comes from, if it is one
+
+
+def views(name: str, z: Mapping[str, np.ndarray], dims: Sequence[int], seed: int) -> Iterator[View]:
+    """Compress embeddings, one view for all dims where they are nested, else one for each.
+
+    Args:
+        name: a key of `COMPRESSIONS` or `CODES`.
+        z: embeddings float32 [n, D] by split; `train` is what is learnt from.
+        dims: sizes of the compressed embeddings, in float32 numbers.
+        seed: of whatever is random.
+    """
+    if name in CODES:
+        for dim, codes in zip(dims, CODES[name](z, tuple(dims), seed), strict=True):
+            yield View({dim: codes["train"].shape[1]}, codes, None)
+    else:
+        compression = fit(name, z["train"], seed)
+        yield View({m: m for m in dims}, {split: compression.apply(x) for split, x in z.items()}, compression)
 
 
 def _principal(z: np.ndarray, about: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

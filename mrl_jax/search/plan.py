@@ -180,8 +180,8 @@ def p_value(losses: np.ndarray, alpha: float, level: float) -> float:
 
     Whoever doubts the hypothesis bets on each loss in turn that it is smaller, for even odds if the mean is `alpha`;
     the chance that the capital ever grows n-fold is at most 1 / n if the hypothesis holds. As the stakes follow the
-    variance of the losses before, many small losses (one of ten results missed) count for what they are: with
-    1,200 queries, a mean loss of half of alpha = 0.01 is shown about as often as by the Hoeffding–Bentkus bound with 3,000.
+    variance of the losses before, many small losses (one of ten results missed) count for what they are: a mean loss
+    of half of alpha = 0.01 is shown with 1,200 queries about as often as by the Hoeffding–Bentkus bound with 3,000.
 
     Waudby-Smith & Ramdas (2024), "Estimating means of bounded random variables by betting", Journal of the Royal
     Statistical Society B 86, the predictable plug-in of equation 26.

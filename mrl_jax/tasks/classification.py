@@ -16,7 +16,7 @@ import numpy as np
 from mrl_jax import arms, evaluate, runs
 from mrl_jax.config import Config, LossConfig, space
 from mrl_jax.data import Dataset, Split, StreamedTexts
-from mrl_jax.evaluate import EvaluationConfig, Score, adaptive, compress, parts, refit
+from mrl_jax.evaluate import EvaluationConfig, Score, adaptive, compress, parts, refit, sparse
 from mrl_jax.evaluate.classification import Classifiers
 from mrl_jax.losses import heads, nested_logit_distillation, uncertainty_weighted
 from mrl_jax.rows import is_zero
@@ -143,6 +143,8 @@ class Classification:
             only = dataset.classes[0] if classes else "none"
             raise UserError(f"{dataset.name}: all labels of the training data are {only!r}; at least 2 are needed")
         refit.check(refit_kind(config), classes, config.width)
+        if "csr" in config.arms:
+            sparse.check(config.width, sum(len(part) for part in (dataset.train, dataset.validation, dataset.test)))
         self._check_distillation(config, classes)
         if settings.cascade:
             adaptive.check(len(dataset.validation), settings.epsilon, settings.delta)
@@ -196,10 +198,26 @@ class Classification:
 
         def refitted(z: dict[str, np.ndarray], at: Sequence[int]) -> Classifiers:
             fit = refit.CLASSIFIERS[classifier or "logistic"]
-            return fit(z["train"], labels["train"], z["validation"], labels["validation"], fixed(at), classes)
+            return fit(z["train"], labels["train"], z["validation"], labels["validation"], at, classes)
 
-        def generalise(z: dict[str, np.ndarray], own: Classifiers, at: Sequence[int]) -> Iterable[tuple[str, Score]]:
-            return evaluate.generalise(z, labels, own, at, fixed(at), superclasses, settings, member.seed)
+        def generalise(
+            z: dict[str, np.ndarray], own: Classifiers, at: Sequence[int], fixed: Sequence[int]
+        ) -> Iterable[tuple[str, Score]]:
+            return evaluate.generalise(z, labels, own, at, fixed, superclasses, settings, member.seed)
+
+        def of_compressed(name: str, at: Sequence[int]) -> Iterable[tuple[str, Score]]:
+            kind = str(arms.ARMS[name].compression)
+            sizes = fixed(at) if kind in compress.CODES else at
+            for columns, smaller, compression in compress.views(kind, z, sizes, member.seed):
+                some, dim_of = [columns[m] for m in fixed(list(columns))], {n: m for m, n in columns.items()}
+                own_of_arm, others = refitted(smaller, some), {}
+                if compression is not None:
+                    others = {"own_head_top1": compress.own_head(compression, *own[config.width], at)}
+                scores = evaluate.score(smaller, labels, own_of_arm, others, list(dim_of), dims, settings)
+                more = generalise(smaller, own_of_arm, list(dim_of), some)
+                for split, s in itertools.chain(scores, more):
+                    if s.metric != "ece":  # what a refitted classifier says is no probability
+                        yield split, s._replace(dim=dim_of[s.dim])
 
         def write(name: str, scores: Iterable[tuple[str, Score]]) -> list[MetricRow]:
             label = member.label if name == arm.name else f"{name}-seed{member.seed}"
@@ -210,24 +228,17 @@ class Classification:
         stages = arm.trained(dims)
         calibration = calibrate(z["validation"], labels["validation"], [own[m] for m in stages], settings, member.seed)
         runs.write_calibration(directory / "checkpoints" / member.label / "calibration.npz", stages, calibration)
-        others = {"refit_top1": refitted(z, wanted)} if classifier else {}
+        others = {"refit_top1": refitted(z, fixed(wanted))} if classifier else {}
         scores = evaluate.score(z, labels, own, others, wanted, dims, settings)
         if settings.cascade and len(stages) > 1:
             tied = arm.head == "tied"
             scores = itertools.chain(
                 scores, evaluate.score_cascade(z, labels, own, tied, stages, settings, member.seed)
             )
-        rows = write(arm.name, itertools.chain(scores, generalise(z, own, wanted)))
+        rows = write(arm.name, itertools.chain(scores, generalise(z, own, wanted, fixed(wanted))))
         at = evaluate.dims_of(None, dims, settings)
         for name in arms.made_of(arm, config.arms, config.width):
-            compression = compress.fit(str(arms.ARMS[name].compression), z["train"], member.seed)
-            compressed = {split: compression.apply(x) for split, x in z.items()}
-            others = {"own_head_top1": compress.own_head(compression, *own[config.width], at)}
-            own_of_arm = refitted(compressed, at)
-            scores = evaluate.score(compressed, labels, own_of_arm, others, at, dims, settings)
-            # What a refitted classifier says is no probability, so it is not asked for its calibration.
-            calibrated = ((split, s) for split, s in scores if s.metric != "ece")
-            rows += write(name, itertools.chain(calibrated, generalise(compressed, own_of_arm, at)))
+            rows += write(name, of_compressed(name, at))
         return rows
 
     def _superclasses(self, rule: str | None, directory: Path) -> list[int] | None:

@@ -11,7 +11,7 @@ import pytest
 
 from mrl_jax import arms, config, tasks
 from mrl_jax.arms import ARMS
-from mrl_jax.evaluate.compress import COMPRESSIONS
+from mrl_jax.evaluate.compress import CODES, COMPRESSIONS
 from mrl_jax.evaluate.metrics import COMPARED, FAMILIES, METRICS
 from mrl_jax.losses import LOSSES, PairBatch, PairSettings
 from mrl_jax.system.errors import UserError
@@ -98,7 +98,7 @@ def test_an_arm_says_how_it_comes_to_be_and_how_it_looks(name: str) -> None:
     assert (arm.head is not None) == (arm.origin in ("nested", "fixed"))
     assert (arm.compression is not None) == (arm.origin in ("compressed", "untuned"))
     assert (arm.reads is not None) == (arm.origin == "classical")
-    assert arm.compression is None or arm.compression in COMPRESSIONS
+    assert arm.compression is None or arm.compression in {**COMPRESSIONS, **CODES}
     assert set(arm.tasks) <= TASKS.keys()
     others = [other for key, other in ARMS.items() if key != name]
     assert arm.label not in {other.label for other in others}
@@ -107,7 +107,7 @@ def test_an_arm_says_how_it_comes_to_be_and_how_it_looks(name: str) -> None:
 
 
 def test_all_stands_for_every_arm_that_suits_the_task() -> None:
-    extra = {"mrl_distilled", "mrl_shortlist", "mrl_binary"}  # asked for by name
+    extra = {"mrl_distilled", "mrl_shortlist", "mrl_binary", "csr"}  # asked for by name
     assert set(arms.suited_to("classes")) == {*arms.TRAINED, *arms.POSTHOC} - extra
     assert set(arms.suited_to("pairs")) == set(arms.NAMES) - {"mrl_e"} - extra
 
