@@ -61,6 +61,7 @@ class OptimizerConfig:
         1.0, "a share, 0 ≤ value ≤ 1", lambda p: 0 <= p <= 1
     )  # of adamw's division by the size of each gradient; the rest divides by the mean size in its array
     clip_norm: float | None = limited(None, "more than 0, or null", lambda norm: norm > 0)  # maximum gradient norm
+    ema: float = share(0.0)  # decay of an average of the weights that is evaluated and kept, such as 0.9999; 0: none
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The fit loop of one group of members: steps, log lines, validation, checkpoints.
 
 The model with the best validation accuracy (of a mixture, the mean over its sources) is kept; of several with the same
-accuracy the first or, where the task `breaks_ties`, that with the smallest loss (and of the same loss the first). A
-killed run continues from its last checkpoint, bit-exactly.
+accuracy the first or, where the task `breaks_ties`, that with the smallest loss (and of the same loss the first). With
+`optimizer.ema`, these models are averages over the steps. A killed run continues from its last checkpoint, bit-exactly.
 """
 
 import math
@@ -134,7 +134,7 @@ class GroupLoop:
         state = jax.tree.map(lambda *leaves: np.stack(leaves), *states) if self.together else states[0]
         shape = (len(self.members),) if self.together else ()
         places = (*shape, 2) if self.program.objective.breaks_ties else shape
-        best = Best(state.model, np.full(places, -1.0, np.float32), np.zeros(shape, np.int32))
+        best = Best(self.program.evaluated(state), np.full(places, -1.0, np.float32), np.zeros(shape, np.int32))
         newest_state: dict[str, Any] = {}
 
         def newest() -> dict[str, Any]:
@@ -247,7 +247,8 @@ class GroupLoop:
 
     def _validate(self, step: int, state: State, best: Best) -> Best:
         """Score the validation split and update the best model of each member: by the mean over sources."""
-        each = self._scores(state.model)
+        model = self.program.evaluated(state)
+        each = self._scores(model)
         # of one source the numbers as they are: a mean would be of another type, and round otherwise
         accuracy, loss = (np.mean(x, axis=0) if len(x) > 1 else x[0] for x in zip(*each.values(), strict=True))
 
@@ -268,7 +269,7 @@ class GroupLoop:
         moment: Any = average, np.full(len(average), step, np.int32)
         if not self.together:
             moment = average[0], np.int32(step)
-        better: Best = self.layout.keep(Best(state.model, *self.layout.on_devices(moment, self.layout.state)), best)
+        better: Best = self.layout.keep(Best(model, *self.layout.on_devices(moment, self.layout.state)), best)
         return better
 
     def _scores(self, model: Weights) -> dict[str, tuple[np.ndarray, np.ndarray]]:

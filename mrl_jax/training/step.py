@@ -21,7 +21,7 @@ from mrl_jax.config import OptimizerConfig
 from mrl_jax.encoders import EncoderConfig, mixing
 from mrl_jax.losses import cached_gradient, sample_granularities
 from mrl_jax.system.errors import UserError
-from mrl_jax.training import optimizer
+from mrl_jax.training import averaging, optimizer
 
 Inputs = Mapping[str, jax.Array]
 OF_LABEL = ("label", "teacher", "guide")  # of a batch, what the encoder does not read
@@ -38,7 +38,7 @@ class State(NamedTuple):
     """The training state of a member."""
 
     model: Weights
-    optimizer: optax.OptState
+    optimizer: Any  # optax.OptState; with `optimizer.ema`, `averaging.Averaged`
     step: jax.Array  # int32 []
 
 
@@ -241,11 +241,21 @@ class TrainStep:
         """The initial state for a seed, which all its arms share."""
         if self.wide is not None:
             model = self._cut(self.wide, seed)
-            return State(model, self.optimizer.init(model.params), jnp.int32(0))
+            return State(model, self.init_optimizer(model), jnp.int32(0))
         encoder_key, head_key = jax.random.split(jax.random.key(seed))
         _, encoder, statistics = self._split(self.encoder, encoder_key)
         params = {"encoder": encoder} | self.objective.init(head_key)
-        return State(Weights(params, statistics), self.optimizer.init(params), jnp.int32(0))
+        model = Weights(params, statistics)
+        return State(model, self.init_optimizer(model), jnp.int32(0))
+
+    def init_optimizer(self, model: Weights) -> Any:
+        """The initial state of the optimiser and, with `optimizer.ema`, the average of the weights."""
+        state = self.optimizer.init(model.params)
+        return averaging.begin(state, model) if self.optimizer_config.ema else state
+
+    def evaluated(self, state: State) -> Weights:
+        """The weights that are evaluated and kept: those of the last step, or their average with `optimizer.ema`."""
+        return state.optimizer.weights if self.optimizer_config.ema else state.model
 
     def embed(self, model: Weights, inputs: Inputs) -> jax.Array:
         """Embeddings [B, D] in evaluation mode, at full matmul precision."""
@@ -338,8 +348,12 @@ class TrainStep:
             zeros = jax.tree.map(jnp.zeros_like, (params, weights[0]))
             sums, _ = jax.lax.scan(add, (zeros, statistics), (jnp.arange(self.accumulate), parts))
             (grads, losses), statistics = jax.tree.map(lambda x: x / self.accumulate, sums[0]), sums[1]
-        updates, optimizer = self.optimizer.update(grads, state.optimizer, params)
+        decay = self.optimizer_config.ema
+        updates, optimizer = self.optimizer.update(grads, state.optimizer.rule if decay else state.optimizer, params)
         model = Weights(optax.apply_updates(params, updates), statistics)
+        if decay:
+            average = averaging.follow(state.optimizer.weights, model, state.step, decay)
+            optimizer = averaging.Averaged(optimizer, average)
         return State(model, optimizer, state.step + 1), Measures(losses, optax.global_norm(grads))
 
     def score(

@@ -97,8 +97,8 @@ class Trainer:
         longest = None if train.lengths is None else train.padded_length(np.array([np.argmax(train.lengths)]))
         row, key = member.row(self.program.kinds), jax.random.key(0)
         model = self.program.shapes
-        optimizer = self.program.with_settings(dict(member.settings)).optimizer
-        state = State(model, jax.eval_shape(optimizer.init, model.params), jnp.int32(0))
+        init_optimizer = self.program.with_settings(dict(member.settings)).init_optimizer
+        state = State(model, jax.eval_shape(init_optimizer, model), jnp.int32(0))
         step = jax.jit(self.program.step, donate_argnums=0)
         analysis = step.lower(state, train.take(rows, longest), row, key).compile().memory_analysis()
         if analysis is None:  # not every backend has this analysis
