@@ -66,9 +66,9 @@ SOURCES: dict[str, SourceType] = {
     "features": SourceType(
         {"classes": "features", "pairs": "feature_pairs"}, keys=("task", *FILES, *LABELS, "packed_bits")
     ),
-    "images": SourceType({"classes": "images"}, keys=(*FILES, "image_size", "streaming")),
+    "images": SourceType({"classes": "images"}, keys=(*FILES, "image_size", "streaming", "workers")),
     "image_text": SourceType({"pairs": "image_text"}, keys=(*FILES, "image_size", "streaming")),
-    "tfds": SourceType({"classes": "tfds"}, keys=("name", "image_size", "streaming")),
+    "tfds": SourceType({"classes": "tfds"}, keys=("name", "image_size", "streaming", "workers")),
     "pairs": SourceType({"pairs": "pairs"}, keys=(*FILES, "streaming")),
     "texts": SourceType({"texts": "texts"}, keys=(*FILES, "streaming")),
     "beir": SourceType({"pairs": "beir"}, keys=("path", "train")),

@@ -317,6 +317,9 @@ class DataConfig:
     image_size: int | None = None  # tfds, images, image_text: side in pixels; null: as stored, or as the weights want
     cache_dir: str | None = None  # folder of downloads and prepared data; null: $MRL_JAX_CACHE, or ~/.cache/mrl_jax
     streaming: bool | None = None  # files, tfds, pairs, images, image_text: read from disk; null: only large data
+    workers: int | None = limited(
+        None, "at least 1, or null", lambda n: n >= 1
+    )  # tfds, images: processes that decode what is read from disk; null: the threads of this one
     limit: int | None = None  # maximum number of examples (pairs, queries) per split, for smoke runs
     hold_out: tuple[str | int, ...] | None = None  # classes to leave out; their test examples are of unknown classes
     sources: Mapping[str, "SourceConfig"] | None = None  # mixture: by a name of yours, {name: {source: …, loss: {…}}}

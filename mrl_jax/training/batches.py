@@ -85,8 +85,10 @@ class Examples:
         return stream(self, seed, batch_size, start, stop)
 
     def read_ahead(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> "BatchReader":
-        """`make(rows)` for each of the steps start … stop − 1, computed ahead of time."""
-        return BatchReader(prefetch(rows, make), start)
+        """`make(rows)` for each of the steps start … stop − 1, computed ahead of time. Of inputs that are read on demand
+        two batches at a time, so that decoding goes on while the last images of one are waited for."""
+        lazy = not all(isinstance(array, np.ndarray) for array in self.inputs.values())
+        return BatchReader(prefetch(rows, make, threads=2 if lazy else 1), start)
 
     def stack(self, parts: Sequence[np.ndarray], length: int | None) -> dict[str, np.ndarray]:
         """The batches of several members, `parts` of rows [B] each, stacked to [members, B, …]."""
@@ -278,9 +280,9 @@ def stream(examples: Sized, seed: int, batch_size: int, start: int, stop: int) -
         yield np.concatenate(parts)
 
 
-def prefetch(items: Iterator[Any], make: Any, ahead: int = 2) -> Iterator[Any]:
-    """`make(item)` for each item, computed in a thread, `ahead` items in advance."""
-    with ThreadPoolExecutor(1) as pool:
+def prefetch(items: Iterator[Any], make: Any, ahead: int = 2, threads: int = 1) -> Iterator[Any]:
+    """`make(item)` for each item, in order, computed in threads, `ahead` items in advance."""
+    with ThreadPoolExecutor(threads) as pool:
         waiting = []
         try:
             for item in items:

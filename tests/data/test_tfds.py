@@ -195,6 +195,12 @@ def test_a_set_too_large_for_memory_is_lazy_and_gives_the_same(cache: str, monke
     assert len(list((Path(cache) / "labels").glob("mrl_photos*.npz"))) == 2
 
 
+def test_worker_processes_decode_the_same(cache: str) -> None:
+    one, other = (load(config("mrl_photos", cache, image_size=16, streaming=True, workers=n)).train for n in (None, 2))
+    rows = np.array([2, 0, 2, 17])
+    assert np.array_equal(one.inputs[rows], other.inputs[rows])
+
+
 def test_a_lazy_view_reads_the_rows_it_names(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "MAX_DECODED_BYTES", 0)
     monkeypatch.setattr("mrl_jax.data.readers.images.READ_IMAGES", 4)  # several reads per batch

@@ -12,11 +12,13 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mrl_jax.data.readers.decoders import Decoders
 from mrl_jax.system import console, processes
 from mrl_jax.system.errors import UserError
 
@@ -73,11 +75,19 @@ class EncodedImages:
     """Images on disk, decoded on demand: `images[rows]` is uint8 `[len(rows), height, width, channels]`.
 
     A batch costs one read of its records and one Pillow decode per image on a pool of threads (Pillow releases the
-    interpreter lock while it decodes and resizes).
+    interpreter lock while it decodes and resizes) or, where there are some, in worker processes.
     """
 
-    def __init__(self, records: EncodedRecords, key: str, geometry: Geometry, rows: np.ndarray) -> None:
+    def __init__(
+        self,
+        records: EncodedRecords,
+        key: str,
+        geometry: Geometry,
+        rows: np.ndarray,
+        decoders: Decoders | None = None,
+    ) -> None:
         self.records, self.key, self.geometry, self.rows = records, key, geometry, rows
+        self.decoders = decoders
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -86,12 +96,19 @@ class EncodedImages:
         wanted = self.rows[rows]
         out = np.empty((len(wanted), *self.geometry), np.uint8)
 
+        def name(row: int) -> str:
+            return f"image {row} (from 0) of its split "
+
         def fill(position: int, encoded: bytes) -> None:
             try:
                 out[position] = decode(encoded, self.geometry)
             except UserError as error:
-                raise UserError(f"image {wanted[position]} (from 0) of its split {error}") from None
+                raise UserError(f"{name(wanted[position])}{error}") from None
 
+        if self.decoders is not None:
+            to_pixels = partial(decode, geometry=self.geometry)
+            self.decoders.fill(out, wanted, lambda part: self.records.inputs(part, self.key), to_pixels, name)
+            return out
         with ThreadPoolExecutor(processes.core_count()) as pool:
             for start in range(0, len(wanted), READ_IMAGES):
                 encoded = self.records.inputs(wanted[start : start + READ_IMAGES].tolist(), self.key)
@@ -100,7 +117,7 @@ class EncodedImages:
 
     def subset(self, rows: np.ndarray) -> "EncodedImages":
         """A view of these rows; nothing is read."""
-        return EncodedImages(self.records, self.key, self.geometry, self.rows[rows])
+        return EncodedImages(self.records, self.key, self.geometry, self.rows[rows], self.decoders)
 
 
 def decode(encoded: bytes, geometry: Geometry) -> np.ndarray:
@@ -117,6 +134,8 @@ def decode(encoded: bytes, geometry: Geometry) -> np.ndarray:
                 raise ValueError(f"it has {image.width} × {image.height} pixels")
             image.draft(mode, size)  # a JPEG far larger than the target is decoded at 1/2, 1/4 or 1/8 of its size
             picture: Image.Image = image.convert(mode)
+    except UnidentifiedImageError:  # whose text is an address in memory
+        raise UserError("is not a JPEG or PNG that can be decoded") from None
     except BROKEN as error:
         raise UserError(f"is not a JPEG or PNG that can be decoded: {error}") from error
     return cover(picture, geometry)
@@ -236,6 +255,7 @@ class StoredImages:
     rows: np.ndarray  # int [n], of `files`
     streaming: bool | None = None  # whether they stay on disk; None: where they would take `MAX_DECODED_BYTES`
     rules: tuple[Rule, ...] = ()  # one after another
+    decoders: Decoders | None = None  # None: threads of this process
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -252,9 +272,24 @@ class StoredImages:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         wanted = self.rows[rows]
         out = np.empty((len(wanted), *self._shape()), np.uint8)
+        if self.decoders is not None:
+            self.decoders.fill(out, wanted, self._read, partial(apply, rules=self.rules), self._prefix)
+            return out
         with ThreadPoolExecutor(processes.core_count()) as pool:
             list(pool.map(lambda i: self._fill(out, i, int(wanted[i])), range(len(wanted))))
         return out
+
+    def _prefix(self, row: int) -> str:
+        return f"{self.files.name(row)}: "
+
+    def _read(self, rows: Sequence[int]) -> list[bytes]:
+        encoded = []
+        for row in rows:
+            try:
+                encoded.append(self.files.read(row))
+            except UserError as error:
+                raise UserError(f"{self._prefix(row)}{error}") from None
+        return encoded
 
     def _shape(self) -> tuple[int, int, int]:
         if self.shape is None:
@@ -263,12 +298,9 @@ class StoredImages:
 
     def _fill(self, out: np.ndarray, position: int, row: int) -> None:
         try:
-            picture = read_image(self.files.read(row), self.rules[0].least)
-            for rule in self.rules[:-1]:
-                picture = Image.fromarray(rule.prepare(picture))
-            out[position] = self.rules[-1].prepare(picture)
+            out[position] = apply(self.files.read(row), self.rules)
         except UserError as error:
-            raise UserError(f"{self.files.name(row)}: {error}") from None
+            raise UserError(f"{self._prefix(row)}{error}") from None
 
     def prepared(self, rule: Rule) -> Any:
         """The images by a further rule: an array where they fit in memory, else read on demand."""
@@ -281,6 +313,14 @@ class StoredImages:
             for _ in _on_threads(lambda i: images._fill(out, i, int(self.rows[i])), len(self)):
                 bar.update(1)
         return out
+
+
+def apply(encoded: bytes, rules: Sequence[Rule]) -> np.ndarray:
+    """The pixels of an encoded image by one rule after another, uint8 [h, w, c]."""
+    picture = read_image(encoded, rules[0].least)
+    for rule in rules[:-1]:
+        picture = Image.fromarray(rule.prepare(picture))
+    return rules[-1].prepare(picture)
 
 
 def _on_threads(work: Callable[[int], Any], count: int) -> Iterator[Any]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from mrl_jax.data.base import DataConfig, Dataset, Split, class_names
 from mrl_jax.data.readers import image_files
+from mrl_jax.data.readers.decoders import Decoders
 from mrl_jax.data.readers.images import Cover, StoredImages
 from mrl_jax.data.readers.records import abbreviate
 from mrl_jax.data.sources.files import say_alike
@@ -49,6 +50,7 @@ def read(config: DataConfig) -> Dataset:
         raise UserError(f"data.train={config.train}: no image of the class {empty[0]!r} can be decoded")
     say_alike(classes, config.train)
     index = {name: number for number, name in enumerate(classes)}
+    decoders = None if config.workers is None else Decoders(config.workers)
 
     def split(part: str) -> Split:
         found = parts.get(part)
@@ -57,7 +59,7 @@ def read(config: DataConfig) -> Dataset:
         for row in rows.tolist():
             if labels[row] not in index:
                 raise UserError(f"{files.name(row)}: the class {labels[row]!r} does not occur in {config.train}")
-        images: Any = StoredImages(files, rows, config.streaming)
+        images: Any = StoredImages(files, rows, config.streaming, decoders=decoders)
         if config.image_size is not None:
             images = images.prepared(Cover(config.image_size))
         return Split(images, np.array([index[labels[row]] for row in rows.tolist()], np.int32))

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 
 from mrl_jax.data.base import STREAMING_MIN_BYTES, DataConfig, Dataset, Split, StreamedTexts
 from mrl_jax.data.readers import tfds as builders
+from mrl_jax.data.readers.decoders import Decoders
 from mrl_jax.data.readers.images import MAX_DECODED_BYTES, EncodedImages, target_geometry
 from mrl_jax.system.errors import UserError, nearest
 from mrl_jax.system.files import cache_folder
@@ -40,13 +41,14 @@ def read(config: DataConfig) -> Dataset:
         raise UserError(f"data.image_size={config.image_size} has no meaning for data.name={config.name}, a text set")
     test = test_split(builder, config.name)
     has_validation = test == "test" and has_labels(builder, "validation")
+    decoders = None if config.workers is None else Decoders(config.workers)
 
     def part(split: str) -> Split:
         match kind:
             case "text":
                 return text_split(builder, split, key, config)
             case "image":
-                return image_split(builder, split, key, config)
+                return image_split(builder, split, key, config, decoders)
             case _:
                 assert_never(kind)
 
@@ -150,12 +152,12 @@ def text_split(builder: Any, split: str, key: str, config: DataConfig) -> Split:
     return Split(StreamedTexts(texts, len(records), digest), labels)
 
 
-def image_split(builder: Any, split: str, key: str, config: DataConfig) -> Split:
+def image_split(builder: Any, split: str, key: str, config: DataConfig, decoders: Decoders | None = None) -> Split:
     """An image split: decoded as `data.streaming` says, else if it has at most `MAX_DECODED_BYTES`; otherwise lazy."""
     records = builders.Records(builder, split)
     geometry = target_geometry(builder.info.features[key].shape, config.image_size, config.name)
     rows = np.arange(len(records))
-    images = EncodedImages(records, key, geometry, rows)
+    images = EncodedImages(records, key, geometry, rows, decoders)
     decoded_bytes = len(records) * geometry.height * geometry.width * geometry.channels
     lazy = decoded_bytes > MAX_DECODED_BYTES if config.streaming is None else config.streaming
     if lazy:
