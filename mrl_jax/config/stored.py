@@ -17,8 +17,8 @@ from mrl_jax.data.prompts import DEFAULT
 from mrl_jax.losses import LOSSES
 from mrl_jax.system.errors import UserError
 
-# What may differ between a run and the command that resumes it: batches are the same, streamed or not, and whoever decodes. Baselines are
-# beside the models: resuming may add one.
+# What may differ between a run and the command that resumes it: batches are the same, streamed or not, and whoever
+# decodes. Baselines are beside the models: resuming may add one.
 NOT_COMPARED = (
     "resume",
     "run",

@@ -85,8 +85,8 @@ class Examples:
         return stream(self, seed, batch_size, start, stop)
 
     def read_ahead(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> "BatchReader":
-        """`make(rows)` for each of the steps start … stop − 1, computed ahead of time. Of inputs that are read on demand
-        two batches at a time, so that decoding goes on while the last images of one are waited for."""
+        """`make(rows)` for each of the steps start … stop − 1, computed ahead of time; of inputs read on demand two
+        batches at a time, so that decoding goes on while the last images of one are waited for."""
         lazy = not all(isinstance(array, np.ndarray) for array in self.inputs.values())
         return BatchReader(prefetch(rows, make, threads=2 if lazy else 1), start)
 

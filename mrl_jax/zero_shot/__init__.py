@@ -23,6 +23,10 @@ needs no judgments: each ranking is compared with that of the model's full width
 and with --queries judged collections say what that lets expect of nDCG@10 (<out>/agreement.csv). Without --queries, up
 to 500 of the documents stand for queries.
 
+With --classifier the models are runs, and the classifiers that they were trained with answer at every dim: on a folder
+with a folder of images for each class, tfds:NAME (imagenet_v2, imagenet_r, …) or, of runs on texts, a file of texts
+with labels. Classes are matched by name, and those that a test set lacks are no answer.
+
 Embeddings are kept in the cache folder: further dims of the same model and texts take seconds. Stopped, the same
 command continues the embeddings, and makes the scores again. Exit status: 0 done, 2 a mistake, 130 interrupted.
 """
@@ -36,13 +40,18 @@ from pathlib import Path
 from mrl_jax.model.pretrained import is_run
 from mrl_jax.system import console, files
 from mrl_jax.system.errors import UserError
-from mrl_jax.zero_shot import collections, elsewhere, models, retention, scores, tables, unjudged
+from mrl_jax.zero_shot import classifiers, collections, elsewhere, models, retention, scores, tables, unjudged
 from mrl_jax.zero_shot.collections import Collection
 from mrl_jax.zero_shot.models import Candidate
 
 
 def evaluate_all(options: argparse.Namespace) -> None:
     """Evaluate every model on every collection, and print what came out."""
+    if options.classifier:
+        evaluate_classifiers(options)
+        return
+    if options.workers is not None:
+        raise UserError(f"--workers={options.workers} is for --classifier, which may read images")
     if options.queries and not options.unjudged:
         raise UserError(f"--queries={options.queries} is for --unjudged; judged collections have their own queries")
 
@@ -93,6 +102,17 @@ def evaluate_all(options: argparse.Namespace) -> None:
     if options.unjudged:
         write_table(out / "agreement.csv", ("model", "collection", *tables.AGREEMENT_COLUMNS), agreement)
     write_table(out / "unseen_collection.csv", ("model", *retention.Expected._fields), unseen)
+
+
+def evaluate_classifiers(options: argparse.Namespace) -> None:
+    """As `evaluate_all`, with --classifier."""
+    for key in ("unjudged", "queries", "keep_identical_ids"):
+        if getattr(options, key):
+            raise UserError(f"--{key.replace('_', '-')} has no meaning with --classifier")
+    if others := [name for name in options.models if not is_run(name)]:
+        raise UserError(f"--classifier is for trained runs, and {others[0]} is none")
+    own = (options.dims, options.arm, options.seed, options.out, options.cache_dir, options.workers)
+    classifiers.evaluate_all(options.models, options.on, *own)
 
 
 def dims_of(candidates: Sequence[Candidate], asked: Sequence[int] | None) -> dict[str, tuple[int, ...]]:
@@ -148,6 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="compare with the full width; COLLECTION is a file of texts or a folder",
     )
+    parser.add_argument("--classifier", action="store_true", help="score the classifiers of runs on labelled examples")
+    parser.add_argument("--workers", type=console.positive, metavar="N", help="processes that decode images")
     parser.add_argument("--queries", metavar="FILE", help="with --unjudged; else documents stand for queries")
     parser.add_argument("--out", default="results/evaluate", metavar="DIR", help="results/evaluate by default")
     parser.add_argument("--cache-dir", metavar="DIR", help="of embeddings; $MRL_JAX_CACHE, or ~/.cache/mrl_jax")

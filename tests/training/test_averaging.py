@@ -1,5 +1,6 @@
 """The average of the weights that `optimizer.ema` asks for: its formula, what is kept of it, and that it resumes."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,10 +78,8 @@ def test_a_training_that_was_stopped_resumes_to_the_same_average(tmp_path: Path)
         return result.model
 
     whole = train(tmp_path / "whole", tqdm(disable=True))
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         train(tmp_path / "stopped", Stopping(disable=True))
-    except KeyboardInterrupt:
-        pass
     assert checkpoint.saved_steps(tmp_path / "stopped" / "states")[-1] == 6
     again = train(tmp_path / "stopped", tqdm(disable=True))
     jax.tree.map(np.testing.assert_array_equal, whole, again)

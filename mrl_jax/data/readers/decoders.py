@@ -100,7 +100,8 @@ class Decoders:
 def _ask(worker: "subprocess.Popen[bytes]", function: bytes, image: bytes, out: np.ndarray) -> str:
     """Have one image decoded into `out`; returns the message where it cannot be."""
     try:
-        assert worker.stdin is not None and worker.stdout is not None
+        assert worker.stdin is not None
+        assert worker.stdout is not None
         for part in (REQUEST.pack(len(function), len(image)), function, image):
             _write(worker.stdin, part)
         failed, size = ANSWER.unpack(_read(worker.stdout, bytearray(ANSWER.size)))
