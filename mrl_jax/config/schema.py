@@ -51,7 +51,7 @@ class OptimizerConfig:
 
     name: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = limited(1e-3, "more than 0", lambda rate: rate > 0)  # at the end of warm-up
-    schedule: Literal["cosine", "constant"] = "cosine"  # after warm-up; cosine ends at zero
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # after warm-up; cosine and linear end at zero
     warmup: float = limited(
         0.0, "a share, 0 ≤ value ≤ 1", lambda w: 0 <= w <= 1
     )  # share of the steps with a rising rate

@@ -14,13 +14,16 @@ TINY = 1e-37  # added where a mean of squares may be 0
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate by step: linear warm-up over the share `warmup` of the steps, then cosine decay or constant."""
+    """The learning rate by step: linear warm-up over the share `warmup` of the steps, then cosine or linear decay to
+    zero, or constant."""
     if isinstance(config.warmup, jax.Array):
         return _schedule_of_row(config, steps)
     warmup = round(config.warmup * steps)
     match config.schedule:
         case "cosine":
             after = optax.cosine_decay_schedule(config.learning_rate, max(1, steps - warmup))
+        case "linear":
+            after = optax.linear_schedule(config.learning_rate, 0.0, max(1, steps - warmup))
         case "constant":
             after = optax.constant_schedule(config.learning_rate)
         case _:
@@ -35,7 +38,7 @@ def _schedule_of_row(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
     def rate(step: Any) -> jax.Array:
         progress = jnp.clip((step - warmup) / jnp.maximum(1, steps - warmup), 0, 1)
-        after = (1 + jnp.cos(jnp.pi * progress)) / 2 if config.schedule == "cosine" else 1.0
+        after = {"cosine": (1 + jnp.cos(jnp.pi * progress)) / 2, "linear": 1 - progress}.get(config.schedule, 1.0)
         return config.learning_rate * jnp.where(step < warmup, (step + 1) / (warmup + 1), after)
 
     return rate

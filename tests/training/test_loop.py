@@ -376,9 +376,14 @@ def test_running_statistics_follow_parts_of_a_batch_whatever_the_loss() -> None:
     close(*statistics)
 
 
-def test_schedule_warms_up_and_ends_at_zero() -> None:
-    schedule = program(100, optimizer_config=OptimizerConfig(learning_rate=1.0, warmup=0.1)).schedule
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_schedule_warms_up_and_ends_at_zero(decay: str) -> None:
+    config = OptimizerConfig(learning_rate=1.0, warmup=0.1, schedule=decay)
+    schedule, of_row = (
+        program(100, optimizer_config=replace(config, warmup=w)).schedule for w in (0.1, jnp.float32(0.1))
+    )
     rates = np.array([schedule(step) for step in range(101)])
+    np.testing.assert_allclose(rates, [of_row(step) for step in range(101)], atol=1e-6)
     assert np.all(np.diff(rates[:11]) > 0)
     assert rates[10] == pytest.approx(1.0)
     assert np.all(np.diff(rates[10:]) < 0)
