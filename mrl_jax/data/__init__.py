@@ -62,6 +62,7 @@ SOURCES: dict[str, SourceType] = {
     "reuters_r52": SourceType({"classes": "reuters"}),
     "wordnet": SourceType({"classes": "wordnet", "pairs": "wordnet_pairs"}, keys=("task",)),
     "fashion_mnist": SourceType({"classes": "fashion_mnist"}),
+    "cifar": SourceType({"classes": "cifar"}, keys=("path",)),
     "files": SourceType({"classes": "files"}, keys=(*FILES, "streaming")),
     "features": SourceType(
         {"classes": "features", "pairs": "feature_pairs"}, keys=("task", *FILES, *LABELS, "packed_bits")

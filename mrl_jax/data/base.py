@@ -299,7 +299,7 @@ class DataConfig:
 
     source: str  # name of the data source, one of `mrl_jax.data.SOURCES`
     task: Task | None = None  # wordnet, features: whether to learn classes or pairs; null: classes
-    path: str | None = None  # beir: folder with corpus.jsonl, queries.jsonl and qrels/
+    path: str | None = None  # beir, cifar: folder, with corpus.jsonl, queries.jsonl and qrels/, or the .bin files
     name: str | None = None  # tfds: name in the TFDS catalogue, such as ag_news_subset or name/config
     train: str | None = None  # files, features, pairs, image_text: training file; images: folder; beir: your own pairs
     test: str | None = None  # files, features, pairs, image_text: test file; images: folder
