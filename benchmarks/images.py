@@ -1,6 +1,7 @@
 """Images a second from JPEG files to what a training step sees: read, decoded, prepared, augmented.
 
     python benchmarks/images.py [--threads 2] [--images 512] [--json FILE]
+    python benchmarks/images.py --workers 1 [--threads 1] [--images 512] [--json FILE]
 
 Files are photographs as far as a decoder is concerned: noise whose spectrum falls as that of photographs (1/f), 500 ×
 375 pixels as the average of ImageNet, at quality 90, and the same at 224 × 224. They are read as a run reads them from
@@ -11,6 +12,7 @@ else, images per second of processor time is the number to compare, for each cor
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -61,13 +63,42 @@ def rate(work: Callable[[np.ndarray], Any], count: int) -> dict[str, float]:
     }
 
 
+def by_workers(folder: Path, count: int, workers: int) -> dict[str, Any]:
+    """What decoding costs this process where threads of its own do it, and where workers do."""
+    from mrl_jax.data.readers.decoders import Decoders
+    from mrl_jax.data.readers.image_files import FilesBelow, files_below
+    from mrl_jax.data.readers.images import Cover, StoredImages
+
+    size = write(folder, count, 375, 500)
+    files = FilesBelow(folder, tuple(files_below(folder)))
+    results: dict[str, Any] = {}
+    for name, decoders in (("threads", None), (f"{workers} workers", Decoders(workers))):
+        images = StoredImages(files, np.arange(count), True, (Cover(256),), decoders)
+        images[np.arange(BATCH)]  # the workers are there
+        wall, before = time.perf_counter(), os.times()
+        for start in range(0, count - BATCH + 1, BATCH):
+            images[np.arange(start, start + BATCH)]
+        done, after = count // BATCH * BATCH, os.times()
+        results[f"500 × 375, {size // 1024} kB, {name}"] = {
+            "images_per_second": round(done / (time.perf_counter() - wall), 1),
+            "user_ms_of_this_process": round(1e3 * (after.user - before.user) / done, 3),
+            "system_ms_of_this_process": round(1e3 * (after.system - before.system) / done, 3),
+        }
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--workers", type=int, help="compare so many processes that decode with threads")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     pin(options.threads)
+    if options.workers:
+        with tempfile.TemporaryDirectory() as place:
+            report(options, by_workers(Path(place) / "pictures", options.images, options.workers))
+        return
     import jax
 
     from mrl_jax.data.readers.image_files import FilesBelow, files_below
@@ -76,7 +107,7 @@ def main() -> None:
     from mrl_jax.encoders.image_rules import ImageRule
     from mrl_jax.encoders.vit import ViTConfig
 
-    results: dict[str, Any] = {"machine": machine(), "threads": options.threads}
+    results: dict[str, Any] = {}
     plain, strong = ViTConfig(augment="resized_crop"), ViTConfig(augment="resized_crop", randaugment=10)
 
     def augmented(config: ViTConfig) -> Callable[[jax.Array, np.ndarray], jax.Array]:
@@ -102,6 +133,12 @@ def main() -> None:
                     program(jax.random.key(0), images[rows]).block_until_ready()
 
                 results[f"{width} × {height}, {name}"] = rate(both, options.images)
+    report(options, results)
+
+
+def report(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Print the results, and write them where asked for."""
+    results = {"machine": machine(), "threads": options.threads, **results}
     for name, result in results.items():
         print(name, result)
     if options.json:

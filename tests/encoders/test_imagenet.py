@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import mrl_jax
 from mrl_jax import data, train
 from mrl_jax.data import Dataset, Split
 from mrl_jax.runs import Log, read_rows
+from tests.data import test_tfds  # whose synthetic data sets TFDS then knows
+from tests.helpers import interrupt_after_two_checkpoints
 
 
 class Drawn:
@@ -57,3 +60,23 @@ def test_the_recipe_runs_on_images_that_are_read_lazily(
     losses = [line["loss"] for line in Log(directory / "metrics.jsonl").read()]
     assert all(np.isfinite(list(loss.values())).all() and len(loss) == len(dims) for loss in losses)
     assert max(split.inputs.largest for split in splits) <= 6  # never a whole split at once
+
+
+@pytest.mark.slow
+def test_encoded_images_decoded_by_any_processes_and_an_average_resume_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe of the ViT on JPEGs and PNGs of many sizes, which stay on disk."""
+    assert issubclass(test_tfds.MrlPhotos, test_tfds.Synthetic)
+    words = ["+experiment=imagenet_vit_s16", "data.name=mrl_photos", "data.image_size=40", "data.streaming=true"]
+    words += ["data.validation_fraction=0.2", f"data.cache_dir={tmp_path / 'cache'}", "optimizer.ema=0.9"]
+    words += ["trainer.steps=4", "trainer.batch_size=8", "trainer.evaluations=2", "trainer.log_every=1"]
+    words += [*SMALL["imagenet_vit_s16"], "trainer.checkpoint_seconds=0", "evaluation.batch_size=6"]
+    words += [f"results_dir={tmp_path}"]
+    assert train.main([*words, "run=whole", "data.workers=null"]) == 0
+    interrupt_after_two_checkpoints([*words, "run=stopped", "data.workers=2"], monkeypatch)
+    assert train.main([*words, "run=stopped", "data.workers=1", "resume=true"]) == 0
+    one, other = (tmp_path / "imagenet_vit_s16" / name for name in ("whole", "stopped"))
+    assert mrl_jax.load(one).fingerprint == mrl_jax.load(other).fingerprint
+    assert (one / "evaluation.csv").read_bytes() == (other / "evaluation.csv").read_bytes()
+    assert (one / "dataset.json").read_bytes() == (other / "dataset.json").read_bytes()
