@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tokenizers import Tokenizer
 
-from mrl_jax.data.base import Dataset, PairDataset, Pairs, Ranking, Split, StreamedTexts, Table, compact
+from mrl_jax.data.base import Dataset, LazyInputs, PairDataset, Pairs, Ranking, Split, StreamedTexts, Table, compact
 from mrl_jax.system.errors import UserError, nearest, one_of
 
 DEFAULT = "default"
@@ -73,7 +73,9 @@ NO_PROMPTS = Prompts()
 
 def put(prompt: str, texts: Any) -> Any:
     """Each text with the prompt before it; what is no text stays, for the tokenizer to name it."""
-    return [prompt + text if isinstance(text, str) else text for text in texts] if prompt else texts
+    if not prompt or isinstance(texts, LazyInputs):  # which are no texts
+        return texts
+    return [prompt + text if isinstance(text, str) else text for text in texts]
 
 
 def put_before(dataset: AnyDataset, prompts: Prompts) -> AnyDataset:

@@ -62,6 +62,8 @@ class ImageRule:
         and paths. What is on disk is read when a batch needs it."""
         if isinstance(raw, StoredImages):
             return {"image": raw.prepared(self)}
+        if isinstance(raw, Prepared):
+            return {"image": raw.pixels}
         if self.keeps and isinstance(raw, np.ndarray) and raw.shape[1:] == self.shape:
             return {"image": raw}
         if isinstance(raw, np.ndarray | list | tuple):
@@ -110,6 +112,30 @@ class ImageRule:
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(f"{path} cannot be read: {error}; it says how images are prepared") from None
         return rule
+
+
+def rule_of(preprocessor: Any) -> ImageRule | None:
+    """How a model prepares pictures, which its preprocessor or that of its image tower says; None where it reads none,
+    or arrays alone."""
+    rule = getattr(preprocessor, "image", preprocessor)
+    return rule if isinstance(rule, ImageRule) else None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Images that the rule of a model has prepared already, `ImageRule.prepare`: to embed them is all that is left."""
+
+    pixels: np.ndarray  # uint8 [n, height, width, channels]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self.pixels[rows])
+
+    def subset(self, rows: np.ndarray) -> "Prepared":
+        """A view of these rows."""
+        return Prepared(self.pixels[rows])
 
 
 class Listed:

@@ -30,6 +30,7 @@ from mrl_jax.data.prompts import Prompts
 from mrl_jax.data.readers.images import StoredImages
 from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.encoders.base import EncoderConfig, EncoderType
+from mrl_jax.encoders.image_rules import Prepared
 from mrl_jax.encoders.vit import ViTConfig
 from mrl_jax.system.errors import UserError
 from mrl_jax.text.tokenizers import Arrays, Preprocessor
@@ -148,7 +149,7 @@ class TowersPreprocessor:
 
 def are_texts(raw: Any) -> bool:
     """Whether raw inputs are texts; what is empty counts as texts."""
-    if isinstance(raw, StoredImages):
+    if isinstance(raw, StoredImages | Prepared):
         return False
     if isinstance(raw, np.ndarray):
         return raw.dtype.kind in "UO"

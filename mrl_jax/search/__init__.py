@@ -2,6 +2,8 @@
 
     python -m mrl_jax.search build results/newsgroups/latest corpus.jsonl --index corpus.index
     python -m mrl_jax.search query corpus.index "how do I unmount a drive" --k 5
+    python -m mrl_jax.search build results/pictures/latest photos/ --index photos.index
+    python -m mrl_jax.search query photos.index "red heart"; python -m mrl_jax.search query photos.index heart.png
     python -m mrl_jax.search plan  corpus.index --queries queries.jsonl --recall 0.99
     python -m mrl_jax.search bench corpus.index --queries queries.jsonl
     python -m mrl_jax.search delete corpus.index doc-17 doc-18
@@ -10,8 +12,9 @@
     python -m mrl_jax.search serve corpus.index --port 8000
 
 An index is a folder, a Milvus Lite file (….db) or a Milvus server (http://host:19530). A corpus has one line of JSON
-per document, with `_id` (or `id`), `text` and, if there is one, `title`, as in BEIR; queries have `text`. The same
-command continues an interrupted build. Exit status: 0 done, 2 a mistake, 130 interrupted.
+per document, with `_id` (or `id`), `text` and, if there is one, `title`, as in BEIR; queries have `text`. For a model
+of pictures, or of pictures and texts, it may be a folder of pictures or a table with a column `image` of their paths.
+The same command continues an interrupted build. Exit status: 0 done, 2 a mistake, 130 interrupted.
 """
 
 from collections.abc import Sequence

@@ -59,7 +59,11 @@ def _parser() -> argparse.ArgumentParser:
 
     build = commands.add_parser("build", help="embed a corpus and add it to an index, new or begun")
     console.add_model(build, untuned=True)
-    build.add_argument("corpus", type=Path, help="JSONL with _id, text and perhaps title")
+    build.add_argument(
+        "corpus",
+        type=Path,
+        help="JSONL with _id, text and perhaps title; or pictures: a folder, or a table with a column image",
+    )
     build.add_argument(
         "--index", required=True, help="a folder, a Milvus Lite file ….db, or http://host:19530/database"
     )
@@ -70,16 +74,23 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--coarse", type=int, help="of faiss-ivf: dims that its cells are formed on; by default those of the prefix"
     )
-    build.add_argument("--batch", type=console.positive, default=256, help="texts embedded at a time")
-    build.add_argument("--replace", action="store_true", help="replace documents that are there with another text")
+    build.add_argument("--batch", type=console.positive, default=256, help="texts or pictures embedded at a time")
+    build.add_argument(
+        "--replace",
+        action="store_true",
+        help="replace documents that are there with another text; embed pictures again",
+    )
     build.add_argument("--queries", type=Path, help="of --kind auto: JSONL with text, held out, a few hundred or more")
     add_target(build)
     add_token(build)
 
-    query = commands.add_parser("query", help="the best documents for a text")
+    query = commands.add_parser("query", help="the best documents for a text or a picture")
     query.add_argument("index")
     add_token(query)
-    query.add_argument("text", nargs="+")
+    query.add_argument("text", nargs="*", help="words; or the file of a picture, for a model that reads them")
+    query.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="a picture; may be given several times"
+    )
     query.add_argument("--k", type=console.positive, default=10)
     query.add_argument("--plan", default="auto", help="auto (what `plan` saved, else exact), exact, or 64:200,128:50")
     query.add_argument("--dim", type=console.positive, help="rank by so many dims of the embeddings; by default by all")
@@ -96,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="recall and speed per method")
     bench.add_argument("index")
     add_token(bench)
-    bench.add_argument("--queries", type=Path, required=True, help="JSONL with text")
+    bench.add_argument("--queries", type=Path, required=True, help="JSONL with text, or image")
     bench.add_argument("--k", type=console.positive, default=10)
     bench.add_argument("--run", help="where the model's run is now, if it was moved")
 

@@ -5,12 +5,13 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from mrl_jax import nesting, runs
 from mrl_jax.model import EmbeddingModel, pretrained
-from mrl_jax.search import adapt, choose, corpus, mining
+from mrl_jax.search import adapt, choose, corpus, mining, pictures
 from mrl_jax.search import plan as plans
 from mrl_jax.search.dispatch import Stages, need_exact, parse_plan, search_index
 from mrl_jax.search.index import Description, Document, Index, create_index, default_kind, exists, open_index
@@ -31,8 +32,8 @@ BENCH_BATCH_REPEATS = 3
 # ---- the model of an index -------------------------------------------------------------------------------------------
 
 
-def new_description(model: EmbeddingModel, options: argparse.Namespace) -> Description:
-    """Of the index that `build` would create."""
+def new_description(model: EmbeddingModel, options: argparse.Namespace, root: Path | None) -> Description:
+    """Of the index that `build` would create, of texts or of pictures below the folder `root`."""
     width = model.program.width
     prefix = options.prefix
     if len(model.dims) < width:
@@ -49,7 +50,8 @@ def new_description(model: EmbeddingModel, options: argparse.Namespace) -> Descr
         raise UserError(f"--coarse={coarse} is for --kind faiss-ivf; this index is of kind {kind}")
     if coarse is not None and coarse not in (below := [m for m in dims if m <= prefix]):
         raise UserError(f"--coarse={coarse} is not allowed; one of {', '.join(map(str, below))}")
-    return Description(width, dims, prefix, model.fingerprint, run, kind, coarse)
+    place = None if root is None else str(root)
+    return Description(width, dims, prefix, model.fingerprint, run, kind, coarse, place)
 
 
 def _place_of(name: str) -> str:
@@ -88,10 +90,12 @@ def build(options: argparse.Namespace) -> None:
         raise UserError("--kind=auto needs --queries: JSONL with text, to measure on")
     options.kind = None if kinds else options.kind
     model = pretrained.find_any(options.run, options.arm, options.seed)
-    description = new_description(model, options)
+    found = pictures.find(options.corpus, options.run, model)
+    description = new_description(model, options, found.root if found else None)
     if kinds:  # before anything is embedded
-        _check_choice(description, kinds, len(corpus.read_queries(options.queries)), options)
-    size = corpus.file_size(options.corpus)
+        asked = corpus.read_queries(options.queries, pictures.reads(model))
+        _check_choice(description, kinds, len(asked), options)
+    size = len(found.captions) if found else corpus.file_size(options.corpus)
     with contextlib.closing(_open_or_create(options.index, description, options.token)) as index:
         _check_same(index.description, description, options)
         added = known = 0
@@ -102,9 +106,10 @@ def build(options: argparse.Namespace) -> None:
             new = add_new(index, model, batch, options.corpus, options.replace, options.batch)
             added, known, batch = added + new, known + len(batch) - new, []
 
-        with console.progress(size, "build", "B") as bar:
-            bar.unit_scale = True
-            for length, one in corpus.read_documents(options.corpus):
+        read = found.documents() if found else corpus.read_documents(options.corpus)
+        with console.progress(size, "build", "picture" if found else "B") as bar:
+            bar.unit_scale = not found
+            for length, one in read:
                 batch.append(one)
                 bar.update(length)
                 if len(batch) == BATCH_DOCUMENTS:
@@ -125,9 +130,14 @@ def _open_or_create(place: str, description: Description, token: str) -> Index:
 
 
 def _check_same(stored: Description, wanted: Description, options: argparse.Namespace) -> None:
-    """Raises UserError for an index that was begun with another model, prefix, kind or coarse dims."""
+    """Raises UserError for an index that was begun with another model, corpus, prefix, kind or coarse dims."""
     if stored.model != wanted.model or stored.width != wanted.width:
         raise UserError(f"{options.index} was built by another model ({stored.run}); give another --index")
+    if stored.pictures != wanted.pictures:
+        was = "texts" if stored.pictures is None else f"the pictures below {stored.pictures}"
+        raise UserError(
+            f"{options.index} was built of {was}, and {options.corpus} is another corpus; give another --index"
+        )
     for key in ("prefix", "kind", "coarse"):
         old, new = getattr(stored, key), getattr(options, key)
         if new is not None and old != new:
@@ -145,13 +155,15 @@ def add_new(
         model: of the index.
         batch: documents; of several with one id and the same text, one is added.
         where: they come from, for messages.
-        replace: whether a document with another text replaces that of the same id; otherwise it is an error.
-        batch_size: texts that are embedded at a time.
+        replace: whether a document with another text replaces that of the same id; otherwise it is an error. Pictures
+            are embedded again in any case: a file may have changed under its name.
+        batch_size: texts or pictures that are embedded at a time.
 
     Raises:
         UserError: an id is there with another text, and not to be replaced; or the index cannot be written.
     """
-    stored = index.find([one.id for one in batch])
+    root = index.description.pictures
+    stored = {} if root is not None and replace else index.find([one.id for one in batch])
     new: dict[str, Document] = {}
     for one in batch:
         other = new.get(one.id) or stored.get(one.id)
@@ -161,7 +173,7 @@ def add_new(
             new[one.id] = one
     documents = list(new.values())
     if documents:
-        index.add(documents, model.encode([one.text for one in documents], batch_size=batch_size, prompt="document"))
+        index.add(documents, pictures.embed_documents(model, root, documents, batch_size))
     return len(documents)
 
 
@@ -169,30 +181,34 @@ def add_new(
 
 
 def query(options: argparse.Namespace) -> None:
-    """Print the best documents for each text."""
+    """Print the best documents for each text or picture."""
     if not all(text.strip() for text in options.text):
         raise UserError("the text to search for is empty")
+    if not options.text and not options.image:
+        raise UserError("nothing to search for is given: a text, or --image FILE")
     with contextlib.closing(open_index(options.index, token=options.token)) as index:
         size = _size(index, options)
         if options.k > size:
             print(f"--k={options.k}: there are only {size:,} documents", file=sys.stderr)
         stages = parse_plan(index, options.plan, options.k, options.dim)
-        z = load_model(index, options.run).encode(options.text, prompt="query")
-        for text in (text for text, row in zip(options.text, z, strict=True) if not row.any()):
+        model = load_model(index, options.run)
+        asked = pictures.queries_of(model, options.text, options.image)
+        z = pictures.embed_queries(model, asked)
+        for text in (text for text, row in zip(asked, z, strict=True) if isinstance(text, str) and not row.any()):
             print(f"{text!r}: no token of this query is in the vocabulary; the ranking is arbitrary", file=sys.stderr)
         results = search_index(index, z, min(options.k, size), stages, options.dim)
-        found = int((results.rows >= 0).sum(axis=1).min())
-        if found < results.rows.shape[1]:
+        least = int((results.rows >= 0).sum(axis=1).min())
+        if least < results.rows.shape[1]:
             kind = index.description.kind
-            print(f"{options.index}: {kind} finds only {found:,} of {size:,} documents", file=sys.stderr)
-        for text, scores, rows in zip(options.text, results.scores, results.rows, strict=True):
-            if len(options.text) > 1:
-                print(f"\n{printable(text)}")
-            for rank, (one, score) in enumerate(zip(index.documents(rows[rows >= 0]), scores, strict=False), 1):
-                shown = printable(" ".join(one.text.split()))
+            print(f"{options.index}: {kind} finds only {least:,} of {size:,} documents", file=sys.stderr)
+        for one, scores, rows in zip(asked, results.scores, results.rows, strict=True):
+            if len(asked) > 1:
+                print(f"\n{printable(str(one))}")
+            for rank, (found, score) in enumerate(zip(index.documents(rows[rows >= 0]), scores, strict=False), 1):
+                shown = printable(" ".join(found.text.split())) if found.text != found.id else ""
                 if len(shown) > MAX_SHOWN_CHARACTERS:
                     shown = shown[: MAX_SHOWN_CHARACTERS - 1] + "…"
-                print(f"{rank:>3}  {score:.4f}  {printable(one.id)}  {shown}")
+                print(f"{rank:>3}  {score:.4f}  {printable(found.id)}  {shown}".rstrip())
 
 
 def _size(index: Index, options: argparse.Namespace) -> int:
@@ -206,12 +222,14 @@ def _read_queries(index: Index, options: argparse.Namespace) -> tuple[np.ndarray
 
     That document is the query itself and would be its first result, so it is left out (BEIR's `ignore_identical_ids`).
     """
-    queries = corpus.read_queries(options.queries)
-    z = load_model(index, options.run).encode([one.text for one in queries], prompt="query")
-    handles = index.handles([one.id for one in queries if one.id is not None])
+    model = load_model(index, options.run)
+    queries = corpus.read_queries(options.queries, pictures.reads(model))
+    z = pictures.embed_queries(model, [one.picture or one.text for one in queries])
+    ids = [one.id or pictures.id_of(index.description.pictures, one.picture) for one in queries]
+    handles = index.handles([id_ for id_ in ids if id_ is not None])
     if not handles:
         return z, None
-    own = np.array([handles.get(one.id or "", -1) for one in queries])
+    own = np.array([handles.get(id_ or "", -1) for id_ in ids])
     count = f"{(own >= 0).sum():,} of {len(queries):,} queries"
     print(f"{options.queries}: {count} have the id of a document, which is left out of their results", file=sys.stderr)
     return z, own

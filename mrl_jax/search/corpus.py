@@ -1,11 +1,15 @@
-"""Read corpora and queries: JSONL as in BEIR, one object per line, with `_id` (or `id`), `text` and perhaps `title`."""
+"""Read corpora and queries: JSONL as in BEIR, one object per line, with `_id` (or `id`), `text` and perhaps `title`.
+
+Corpora of pictures are read by `pictures`; a query may be a picture for models that read them, see `read_queries`.
+"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mrl_jax.data.readers.records import lines, need_unicode
+from mrl_jax.data.sources.image_text import ROLES
 from mrl_jax.search.index import Document
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import need_file
@@ -53,16 +57,31 @@ def parse_document(path: Path, number: int, content: dict[str, Any]) -> Document
 class Query(NamedTuple):
     id: str | None
     text: str
+    picture: Path | None = None  # in place of the text
 
 
-def read_queries(path: Path) -> list[Query]:
-    """The queries of a file; raises UserError where there are none."""
+def read_queries(path: Path, reads: Sequence[str] = ("text",)) -> list[Query]:
+    """The queries of a file; raises UserError where there are none.
+
+    Args:
+        path: JSONL. A line has `text`, or the path of a picture relative to the file, as `image` or `file_name`. Where
+            it has both, as captions with pictures have, the captions are the queries: a text, or a list of them.
+        reads: what the model reads, `text` or `image`, or both.
+    """
     queries = []
     for number, _, content in read_lines(path):
-        if not isinstance(content.get("text"), str):
-            raise UserError(f"{path}, line {number}: text is missing or not a string; every query has one")
         id_ = content.get("_id", content.get("id"))
-        queries.append(Query(None if id_ is None else str(id_), content["text"]))
+        known = None if id_ is None else str(id_)
+        text, column = content.get("text"), next((name for name in ROLES["image"] if name in content), None)
+        texts: list[Any] = text if isinstance(text, list) and "image" in reads else [text]
+        if "text" in reads and texts and all(isinstance(one, str) for one in texts):
+            queries += [Query(known, one) for one in texts]
+        elif "image" in reads and isinstance(content.get(str(column)), str):
+            queries.append(Query(known, "", path.parent / content[str(column)]))
+        else:
+            raise UserError(
+                f"{path}, line {number}: {' or '.join(reads)} is missing or not a string; every query has one"
+            )
     if not queries:
         raise UserError(f"{path} has no queries")
     return queries

@@ -266,7 +266,11 @@ def test_mistakes_in_the_command_are_named(run: Path, corpus: Path, built: Path,
     for words, said in (
         (["build", "nowhere", str(corpus), "--index", "x"], "nowhere"),
         (["build", str(run), str(tmp_path / "none"), "--index", "x"], "none: there is no such file"),
-        (["build", str(run), str(tmp_path), "--index", "x"], "this is a folder; a file is needed"),
+        (
+            ["build", str(run), str(tmp_path), "--index", "x"],
+            f"this is a folder; a file is needed, as {run} reads texts and no pictures",
+        ),
+        (["query", str(built), "x", "--image", "a.png"], "the model of this index reads texts, and no pictures"),
         (["bench", str(built), "--queries", str(tmp_path)], "this is a folder; a file is needed"),
         (["query", str(corpus), "x"], "is not an index: this is a file; a folder is needed"),
         (["query", str(built), "a", " "], "the text to search for is empty"),

@@ -156,23 +156,24 @@ def cover(picture: Image.Image, geometry: Geometry) -> np.ndarray:
 # ---- images of a user ------------------------------------------------------------------------------------------------
 
 
-def read_image(encoded: bytes, least: tuple[int, int] | None = None) -> Image.Image:
+def read_image(encoded: bytes, least: tuple[int, int] | None = None, most: int = MAX_PIXELS) -> Image.Image:
     """An image in one of `FORMATS`, upright and in RGB.
 
     Args:
         encoded: the content of the file.
         least: height and width that suffice. A JPEG far larger is decoded at 1/2, 1/4 or 1/8 of its size, which is
             faster, and changes the last digits of what it is scaled to.
+        most: pixels that are read.
 
     Raises:
-        UserError: anything else, a file that is damaged or cut off, or more than `MAX_PIXELS` pixels.
+        UserError: anything else, a file that is damaged or cut off, or more pixels.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that is damaged, and of sizes that `MAX_PIXELS` allows
             with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"it has {image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are read")
+                if image.width * image.height > most:
+                    raise ValueError(f"it has {image.width} × {image.height} pixels; at most {most:,} are read")
                 if least is not None and image.format == "JPEG":
                     side = max(least)  # whichever way it is turned
                     image.draft("RGB", (side, side))

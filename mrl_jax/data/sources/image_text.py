@@ -11,6 +11,7 @@ Pictures are read as `data=images` reads them: one that is missing or damaged is
 """
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,13 +123,18 @@ def roles(where: str, names: list[str]) -> tuple[str, str]:
     """The columns of the picture and of its text; raises `UserError` where that is not clear."""
     found = []
     for role, allowed in ROLES.items():
-        there = [name for name in names if name in allowed]
-        if len(there) > 1:
-            raise UserError(f"{where} has the columns {there[0]} and {there[1]}, which mean the same; keep one of them")
-        if not there:
+        if (name := column_of(where, names, role)) is None:
             raise UserError(f"{where} has no {role} (or {', '.join(allowed[1:])}); it has {', '.join(names)}")
-        found += there
+        found.append(name)
     return found[0], found[1]
+
+
+def column_of(where: str, names: Collection[str], role: str) -> str | None:
+    """The column of a role; None where there is none. Raises `UserError` where there are two."""
+    there = [name for name in names if name in ROLES[role]]
+    if len(there) > 1:
+        raise UserError(f"{where} has the columns {there[0]} and {there[1]}, which mean the same; keep one of them")
+    return there[0] if there else None
 
 
 def choose_columns(path: Path, names: list[str]) -> list[str]:

@@ -38,6 +38,7 @@ class Description(NamedTuple):
     run: str  # the run directory, arm and seed of the model, joined by '#'
     kind: str = "exact"  # how the back end searches: exact, faiss-hnsw, …
     coarse: int | None = None  # dims that cells are formed on, one of `dims` up to `prefix`; by default the prefix
+    pictures: str | None = None  # the folder that the pictures lie below whose paths in it are the ids; None: texts
 
     @property
     def scanned(self) -> int:
@@ -56,11 +57,11 @@ class Description(NamedTuple):
             description = cls(**{**content, "dims": tuple(content["dims"])})
         except (TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"not a description of an index: {error}") from None
-        width, dims, prefix, *texts, coarse = description
+        width, dims, prefix, *texts, coarse, pictures = description
         positive = all(type(dim) is int and dim > 0 for dim in (width, prefix, *dims))
         if (
             not positive
-            or not all(isinstance(value, str) for value in texts)
+            or not all(isinstance(value, str) for value in (*texts, pictures or ""))
             or prefix not in dims
             or dims[-1] != width
             or not (coarse is None or (type(coarse) is int and coarse in dims and coarse <= prefix))
