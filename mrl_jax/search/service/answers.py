@@ -1,4 +1,4 @@
-"""What the service does with a batch: search, embed, classify, add and delete documents, draw the map.
+"""What the service does with a batch: search, embed, classify, find, add and delete documents, draw the map.
 
 Only the worker's thread calls it. Each kind answers every item on its own terms, so that batches of several clients can
 be split again.
@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrl_jax import runs
+from mrl_jax.encoders.image_rules import Prepared, rule_of
 from mrl_jax.evaluate.nested_classifier import NestedClassifier
 from mrl_jax.model import pretrained
-from mrl_jax.search import commands, dispatch
+from mrl_jax.search import commands, dispatch, pictures
 from mrl_jax.search.exact import BIN_ROWS, SPARE_BINS
 from mrl_jax.search.index import Document, is_in_folder, open_index
 from mrl_jax.search.index.base import unit
@@ -53,6 +54,8 @@ class Facts(NamedTuple):
     writable: bool
     files: dict[str, tuple[int, ...]]  # of the index, as they were when it was opened or changed here
     run_files: dict[str, tuple[int, ...]]  # of the model
+    reads: tuple[str, ...] = ("text",)  # what the model reads: texts, images or both
+    pictures: str | None = None  # the folder below which the documents lie, where they are pictures
 
     def changes(self) -> list[str]:
         """A sentence for what has changed on the disk since it was opened."""
@@ -111,23 +114,34 @@ class FewLengths:
         return {name: np.pad(array, ((0, 0), (0, max(0, length - width)))) for name, array in inputs.items()}
 
 
+def given(items: list[Any]) -> Any:
+    """Texts, or pictures that are prepared, uint8 [h, w, c] each, as a model takes them."""
+    return items if isinstance(items[0], str) else Prepared(np.stack(items))
+
+
 class Answers:
     """An open index with its model."""
 
-    def __init__(self, place: str, run: str | None = None, write: bool = False, batch_size: int = 64) -> None:
+    def __init__(
+        self, place: str, run: str | None = None, write: bool = False, batch_size: int = 64, root: str | None = None
+    ) -> None:
         """
         Args:
             place: of the index.
             run: where its model's run is now, if it was moved.
             write: whether documents may be added and deleted; nobody else can then write to the index.
             batch_size: texts that are embedded at a time.
+            root: where the pictures of the index are now, if they were moved.
 
         Raises:
             UserError: no index there, an index of another model, or one that another process writes to.
         """
         self.index = open_index(place, write)
         self.model = commands.load_model(self.index, run)
-        self.model.reader = FewLengths(self.model.reader)
+        self._reads, self.rule = pictures.reads(self.model), rule_of(self.model.reader)
+        self._root = root or self.index.description.pictures
+        if "text" in self._reads:
+            self.model.reader = FewLengths(self.model.reader)
         self._writable, self._batch_size, self._place = write, batch_size, place
         name = run or self.index.description.run.rsplit("#", 2)[0]
         # Of a source of a mixture, the run has the model.
@@ -149,23 +163,25 @@ class Answers:
     def __call__(self, kind: str, options: Any, items: list[Any]) -> Sequence[Any]:
         """The answer to each item. Raises `UserError`, or `ValueError` for what the library refuses."""
         now = stamps(index_files(self._place))
-        if kind in ("search", "upsert", "delete", "map") and replaced(self.facts.files, now):
+        if kind in ("search", "upsert", "delete", "map", "find") and replaced(self.facts.files, now):
             raise Unavailable(f"the index {self._place} was replaced on disk; restart the service")
         handlers: dict[str, Callable[[Any, list[Any]], Sequence[Any]]] = {
             "search": self._search, "embed": self._embed, "classify": self._classify, "upsert": self._upsert,
-            "delete": self._delete, "map": self._draw, "compile": self._compile,
+            "delete": self._delete, "map": self._draw, "find": self._find, "compile": self._compile,
         }  # fmt: skip
         return handlers[kind](options, items)
 
     def _compile(self, *_: Any) -> list[Any]:
-        """Compile what searches of one text up to a whole batch need, before the first client waits for it."""
+        """Compile what searches of one text (or picture) up to a whole batch need, before the first client waits."""
         if not len(self.index):
             return []
-        found = self._search((FIRST_K, None, "auto"), ["warm"])[0]["hits"]
-        longest = max([document.text for document, _ in found], key=len, default="warm")
+        warm: list[Any] = [] if self.rule is None else [np.zeros(self.rule.shape, np.uint8)]
+        if "text" in self._reads:
+            found = self._search((FIRST_K, None, "auto"), ["warm"])[0]["hits"]
+            warm += ["warm", max([document.text for document, _ in found], key=len, default="warm")]
         for size in (1 << n for n in range(self._batch_size.bit_length())):
-            for text in ("warm", longest):
-                self._search((FIRST_K, None, "auto"), [text] * size)
+            for item in warm:
+                self._search((FIRST_K, None, "auto"), [item] * size)
         return []
 
     def _facts(self) -> Facts:
@@ -173,13 +189,15 @@ class Answers:
         return Facts(
             self._place, about.kind, len(self.index), about.width, about.dims, about.scanned, about.model, self._run,
             classes, model.dims if classes else (), tuple(model.prompts.texts), self._writable,
-            stamps(index_files(self._place)), stamps(model_files(self._run)),
+            stamps(index_files(self._place)), stamps(model_files(self._run)), self._reads,
+            self._root if about.pictures else None,
         )  # fmt: skip
 
     # ---- reading ----
 
     def _search(self, options: tuple[int, int | None, str], items: list[Any]) -> list[dict[str, Any]]:
-        """Of each query, a text or an embedding: its hits (document, score), and whether no token of it is known."""
+        """Of each query, a text, a picture that is prepared or an embedding: its hits (document, score), and whether no
+        token of it is known."""
         k, dim, plan = options
         size = len(self.index)
         if not size:
@@ -227,34 +245,49 @@ class Answers:
     def _queries(self, items: list[Any]) -> np.ndarray:
         """The embedding of each query, of unit length."""
         z = np.zeros((len(items), self.facts.width), np.float32)
-        texts = [i for i, item in enumerate(items) if isinstance(item, str)]
-        vectors = [i for i, item in enumerate(items) if not isinstance(item, str)]
-        if texts:
-            z[texts] = self._encode([items[i] for i in texts], None, "query")
+        vectors = [i for i, item in enumerate(items) if not isinstance(item, str) and item.ndim == 1]
+        read = sorted({*range(len(items))} - {*vectors})
+        if read:
+            z[read] = self._encode([items[i] for i in read], None, "query")
         if vectors:
             z[vectors] = unit(np.stack([items[i] for i in vectors]).astype(np.float64))  # float32 squares overflow
         return z
 
-    def _encode(self, texts: list[str], dim: int | None, prompt: str | None) -> np.ndarray:
-        return self.model.encode(texts, dim, self._batch_size, show_progress=False, prompt=prompt)
+    def _encode(self, items: list[Any], dim: int | None, prompt: str | None) -> np.ndarray:
+        """The embeddings of texts and of pictures that are prepared, of unit length."""
+        z = np.zeros((len(items), dim or self.facts.width), np.float32)
+        are_texts = np.array([isinstance(item, str) for item in items])
+        for rows in (np.flatnonzero(are_texts), np.flatnonzero(~are_texts)):
+            if len(rows):
+                z[rows] = self.model.encode(
+                    given([items[row] for row in rows]), dim, self._batch_size, show_progress=False, prompt=prompt
+                )
+        return z
 
-    def _embed(self, options: tuple[int | None, str | None], items: list[str]) -> list[np.ndarray]:
+    def _embed(self, options: tuple[int | None, str | None], items: list[Any]) -> list[np.ndarray]:
         return list(self._encode(items, *options))
 
-    def _classify(self, options: tuple[int | None, bool], items: list[str]) -> list[tuple[np.ndarray, int]]:
-        """Of each text: the probabilities of all classes, and the dims that were read."""
+    def _classify(self, options: tuple[int | None, bool], items: list[Any]) -> list[tuple[np.ndarray, int]]:
+        """Of each text, or picture: the probabilities of all classes, and the dims that were read."""
         dim, cascade = options
         if options not in self._classifiers:
             self._classifiers[options] = self.model.cascade() if cascade else self.model.classifier(dim)
-        answers = self._classifiers[options].predict(items, batch_size=self._batch_size, show_progress=False)
+        answers = self._classifiers[options].predict(given(items), batch_size=self._batch_size, show_progress=False)
         return list(zip(answers.probabilities, answers.dims.tolist(), strict=True))
 
     def _draw(self, _: Hashable, items: list[int]) -> list[dict[str, Any]]:
         """The map at each dim."""
         if self._map is None:
             handles, vectors = sample_of(self.index.blocks())
-            self._map = Map(vectors, [one.text for one in self.index.documents(handles)], self.facts.dims)
+            sample = self.index.documents(handles)
+            ids = [one.id for one in sample] if self.facts.pictures else None
+            self._map = Map(vectors, [one.text for one in sample], self.facts.dims, ids)
         return [self._map.at(dim) for dim in items]
+
+    def _find(self, _: Hashable, items: list[str]) -> list[Document | None]:
+        """The document of each id; None where there is none."""
+        there = self.index.find(list(dict.fromkeys(items)))
+        return [there.get(id_) for id_ in items]
 
     # ---- writing ----
 

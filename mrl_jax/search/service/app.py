@@ -18,7 +18,8 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Hashable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mrl_jax.search.index import Document
-from mrl_jax.search.service import page, schema
+from mrl_jax.search.service import page, pictures, schema
 from mrl_jax.search.service.answers import Answers, Unavailable
 from mrl_jax.search.service.options import Limits, is_loopback
 from mrl_jax.search.service.schema import Endpoint
@@ -92,6 +93,7 @@ class Service:
     def __init__(self, answers: Answers, worker: Worker, metrics: Metrics, limits: Limits, token: str | None) -> None:
         self._answers, self._worker, self._metrics, self._limits, self._token = answers, worker, metrics, limits, token
         metrics.waiting.set_function(lambda: worker.waiting)
+        self._decoders = ThreadPoolExecutor(pictures.THREADS, thread_name_prefix="picture")
         self._started = time.time()
         self.table = schema.endpoints(answers.facts, limits)
         description = schema.openapi(self.table, token is not None)
@@ -108,8 +110,14 @@ class Service:
             Route("/health", self._guarded("/health", self._health)),
             Route("/metrics", self._guarded("/metrics", self._show_metrics)),
         ]
+        for one in self.table:
+            if one.path == "/picture":
+                routes.append(Route(one.path, self._guarded(one.path, partial(self._picture, one))))
         pages = {
-            "/": (page.search_page(token is not None), "text/html"),
+            "/": (
+                page.search_page(token is not None, answers.facts.reads, answers.facts.pictures is not None),
+                "text/html",
+            ),
             "/docs": (page.reference(description), "text/html"),
             "/openapi.json": (page.Page(_json(description), {}), "application/json"),
         }
@@ -224,10 +232,25 @@ class Service:
         except Exception as error:  # the worker has printed it; of TimeoutError, it is not that of a request
             raise Refused(500, FAILED) from error
 
+    async def _items(self, what: str, endpoint: Endpoint, values: dict[str, Any]) -> list[Any]:
+        """What is asked of: texts, embeddings, or pictures, which are decoded here."""
+        allowed = [key for key in ("texts", "images", "vectors") if key in endpoint.properties]
+        if sum(key in values for key in allowed) != 1:
+            raise UserError(f"{what} takes {', '.join(allowed[:-1])} or {allowed[-1]}, and one of them")
+        if "vectors" in values:
+            return [np.array(vector, np.float32) for vector in values["vectors"]]
+        if "images" not in values:
+            return list(values["texts"])
+        rule, loop = self._answers.rule, asyncio.get_running_loop()
+        assert rule is not None
+        waiting = [
+            loop.run_in_executor(self._decoders, pictures.decode, number, encoded, rule)
+            for number, encoded in enumerate(values["images"])
+        ]
+        return list(await asyncio.gather(*waiting))
+
     async def _search(self, endpoint: Endpoint, values: dict[str, Any]) -> Reply:
-        if ("texts" in values) == ("vectors" in values):
-            raise UserError("a search takes texts or vectors, and one of them")
-        items = values.get("texts") or [np.array(vector, np.float32) for vector in values["vectors"]]
+        items = await self._items("a search", endpoint, values)
         if len(items) * values["k"] > MAX_RESULTS:
             raise UserError(f"k={values['k']} for {len(items)} queries is not allowed; at most {MAX_RESULTS:,} in all")
         facts = self._answers.facts
@@ -245,13 +268,14 @@ class Service:
         return {"dim": values["dim"], "results": results}
 
     async def _embed(self, endpoint: Endpoint, values: dict[str, Any]) -> Reply:
-        vectors = await self._vectors(endpoint, values["texts"], values.get("dim"), values.get("prompt"))
+        items = await self._items("an embedding", endpoint, values)
+        vectors = await self._vectors(endpoint, items, values.get("dim"), values.get("prompt"))
         return {"dim": len(vectors[0]), "vectors": [z.tolist() for z in vectors]}
 
     async def _vectors(
-        self, endpoint: Endpoint, texts: list[str], dim: int | None, prompt: str | None
+        self, endpoint: Endpoint, items: list[Any], dim: int | None, prompt: str | None
     ) -> list[np.ndarray]:
-        vectors = await self._ask("embed", (dim, prompt), texts)
+        vectors = await self._ask("embed", (dim, prompt), items)
         self._metrics.dims.labels(endpoint.path).inc(sum(map(len, vectors)))
         return vectors
 
@@ -277,7 +301,8 @@ class Service:
     async def _classify(self, endpoint: Endpoint, values: dict[str, Any]) -> Reply:
         if values["cascade"] and "dim" in values:
             raise UserError(f"a cascade chooses its dims; leave dim={values['dim']} out, or cascade")
-        answers = await self._ask("classify", (values.get("dim"), values["cascade"]), values["texts"])
+        items = await self._items("a class", endpoint, values)
+        answers = await self._ask("classify", (values.get("dim"), values["cascade"]), items)
         self._metrics.dims.labels(endpoint.path).inc(sum(dim for _, dim in answers))
         classes = self._answers.facts.classes
         results = []
@@ -289,6 +314,8 @@ class Service:
     async def _documents(self, endpoint: Endpoint, values: dict[str, Any]) -> Reply:
         if not self._answers.facts.writable:
             raise Refused(403, "documents of this service cannot be changed; start it with --write")
+        if "documents" in values and self._answers.facts.pictures:
+            raise Refused(403, "the documents of this index are pictures, which `search build` adds")
         if "ids" in values:
             kind, items = "delete", [*dict.fromkeys(values["ids"])]
         else:
@@ -306,6 +333,20 @@ class Service:
         (drawn,) = await self._ask("map", None, [values["dim"]])
         return dict(drawn)
 
+    async def _picture(self, endpoint: Endpoint, request: Request) -> Response:
+        """A picture of the index, by its id: no other file can be asked for."""
+        values = schema.check_query(endpoint, request.query_params)
+        root = self._answers.facts.pictures
+        (document,) = await self._ask("find", None, [values["id"]])
+        if document is None or root is None:
+            raise Refused(404, f"there is no document {values['id'][:80]!r}")
+        loop = asyncio.get_running_loop()
+        try:
+            content = await loop.run_in_executor(self._decoders, pictures.shown, root, document.id, values["side"])
+        except UserError as error:
+            raise Refused(404, str(error)) from None
+        return Response(content, media_type="image/jpeg", headers=HEADERS)
+
     async def _health(self, request: Request) -> Response:
         facts = self._answers.facts
         alive, changes = self._worker.alive, facts.changes()
@@ -317,6 +358,7 @@ class Service:
                 del about[name]
             reply |= about | {
                 "changes": changes, "waiting": self._worker.waiting, "seconds": round(time.time() - self._started),
+                "max_body": self._limits.max_body,
             }  # fmt: skip
         return _reply(reply, 200 if alive else 503)
 

@@ -44,7 +44,16 @@ def sample_of(
 class Map:
     """Of a sample of documents; what is computed for a dim is kept."""
 
-    def __init__(self, vectors: np.ndarray, texts: Sequence[str], dims: Sequence[int]) -> None:
+    def __init__(
+        self, vectors: np.ndarray, texts: Sequence[str], dims: Sequence[int], ids: Sequence[str] | None = None
+    ) -> None:
+        """
+        Args:
+            vectors: float32 [n, D], of the sample.
+            texts: of the documents.
+            dims: that may be asked for, ending at D.
+            ids: of documents that are to be shown by them: pictures.
+        """
         self._vectors, self._width = unit(vectors).astype(np.float64), dims[-1]
         self._texts = [" ".join(text.split())[:TEXT_CHARACTERS] for text in texts]
         self._by_dim: dict[int, dict[str, Any]] = {}
@@ -54,12 +63,14 @@ class Map:
         count = max(1, min(MAX_CLUSTERS, distinct // 4))
         _, label = kmeans2(self._vectors, count, minit="++", seed=0, missing="warn") if count > 1 else (0, None)
         self._cluster = np.zeros(len(vectors), int) if label is None else _by_size(label)
-        self._central = [self._most_central(c) for c in range(self._cluster.max() + 1)]
+        central = [self._most_central(c) for c in range(self._cluster.max() + 1)]
+        self._central = [self._texts[row] for row in central]
+        self._ids = {} if ids is None else {"ids": [*ids], "central_ids": [ids[row] for row in central]}
 
-    def _most_central(self, cluster: int) -> str:
-        """The text nearest to the mean of its cluster."""
+    def _most_central(self, cluster: int) -> int:
+        """The row nearest to the mean of its cluster."""
         rows = np.flatnonzero(self._cluster == cluster)
-        return self._texts[int(rows[np.argmax(self._vectors[rows] @ self._vectors[rows].mean(axis=0))])]
+        return int(rows[np.argmax(self._vectors[rows] @ self._vectors[rows].mean(axis=0))])
 
     def at(self, dim: int) -> dict[str, Any]:
         """The map at a dim, ready for JSON."""
@@ -77,6 +88,7 @@ class Map:
                 "central": self._central,
                 "texts": self._texts,
                 "together": self._together(z),
+                **self._ids,
             }
         return self._by_dim[dim]
 

@@ -34,6 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--write", action="store_true", help="let clients add and delete documents; nobody else can then"
     )
     parser.add_argument("--run", help="where the model's run is now, if it was moved")
+    parser.add_argument("--pictures", metavar="DIR", help="where the pictures are now, if they were moved")
     parser.add_argument("--max-wait-ms", type=milliseconds, default=5.0, help="that a text waits for others to join it")
     parser.add_argument("--max-batch", type=console.positive, default=64, help="texts that are answered together")
     parser.add_argument("--max-waiting", type=console.positive, default=1024, help="texts in the queue; then 503")

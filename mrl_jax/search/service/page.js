@@ -3,7 +3,10 @@
 const COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255"];
 const SIDES = [0, 1];
 const at = id => document.getElementById(id);
+const MAX_KEPT = 200, MAX_SENT_SIDE = 1024;  // pictures that stay in memory; pixels of one too large to be sent as it is
 let token = "", dims = [], asked = null, mapped = null, points = null, timer = null;
+let facts = {}, chosen = null, pointed = null;  // chosen: the picture that is searched for, in base64
+const pictures = new Map();  // id → the address of its picture, once it is there
 
 class Refused extends Error {}
 
@@ -40,7 +43,7 @@ function element(name, text, kind) {
 const dimOf = side => dims[Number(at(`dim-${side}`).value)];
 
 async function open() {
-  const facts = await call("/health");
+  facts = await call("/health");
   if (!facts.dims) throw new Refused("this service wants its token");
   dims = facts.dims;
   SIDES.forEach(side => {
@@ -48,12 +51,85 @@ async function open() {
     at(`dim-${side}`).value = side ? dims.length - 1 : Math.max(0, Math.floor((dims.length - 1) / 2));
   });
   const changed = facts.changes.map(sentence => ` ${sentence}.`).join("");
-  at("about").textContent = `${facts.documents.toLocaleString("en")} documents, embedded in ${facts.width} dims of which any `
+  at("about").textContent = `${facts.documents.toLocaleString("en")} ${facts.pictures ? "pictures" : "documents"}, embedded in ${facts.width} dims of which any `
     + `prefix of ${dims.join(", ")} is an embedding by itself.${changed}`;
   at("token-form").hidden = true;
   at("main").hidden = false;
   showDims();
   await draw();
+}
+
+// The picture of a document, fetched with the token and shown when it is there; its text stands in its place till then.
+function picture(id, text) {
+  const made = element("img");
+  made.alt = text;
+  if (!pictures.has(id)) {
+    pictures.set(id, fetchPicture(id));
+    const oldest = pictures.keys().next().value;
+    if (pictures.size > MAX_KEPT) {
+      pictures.get(oldest).then(URL.revokeObjectURL, () => {});
+      pictures.delete(oldest);
+    }
+  }
+  pictures.get(id).then(address => { made.src = address; }, error => {
+    made.title = error.message;
+    pictures.delete(id);
+  });
+  return made;
+}
+
+async function fetchPicture(id) {
+  const answer = await fetch(`/picture?id=${encodeURIComponent(id)}`, {headers: token ? {authorization: `Bearer ${token}`} : {}});
+  if (!answer.ok) throw new Refused((await answer.json()).error.message);
+  return URL.createObjectURL(await answer.blob());
+}
+
+// Search for a picture of the user. One that is too large for a request is made smaller first.
+async function choose(file) {
+  if (!file) return;
+  const sent = 4 * Math.ceil(file.size / 3) > facts.max_body - 1000 ? await smaller(file) : file;
+  const encoded = await new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(sent);
+  });
+  if (!encoded || encoded === "data:") throw new Refused(`${file.name} is empty`);
+  if (chosen) forget();
+  const shown = element("img"), away = element("button", "remove");
+  shown.alt = "";
+  shown.src = URL.createObjectURL(sent);
+  away.type = "button";
+  away.addEventListener("click", forget);
+  at("chosen").replaceChildren(shown, element("span", `what is nearest to ${file.name}`), away);
+  at("chosen").hidden = false;
+  at("text").value = "";
+  chosen = {name: file.name, encoded, address: shown.src};
+  await search();
+}
+
+function forget() {
+  if (chosen) URL.revokeObjectURL(chosen.address);
+  chosen = null;
+  at("chosen").hidden = true;
+  at("file").value = "";
+}
+
+async function smaller(file) {
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch {
+    throw new Refused(`${file.name} is too large, and this browser cannot read it to make it smaller`);
+  }
+  const scale = Math.min(1, MAX_SENT_SIDE / Math.max(bitmap.width, bitmap.height)), canvas = element("canvas");
+  canvas.width = Math.max(1, Math.round(bitmap.width * scale));
+  canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = "#fff";
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  return new Promise(resolve => canvas.toBlob(resolve, "image/jpeg", 0.92));
 }
 
 function showDims() {
@@ -62,13 +138,14 @@ function showDims() {
 }
 
 async function search() {
-  const text = at("text").value;
-  if (!text.trim()) return;
+  const text = chosen ? "" : at("text").value;
+  if (!chosen && !text.trim()) return;
   if (asked) asked.abort();
   asked = new AbortController();
   const {signal} = asked, k = Number(at("k").value), found = [];
+  const query = chosen ? {images: [chosen.encoded]} : {texts: [text]}, name = chosen ? chosen.name : text;
   for (const side of SIDES) {  // one after the other, so that neither waits for the other
-    found.push(await call("/search", {texts: [text], k, dim: dimOf(side), plan: "auto", characters: 300}, signal));
+    found.push(await call("/search", {...query, k, dim: dimOf(side), plan: "auto", characters: 300}, signal));
   }
   if (signal.aborted) return;  // a newer search has begun since the last answer came
   const ids = found.map(answer => new Set(answer.results[0].hits.map(hit => hit.id)));
@@ -77,15 +154,18 @@ async function search() {
     at(`time-${side}`).textContent = `${answer.ms} ms`;
     at(`hits-${side}`).replaceChildren(...answer.results[0].hits.map(hit => {
       const item = element("li", undefined, shared.includes(hit.id) ? "both" : "");
-      item.append(element("span", hit.score.toFixed(4), "score"), element("span", hit.id, "id"), element("p", hit.text));
+      const id = element("span", hit.id, "id");
+      if (facts.pictures) item.append(picture(hit.id, hit.text));
+      item.append(element("span", hit.score.toFixed(4), "score"), id);
+      if (!facts.pictures || hit.text !== hit.id) item.append(element("p", hit.text));
       return item;
     }));
   });
   const most = Math.max(...ids.map(set => set.size));
   const unknown = found[0].results[0].unknown ? " No token of this query is in the vocabulary; the ranking is arbitrary." : "";
-  at("overlap").dataset.query = text;
+  at("overlap").dataset.query = name;
   at("overlap").textContent = `overlap@${k}: ${shared.length} of ${most} are found at ${dimOf(0)} and at ${dimOf(1)} dims; `
-    + `they are bold.${unknown}`;
+    + `they are ${facts.pictures ? "framed in blue" : "bold"}.${unknown}`;
   say("");
 }
 
@@ -100,7 +180,7 @@ async function draw() {
   at("legend").replaceChildren(...points.central.map((text, cluster) => {
     const item = element("li"), dot = element("i");
     dot.style.backgroundColor = COLOURS[cluster];
-    item.append(dot, text);
+    item.append(dot, ...(points.ids ? [picture(points.central_ids[cluster], text)] : []), text);
     item.title = text;
     return item;
   }));
@@ -137,7 +217,10 @@ function point(event) {
     const [px, py] = place(i, box.width, box.height), distance = (px - x) ** 2 + (py - y) ** 2;
     if (distance < least) [best, least] = [i, distance];
   });
-  if (best !== undefined) at("point").textContent = points.texts[best];
+  if (best !== undefined && best !== pointed) {
+    at("point").replaceChildren(...(points.ids ? [picture(points.ids[best], points.texts[best])] : []), points.texts[best]);
+  }
+  pointed = best;
   paint(best);
 }
 
@@ -148,8 +231,25 @@ at("token-form").addEventListener("submit", event => {
 });
 at("search").addEventListener("submit", event => {
   event.preventDefault();
+  if (chosen && at("text").value.trim()) forget();
   attempt(search);
 });
+if (at("file")) {
+  at("file").addEventListener("change", () => attempt(() => choose(at("file").files[0])));
+  document.addEventListener("paste", event => {
+    if (event.clipboardData.files.length) attempt(() => choose(event.clipboardData.files[0]));
+  });
+  document.addEventListener("dragover", event => {
+    event.preventDefault();
+    at("pick").classList.add("over");
+  });
+  document.addEventListener("dragleave", () => at("pick").classList.remove("over"));
+  document.addEventListener("drop", event => {
+    event.preventDefault();
+    at("pick").classList.remove("over");
+    if (!at("main").hidden) attempt(() => choose(event.dataTransfer.files[0]));
+  });
+}
 SIDES.forEach(side => at(`dim-${side}`).addEventListener("input", () => {
   showDims();
   clearTimeout(timer);

@@ -5,6 +5,7 @@ nothing but the page's own script run, and that talk to this service only.
 """
 
 import json
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,22 @@ canvas{display:block;width:100%;height:26rem;border:1px solid #ddd;touch-action:
 .legend i{display:inline-block;width:.7rem;height:.7rem;border-radius:50%;margin-right:.4rem}
 pre{overflow-x:auto;background:#f6f6f6;padding:.6rem;font-size:.8125rem}
 td.wrap{white-space:normal}
+.pictures,.chosen{list-style:none;padding:0}
+.pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(6.5rem,1fr));gap:.75rem}
+ol.pictures li{margin:0;padding:.3rem;border:2px solid #eee;border-radius:.25rem;overflow-wrap:anywhere;
+  font-size:.8125rem}
+ol.pictures li.both{border-color:#4477aa;font-weight:400}
+.pictures .id,.pictures .score{font-size:.75rem}
+ol.pictures img{display:block;width:100%;height:6rem;object-fit:contain;margin-bottom:.2rem;background:#fafafa}
+.pictures .score{float:none;display:block}
+.pictures p{display:-webkit-box;-webkit-line-clamp:3;-webkit-box-orient:vertical;overflow:hidden}
+.pick{padding:.4rem .8rem;border:1px dashed #767676;border-radius:.25rem;cursor:pointer}
+.pick:focus-within,.over{outline:2px solid #4477aa}
+.pick input{position:absolute;width:1px;height:1px;opacity:0}
+.chosen{display:flex;align-items:center;gap:.75rem;margin:.5rem 0;min-width:0;overflow-wrap:anywhere}
+.chosen img,#point img{max-width:8rem;max-height:6rem}
+#point img,.legend img{vertical-align:middle;margin-right:.5rem}
+.legend img{width:1.6rem;height:1.6rem;object-fit:contain}
 @media (max-width:40rem){.sides,.legend{grid-template-columns:1fr}canvas{height:20rem}}
 """
 
@@ -49,11 +66,13 @@ class Page(NamedTuple):
     headers: dict[str, str]
 
 
-def _page(title: str, body: str, script: str = "") -> Page:
+def _page(title: str, body: str, script: str = "", pictures: bool = False) -> Page:
+    """A page; with `pictures` it may show what its script has fetched."""
     allowed = f"script-src {hash_source(script)}; connect-src 'self'; " if script else ""
+    fetched = " blob:" if pictures else ""
     policy = (
-        f"default-src 'none'; {allowed}style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
+        f"default-src 'none'; {allowed}style-src 'unsafe-inline'; img-src data:{fetched}; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
     )
     whole = f"""<!DOCTYPE html>
 <html lang="en">
@@ -73,14 +92,29 @@ def _page(title: str, body: str, script: str = "") -> Page:
     return Page(whole, {"content-security-policy": policy, "referrer-policy": "no-referrer"})
 
 
-def search_page(secured: bool) -> Page:
-    """The page at /. With `secured` it first asks for the token, which it keeps as long as it is open."""
+PICK = """<label class="pick" id="pick">a picture: choose, drop or paste it
+<input type="file" id="file" accept="image/jpeg,image/png,image/gif,image/bmp,image/webp,image/tiff"></label>
+"""
+CHOSEN = '<p class="chosen" id="chosen" hidden></p>\n'
+
+
+def search_page(secured: bool, reads: Sequence[str] = ("text",), pictures: bool = False) -> Page:
+    """The page at /.
+
+    Args:
+        secured: whether it first asks for the token, which it keeps as long as it is open.
+        reads: what the model reads, text or image, or both: what may be searched for.
+        pictures: whether the documents are pictures, which are shown.
+    """
+    words = "" if "text" in reads else " hidden"
+    marked = "framed in blue" if pictures else "bold"
+    pick, chosen = (PICK, CHOSEN) if "image" in reads else ("", "")
     sides = "".join(
         f"""<section aria-label="{name}">
 <h2><label for="dim-{i}"><output id="shown-{i}"></output> dims</label></h2>
 <input type="range" id="dim-{i}" min="0" max="0" value="0">
 <p class="note" id="time-{i}"></p>
-<ol id="hits-{i}"></ol>
+<ol id="hits-{i}"{' class="pictures"' if pictures else ""}></ol>
 </section>
 """
         for i, name in enumerate(("A prefix", "Another prefix"))
@@ -95,12 +129,12 @@ def search_page(secured: bool) -> Page:
 </form>
 <main id="main" hidden>
 <form class="search" id="search">
-<input type="search" id="text" aria-label="Search for" placeholder="search for …" autocomplete="off">
-<select id="k" aria-label="Results"><option>5</option><option selected>10</option><option>20</option></select>
+<input type="search" id="text" aria-label="Search for" placeholder="search for …" autocomplete="off"{words}>
+{pick}<select id="k" aria-label="Results"><option>5</option><option selected>10</option><option>20</option></select>
 <button>Search</button>
 </form>
 <p id="said" role="alert"></p>
-<p class="note" id="overlap">The same query at two dims, side by side: what both find is bold.</p>
+{chosen}<p class="note" id="overlap">The same query at two dims, side by side: what both find is {marked}.</p>
 <div class="sides">
 {sides}</div>
 <h2>What <output id="map-dim"></output> dims already keep apart</h2>
@@ -109,7 +143,7 @@ def search_page(secured: bool) -> Page:
 <p class="note" id="map-note"></p>
 <ul class="legend" id="legend"></ul>
 </main>"""
-    return _page("Search by prefix", body, SCRIPT)
+    return _page("Search by prefix", body, SCRIPT, pictures or "image" in reads)
 
 
 def reference(description: dict[str, Any]) -> Page:

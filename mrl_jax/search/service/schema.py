@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from mrl_jax.search.service.answers import Facts
 from mrl_jax.search.service.options import Limits
+from mrl_jax.search.service.pictures import MAX_PICTURES, MAX_SIDE, SIDE
 from mrl_jax.system.errors import UserError, nearest
 
 MAX_K = 1000
@@ -35,6 +36,10 @@ def endpoints(facts: Facts, limits: Limits) -> tuple[Endpoint, ...]:
     """The table, for an open index."""
     dims, longest = list(facts.dims), limits.max_characters
     texts = _list_of(_text(limits), limits, "the texts")
+    of_kind = {"text": {"texts": texts}, "image": {"images": _images(limits)}}
+    asked = {key: schema for kind in facts.reads for key, schema in of_kind[kind].items()}  # what the model reads
+    needed = tuple(asked) if len(asked) == 1 else ()
+    what = " or ".join({"text": "text", "image": "picture"}[kind] for kind in facts.reads)
     search_dim: Schema = {"type": "integer", "enum": dims, "default": facts.width, "description": "dims to rank by"}
     any_dim = _whole(1, facts.width, None, "dims of the embeddings")
     prompts = sorted({"query", "document", "passage", "corpus", *facts.prompts})
@@ -46,11 +51,11 @@ def endpoints(facts: Facts, limits: Limits) -> tuple[Endpoint, ...]:
         "properties": {"id": id_, "text": _text(limits, 0), "title": _text(limits, 0)},
         "required": ["id", "text"],
     }
-    return (
+    table = (
         Endpoint(
-            "POST", "/search", "the best documents of each text or embedding",
+            "POST", "/search", f"the best documents of each {what} or embedding",
             {
-                "texts": texts,
+                **asked,
                 "vectors": _list_of(vector, limits, f"embeddings of {facts.width} numbers, in place of texts"),
                 "k": _whole(1, MAX_K, 10, "results of each"),
                 "dim": search_dim,
@@ -64,8 +69,8 @@ def endpoints(facts: Facts, limits: Limits) -> tuple[Endpoint, ...]:
             {"texts": ["how do I unmount a drive"], "k": 5},
         ),
         Endpoint(
-            "POST", "/embed", "embeddings of texts, of unit length", {"texts": texts, "dim": any_dim, "prompt": prompt},
-            ("texts",), "vectors: a list of numbers for each text; dim; ms", {"texts": ["a text"], "dim": dims[0]},
+            "POST", "/embed", f"embeddings of {what}s, of unit length", {**asked, "dim": any_dim, "prompt": prompt},
+            needed, f"vectors: a list of numbers for each {what}; dim; ms", {"texts": ["a text"], "dim": dims[0]},
         ),
         Endpoint(
             "POST", "/v1/embeddings", "the same, as clients of OpenAI's API ask for it",
@@ -81,17 +86,17 @@ def endpoints(facts: Facts, limits: Limits) -> tuple[Endpoint, ...]:
             {"input": ["a text"], "dimensions": dims[0], "encoding_format": "base64"},
         ),
         Endpoint(
-            "POST", "/classify", "the class of each text, where the model is a classifier",
+            "POST", "/classify", f"the class of each {what}, where the model is a classifier",
             {
-                "texts": texts,
+                **asked,
                 "dim": any_dim | {"description": "dims that are read; by default the largest that has a classifier"},
                 "cascade": {
                     "type": "boolean", "default": False,
                     "description": "read few dims first, and more where the answer is unsure",
                 },
-                "top": _whole(1, MAX_K, 1, "classes of each text"),
+                "top": _whole(1, MAX_K, 1, f"classes of each {what}"),
             },
-            ("texts",), "results: of each text its most probable classes with probabilities, and the dims read; ms",
+            needed, f"results: of each {what} its most probable classes with probabilities, and the dims read; ms",
             {"texts": ["the shuttle reached orbit"], "top": 3},
         ),
         *(
@@ -112,9 +117,32 @@ def endpoints(facts: Facts, limits: Limits) -> tuple[Endpoint, ...]:
             "GET", "/map", "a sample of the corpus in two coordinates, in clusters of the whole embedding",
             {"dim": search_dim}, (), "x, y, cluster, texts of each document; central: a text for each cluster", {},
         ),
+        Endpoint(
+            "GET", "/picture", "a document that is a picture: a JPEG of at most so many pixels a side",
+            {"id": id_ | {"maxLength": 4096}, "side": _whole(16, MAX_SIDE, SIDE, "pixels of the longer side at most")},
+            ("id",), "the picture, image/jpeg", {},
+        ),
         Endpoint("GET", "/health", "what is open, and whether it changed on disk", {}, (), "status: ok or changed", {}),
         Endpoint("GET", "/metrics", "counts and latencies, as Prometheus reads them", {}, (), "text", {}),
     )  # fmt: skip
+    absent = ([] if facts.pictures else ["/picture"]) + ([] if "text" in facts.reads else ["/v1/embeddings"])
+    return tuple(_without_texts(one, facts) for one in table if one.path not in absent)
+
+
+def _without_texts(endpoint: Endpoint, facts: Facts) -> Endpoint:
+    """The endpoint with an example that a model of pictures alone can answer."""
+    if "text" in facts.reads or "texts" not in endpoint.example:
+        return endpoint
+    rest = {key: value for key, value in endpoint.example.items() if key != "texts"}
+    return endpoint._replace(example={"images": ["the base64 of a file"], **rest})
+
+
+def _images(limits: Limits) -> dict[str, Any]:
+    encoded = {"type": "string", "minLength": 1, "maxLength": limits.max_body}
+    return {
+        "type": "array", "items": encoded, "minItems": 1, "maxItems": MAX_PICTURES,
+        "description": "pictures: the base64 of JPEG, PNG, GIF, BMP, WebP or TIFF files",
+    }  # fmt: skip
 
 
 def _text(limits: Limits, least: int = 1) -> dict[str, Any]:

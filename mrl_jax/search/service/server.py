@@ -10,15 +10,18 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import uvicorn
 
+from mrl_jax.search.index import open_index
 from mrl_jax.search.service.answers import Answers
 from mrl_jax.search.service.app import Metrics, Service
 from mrl_jax.search.service.options import Limits, token_of
 from mrl_jax.search.service.worker import Worker
 from mrl_jax.system import console
 from mrl_jax.system.errors import UserError
+from mrl_jax.system.files import need_folder, path_of
 
 MAX_CONNECTIONS = 512
 BACKLOG = 256  # connections that the kernel holds until they are accepted
@@ -30,7 +33,7 @@ def serve(options: argparse.Namespace) -> None:
     limits = Limits(options.max_body, options.max_texts, options.max_characters, options.timeout)
     metrics = Metrics()
     worker = Worker(
-        lambda: Answers(options.index, options.run, options.write, options.max_batch),
+        lambda: Answers(options.index, options.run, options.write, options.max_batch, root_of(options)),
         options.max_wait_ms / 1000, options.max_batch, options.max_waiting, metrics.batch.observe,
     )  # fmt: skip
     with _listen(options.host, options.port) as listener:  # first: a port in use is known before anything is read
@@ -39,6 +42,8 @@ def serve(options: argparse.Namespace) -> None:
         try:
             worker.submit("compile", None, []).result()
             facts, (host, port, *_) = answers.facts, listener.getsockname()
+            if facts.pictures and not Path(facts.pictures).is_dir():
+                console.say(f"the folder of the pictures, {facts.pictures}, is gone: none is shown; see --pictures")
             console.say(
                 f"{facts.place}: {facts.documents:,} documents at http://{_in_url(host)}:{port} (/docs says more)"
             )
@@ -49,6 +54,18 @@ def serve(options: argparse.Namespace) -> None:
     if caught == signal.SIGINT:
         raise KeyboardInterrupt
     console.say("stopped")
+
+
+def root_of(options: argparse.Namespace) -> str | None:
+    """The folder of `--pictures`. Raises `UserError` where it is none, or the documents are texts."""
+    if options.pictures is None:
+        return None
+    folder = path_of("--pictures", options.pictures)
+    need_folder(f"--pictures={options.pictures}", folder)
+    with contextlib.closing(open_index(options.index)) as index:
+        if index.description.pictures is None:
+            raise UserError(f"--pictures={options.pictures} is not allowed: the documents of {options.index} are texts")
+    return str(folder.resolve())
 
 
 def _in_url(host: str) -> str:
