@@ -7,16 +7,18 @@
     sentence-transformers   transformer, static      `SentenceTransformer(DIR, truncate_dim=64)`, also `transformers`
     onnx                    all but convnet          model.onnx for any ONNX runtime
     onnx-int8               all but convnet          the same with weights in 8 bits: a quarter of the size
-    stablehlo               all but towers           model.stablehlo for JAX without this package, on CPU, GPU and TPU
+    stablehlo               every encoder            model.stablehlo for JAX without this package, on CPU, GPU and TPU
 
 Every export maps inputs to the whole embedding [batch, D], as the classifiers of the run read it: float32 and not of
 unit length, since a prefix has to be truncated first and normalised then. Text models take the token ids and mask that
 tokenizer.json gives, for any batch and length; the tf-idf weights of a bag are computed inside. Whoever uses them puts
 the prompts, which config.json names, before the texts. A model trained with bfloat16 operands is exported in float32.
-Classifier heads are left out. With --rotate the last layer is rotated first, so that prefixes are the principal
-directions of the training embeddings (of pairs, those of the documents): the better shortlist, while inner products at
-full width stay as they are. An ONNX or StableHLO file is run on a few inputs and compared with the model that it was
-made from before the folder appears under its name. Exit status: 0 done, 2 a mistake, 130 interrupted.
+Classifier heads are left out. Two towers become two models of one space, in the folders `text` and `image`, where each
+of them can be written; images.json says how pictures are prepared. With --rotate the last layer is rotated first, so
+that prefixes are the principal directions of the training embeddings (of pairs, those of the documents; of two towers,
+those of both sides, in one rotation): the better shortlist, while inner products at full width stay as they are. An
+ONNX or StableHLO file is run on a few inputs and compared with the model that it was made from before the folder
+appears under its name. Exit status: 0 done, 2 a mistake, 130 interrupted.
 """
 
 import argparse
@@ -30,8 +32,9 @@ import jax
 
 import mrl_jax
 from mrl_jax import runs
-from mrl_jax.encoders import ENCODERS, EncoderType
-from mrl_jax.export import onnx, rotation, sentence_transformers, stablehlo
+from mrl_jax.encoders import ENCODERS, EncoderConfig, EncoderType, TowersConfig
+from mrl_jax.encoders.towers import SIDES
+from mrl_jax.export import onnx, rotation, sentence_transformers, stablehlo, towers
 from mrl_jax.export.embedder import cpu
 from mrl_jax.export.folder import check_empty, whole_or_absent
 from mrl_jax.export.model_card import card
@@ -49,6 +52,7 @@ class Format:
     library: str  # which reads it, as the model card names it
     note: str  # on the model card, below the example of use
     limits: str = ""  # why some encoders cannot be written
+    holds_towers: bool = True  # whether two towers can be written, each by itself
     tags: tuple[str, ...] = ()  # of the model card
 
 
@@ -60,6 +64,7 @@ FORMATS: dict[str, Format] = {
         note=sentence_transformers.NOTE,
         limits=sentence_transformers.LIMITS,
         tags=("sentence-transformers", "sentence-similarity"),
+        holds_towers=False,
     ),
     "onnx": Format(onnx.write, onnx.holds, "onnx", onnx.NOTE, onnx.LIMITS),
     "onnx-int8": Format(
@@ -93,12 +98,16 @@ def export(
     out = Path(out).expanduser().resolve()
     check_empty(out)
     model = mrl_jax.load(run, arm, seed)
-    check_format(to, model.program.encoder.name)
+    config = model.program.encoder
+    check_format(to, config)
     if rotate:
         with console.stage("rotating to the principal directions of the training data"):
             model = rotation.rotate(model, rotation.training_embeddings(run, model))
     with whole_or_absent(out) as folder, jax.default_device(cpu()):
-        usage, outcome = target.write(model, folder, out.name)
+        if isinstance(config, TowersConfig):
+            usage, outcome = towers.write(model, folder, out.name, target.write)
+        else:
+            usage, outcome = target.write(model, folder, out.name)
         readme = card(
             runs.find(run),
             model,
@@ -106,7 +115,7 @@ def export(
             seed,
             library=target.library,
             tags=target.tags,
-            note=target.note,
+            note=f"{towers.NOTE} {target.note}" if isinstance(config, TowersConfig) else target.note,
             usage=usage,
             rotated=rotate,
         )
@@ -114,14 +123,24 @@ def export(
     return f"{out}: {to}, {outcome}"
 
 
-def check_format(to: str, encoder: str) -> None:
-    """Raise `UserError` for a format that cannot hold an encoder, and name those that can."""
-    if FORMATS[to].holds(ENCODERS[encoder]):
+def check_format(to: str, config: EncoderConfig) -> None:
+    """Raise `UserError` for a format that cannot hold an encoder, or one of two towers, and name those that can."""
+    parts = {"encoder": config}
+    if isinstance(config, TowersConfig):
+        parts = {f"encoder.{side}": getattr(config, side) for side in SIDES}
+
+    def lacking(name: str) -> list[str]:
+        one = FORMATS[name]
+        alone = len(parts) == 1 or one.holds_towers
+        return [key for key, part in parts.items() if not (alone and one.holds(ENCODERS[part.name]))]
+
+    if not (keys := lacking(to)):
         return
-    others = ", ".join(name for name, other in FORMATS.items() if other.holds(ENCODERS[encoder]))
-    if not others:
-        raise UserError(f"encoder={encoder} cannot be exported yet: no format holds its two towers")
-    raise UserError(f"--to={to} cannot hold encoder={encoder} ({FORMATS[to].limits}); allowed here: {others}")
+    others = ", ".join(name for name in FORMATS if not lacking(name))
+    if len(parts) > 1 and not FORMATS[to].holds_towers:
+        raise UserError(f"--to={to} cannot hold the two towers of encoder={config.name}; allowed here: {others}")
+    what = f"{keys[0]}={parts[keys[0]].name}"
+    raise UserError(f"--to={to} cannot hold {what} ({FORMATS[to].limits}); allowed here: {others}")
 
 
 def main(arguments: list[str] | None = None) -> int:

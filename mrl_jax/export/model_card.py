@@ -20,7 +20,7 @@ from mrl_jax.export.folder import typical_dim
 from mrl_jax.model import EmbeddingModel
 from mrl_jax.system.errors import UserError
 
-KINDS = {"text": "texts", "image": "images", "features": "feature vectors"}
+KINDS = {"text": "texts", "image": "images", "features": "feature vectors", "image-text": "texts and images"}
 
 
 def card(
@@ -56,11 +56,11 @@ def card(
     weights = getattr(config.encoder, "weights", None)
     known = (PRETRAINED | TABLES).get(weights) if weights else None
     base = known.hub if known else weights
+    kind = KINDS.get(dataset["kind"], dataset["kind"])
     front: dict[str, Any] = {"library_name": library}
     front["tags"] = [*tags, "feature-extraction", "matryoshka", "mrl_jax"]
-    front |= {"pipeline_tag": "sentence-similarity"} if model.reader.tokenizer is not None else {}
+    front |= {"pipeline_tag": "sentence-similarity"} if kind != KINDS["image-text"] and model.reader.tokenizer else {}
     front |= {"base_model": base} if base and not Path(base).expanduser().exists() else {}
-    kind = KINDS.get(dataset["kind"], dataset["kind"])
     about = [
         f"[Matryoshka embeddings](https://arxiv.org/abs/2205.13147) of {kind}: {model.program.width} coordinates, "
         f"encoder {config.encoder.name}, trained with mrl_jax on {dataset.get('name', config.data.source)}"

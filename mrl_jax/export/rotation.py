@@ -2,10 +2,10 @@
 
     z ↦ z R,   R the eigenvectors of Σ z zᵀ over training embeddings of unit length, those of most energy first
 
-The rotation is a part of the last layer. Inner products and cosines at full width stay as they are; of all rotations
-this one keeps most of them in a prefix, so that a shortlist by the prefix loses least (see `evaluate/compress.py`).
-What the prefixes had learnt is given up: the classifier of every prefix becomes that of the full width, rotated and
-cut.
+The rotation is a part of the last layer, of two towers of that of both. Inner products and cosines at full width stay
+as they are; of all rotations this one keeps most of them in a prefix, so that a shortlist by the prefix loses least
+(see `evaluate/compress.py`). What the prefixes had learnt is given up: the classifier of every prefix becomes that of
+the full width, rotated and cut.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from mrl_jax import config as configuration
 from mrl_jax import data, runs
 from mrl_jax.data import MixedDataset, Pairs
 from mrl_jax.data.base import take
+from mrl_jax.data.captioned import CaptionedImages
 from mrl_jax.encoders import ENCODERS
 from mrl_jax.evaluate import compress
 from mrl_jax.losses import heads
@@ -79,12 +80,15 @@ def _rotate_head(head: heads.Head, kind: str, dims: Sequence[int], rotation: np.
 
 
 def training_embeddings(run: str | Path, model: EmbeddingModel) -> np.ndarray:
-    """Embeddings [n, D] of what a run was trained on, of pairs the documents; `UserError` where it cannot be read."""
+    """Embeddings [n, D] of what a run was trained on: of pairs the documents; of captions and pictures both, as one
+    rotation is for both towers. Raises `UserError` where the data cannot be read."""
     config = configuration.from_yaml(runs.find(run) / "config.yaml")
     dataset = data.load(config.data)
     if isinstance(dataset, MixedDataset):
         raise UserError(f"--rotate is not for {run}, which was trained on several sources (data=mixture)")
     split: Any = dataset.train
+    if isinstance(split, Pairs) and isinstance(split.table, CaptionedImages):
+        return _of_pictures(split, model)
     if isinstance(split, Pairs):
         answers = split.columns if split.scores is not None else split.columns[:, 1:]
         inputs, rows = split.table, np.unique(answers)
@@ -94,3 +98,14 @@ def training_embeddings(run: str | Path, model: EmbeddingModel) -> np.ndarray:
     searched = isinstance(split, Pairs) and split.scores is None  # of scored pairs no text is a document
     prompt = "document" if searched and model.prompts.texts else None
     return model.encode(take(inputs, rows), prompt=prompt)
+
+
+def _of_pictures(split: Pairs, model: EmbeddingModel) -> np.ndarray:
+    """Embeddings [n, D] of pairs of captions and pictures: as many of the one as of the other, so that neither side
+    decides the directions alone."""
+    table: Any = split.table
+    pairs = split.columns[:: -(-2 * len(split.columns) // MAX_FIT_ROWS)]
+    texts, pictures = (np.unique(column, return_inverse=True) for column in pairs.T)
+    z = model.encode(take(table.texts, texts[0]), prompt="query" if model.prompts.texts else None)
+    x = model.encode(take(table.images, pictures[0] - len(table.texts)))
+    return np.concatenate([z[texts[1]], x[pictures[1]]])

@@ -16,7 +16,6 @@ from mrl_jax.config import Config, build_encoder
 from mrl_jax.data import DataConfig
 from mrl_jax.data.captioned import CaptionedImages
 from mrl_jax.encoders import ENCODERS, BagConfig, TowersConfig, TransformerConfig, ViTConfig
-from mrl_jax.export import FORMATS, check_format
 from mrl_jax.model import EmbeddingModel
 from mrl_jax.system.errors import UserError
 from mrl_jax.tasks import train_step
@@ -198,9 +197,3 @@ def test_data_of_one_kind_is_refused_and_other_encoders_refuse_data_of_both() ->
         encoders.check(TOWERS, "text", "made")
     with pytest.raises(UserError, match="encoder=vit cannot read image-text, which made holds; use towers"):
         encoders.check(TOWERS.image, "image-text", "made")
-
-
-@pytest.mark.parametrize("to", FORMATS)
-def test_no_export_holds_two_towers_yet(to: str) -> None:
-    with pytest.raises(UserError, match="encoder=towers cannot be exported yet"):
-        check_format(to, "towers")

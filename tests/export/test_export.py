@@ -537,7 +537,7 @@ def test_a_missing_package_is_named(package: str, words: Path, tmp_path: Path, m
 )
 def test_encoders_are_refused_where_a_format_cannot_hold_them(to: str, encoder: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        export.check_format(to, encoder)
+        export.check_format(to, encoders.ENCODERS[encoder].config())
 
 
 @pytest.mark.parametrize("to", ["onnx", "onnx-int8"])
