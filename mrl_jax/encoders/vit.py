@@ -236,7 +236,8 @@ class AttentionPool(nnx.Module):
 
 class ViT(nnx.Module):
     """Inputs {"image": uint8 [B, h, w, c]} → float32 [B, D]. Of images larger than `image_size`, evaluation reads the
-    centre and training a part as augmentation draws it."""
+    centre and training a part as augmentation draws it. Or what comes before the projection, {"pooled": float32
+    [B, hidden]}."""
 
     def __init__(
         self, config: ViTConfig, *, inputs: dict[str, tuple[int, ...]], vocabulary: int, width: int, rngs: nnx.Rngs
@@ -273,7 +274,7 @@ class ViT(nnx.Module):
 
     def __call__(self, inputs: dict[str, jax.Array], *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Embed a batch; `rngs` given means training."""
-        z = self.pooled(inputs, rngs)
+        z = inputs["pooled"] if "pooled" in inputs else self.pooled(inputs, rngs)
         return z if self.projection is None else self.projection(z[:, None])[:, 0]
 
     def pooled(self, inputs: dict[str, jax.Array], rngs: nnx.Rngs | None) -> jax.Array:

@@ -1,5 +1,6 @@
 """Frozen encoders: their output is made once, and what is learnt on it is what is learnt on the texts."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,17 @@ from typing import Any
 import model_folders
 import numpy as np
 import pytest
+import vision_folders
 from helpers import write_table
+from PIL import Image
 
 import mrl_jax
-from mrl_jax import train
+from mrl_jax import data, encoders, runs, train
+from mrl_jax.config import LossConfig, OptimizerConfig, from_command_line
 from mrl_jax.tasks import frozen
+from mrl_jax.tasks.pair_objectives import ContrastiveObjective
+from mrl_jax.training.batches import Examples
+from mrl_jax.training.step import TrainStep
 
 WORDS = ("fox", "dog", "cafe", "lazy", "quick", "stocks")
 ROWS = [{"text": f"{a} {b} the", "label": a} for a in WORDS[:3] for b in WORDS] * 2
@@ -86,3 +93,69 @@ def test_other_settings_of_the_encoder_and_of_its_folder_are_embedded_anew(place
     before = stored()
     run(place, "other", "files", f"encoder.weights={other}")
     assert stored() > before
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a vision transformer, and images of two classes."""
+    folder = tmp_path_factory.mktemp("frozen images")
+    vision_folders.write(folder / "model", vision_folders.CONFIGS["dinov2"], vision_folders.make("dinov2"))
+    random = np.random.default_rng(0)
+    for name, least in (("dark", 0), ("light", 60)):
+        for part, count in (("train", 16), ("test", 5)):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(least, least + 190, (8, 8, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{i}.png")
+    return folder
+
+
+def command(place: Path, *words: str) -> list[str]:
+    changed = [word.replace("transformer", "vit") for word in SETTINGS]
+    files = [f"data.{part}={place / part}" for part in ("train", "test")] + [f"data.cache_dir={place / 'cache'}"]
+    where = [f"encoder.weights={place / 'model'}", f"results_dir={place / 'out'}", "name=images"]
+    return ["data=images", *files, *changed, *where, *words]
+
+
+def test_images_are_read_once_from_memory_or_disk_unless_training_augments_them(pictures: Path) -> None:
+    config = from_command_line(command(pictures))
+    reader = encoders.fit(config.encoder, "made", "image", data.load(config.data).train.inputs)
+    splits = {}
+    for streaming in (False, True):
+        read = data.load(dataclasses.replace(config.data, streaming=streaming)).train
+        splits[streaming] = Examples(reader(read.inputs), read.labels)
+    assert isinstance(splits[False].inputs["image"], np.ndarray)
+    assert not isinstance(splits[True].inputs["image"], np.ndarray)
+    once = [frozen.embed_once(config, reader, split, "train") for split in splits.values()]
+    np.testing.assert_array_equal(once[0].inputs["pooled"], once[1].inputs["pooled"])
+    program = TrainStep(
+        encoder=config.encoder, inputs={"image": (8, 8, 3)}, vocabulary=0, width=8,
+        objective=ContrastiveObjective((8,), 2, LossConfig(name="info_nce")), optimizer_config=OptimizerConfig(),
+        steps=1,
+    )  # fmt: skip
+    weights = program.init(0).model
+    by_pixels = program.embed(weights, {"image": splits[False].inputs["image"]})
+    np.testing.assert_allclose(program.embed(weights, {"pooled": once[0].inputs["pooled"]}), by_pixels, atol=1e-5)
+    for key, value in (("augment", "flip"), ("randaugment", 3), ("mixup", 0.2), ("frozen", False)):
+        changed = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **{key: value}))
+        assert frozen.embed_once(changed, reader, splits[False], "train") is splits[False]
+
+
+@pytest.mark.slow
+def test_what_is_learnt_on_images_read_once_is_what_is_learnt_on_them(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once, always = (pictures / "out" / "images" / name for name in ("once", "always"))
+    assert train.main(command(pictures, "run=once")) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen, "embed_once", lambda config, reader, examples, name: examples)
+        assert train.main(command(pictures, "run=always")) == 0
+    assert (once / "dataset.json").read_bytes() == (always / "dataset.json").read_bytes()
+    paths = sorted((pictures / "test").rglob("*.png"))
+    ours, theirs = (mrl_jax.load(directory).encode(paths) for directory in (once, always))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    rows = [[*map(str, runs.read_rows(directory / "evaluation.csv"))] for directory in (once, always)]
+    assert len(rows[0]) == len(rows[1])
