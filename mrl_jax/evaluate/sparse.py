@@ -142,11 +142,13 @@ def _objective(parameters: Any, x_BxD: jax.Array, dead_F: jax.Array, k: int) -> 
 
 
 def _features(parameters: Any, x_BxD: jax.Array) -> jax.Array:
-    return (x_BxD - parameters["shift"]) @ parameters["kernel"] + parameters["bias"]
+    features_BxF: jax.Array = (x_BxD - parameters["shift"]) @ parameters["kernel"] + parameters["bias"]
+    return features_BxF
 
 
 def _decode(parameters: Any, codes_BxF: jax.Array) -> jax.Array:
-    return codes_BxF @ parameters["kernel"].T + parameters["shift"]
+    decoded_BxD: jax.Array = codes_BxF @ parameters["kernel"].T + parameters["shift"]
+    return decoded_BxD
 
 
 @partial(jax.jit, static_argnames="k")

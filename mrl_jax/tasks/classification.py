@@ -210,9 +210,10 @@ class Classification:
             sizes = fixed(at) if kind in compress.CODES else at
             for columns, smaller, compression in compress.views(kind, z, sizes, member.seed):
                 some, dim_of = [columns[m] for m in fixed(list(columns))], {n: m for m, n in columns.items()}
-                own_of_arm, others = refitted(smaller, some), {}
+                own_of_arm, others = refitted(smaller, some), dict[str, Classifiers]()
                 if compression is not None:
-                    others = {"own_head_top1": compress.own_head(compression, *own[config.width], at)}
+                    kernel, bias = map(np.asarray, own[config.width])
+                    others = {"own_head_top1": compress.own_head(compression, kernel, bias, at)}
                 scores = evaluate.score(smaller, labels, own_of_arm, others, list(dim_of), dims, settings)
                 more = generalise(smaller, own_of_arm, list(dim_of), some)
                 for split, s in itertools.chain(scores, more):
