@@ -51,7 +51,7 @@ def run(place: Path, name: str, source: str, *words: str) -> Path:
     return place / "out" / source / name
 
 
-@pytest.mark.parametrize("source", ["files", "pairs"])
+@pytest.mark.parametrize("source", ["files", pytest.param("pairs", marks=pytest.mark.slow)])
 def test_a_frozen_encoder_reads_every_text_once_and_nothing_else_changes(
     place: Path, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,7 +131,10 @@ CASES: dict[str, tuple[Any, Mapping[str, np.ndarray], dict[str, Any], dict[str, 
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = {"transformer, remat": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in CASES])
 def test_a_row_trains_as_constants_do(name: str) -> None:
     encoder, batch, changes, values = CASES[name]
     state, _ = both(program(encoder, batch, **changes), batch, values)
@@ -210,7 +213,7 @@ def test_a_fixed_size_model_of_its_own_width_takes_the_row_too() -> None:
     np.testing.assert_allclose(*z, atol=1e-5)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     rate=st.floats(1e-4, 0.3),
     decay=st.floats(0, 1),
