@@ -5,6 +5,7 @@
     python -m mrl_jax.export results/fashion_mnist/latest     --to stablehlo             fashion
 
     sentence-transformers   transformer, static      `SentenceTransformer(DIR, truncate_dim=64)`, also `transformers`
+    transformers            vit                      a folder for `AutoModel` of transformers
     onnx                    all but convnet          model.onnx for any ONNX runtime
     onnx-int8               all but convnet          the same with weights in 8 bits: a quarter of the size
     stablehlo               every encoder            model.stablehlo for JAX without this package, on CPU, GPU and TPU
@@ -34,7 +35,7 @@ import mrl_jax
 from mrl_jax import runs
 from mrl_jax.encoders import ENCODERS, EncoderConfig, EncoderType, TowersConfig
 from mrl_jax.encoders.towers import SIDES
-from mrl_jax.export import onnx, rotation, sentence_transformers, stablehlo, towers
+from mrl_jax.export import onnx, rotation, sentence_transformers, stablehlo, towers, vision
 from mrl_jax.export.embedder import cpu
 from mrl_jax.export.folder import check_empty, whole_or_absent
 from mrl_jax.export.model_card import card
@@ -66,6 +67,7 @@ FORMATS: dict[str, Format] = {
         tags=("sentence-transformers", "sentence-similarity"),
         holds_towers=False,
     ),
+    "transformers": Format(vision.write, vision.holds, "transformers", vision.NOTE, vision.LIMITS, holds_towers=False),
     "onnx": Format(onnx.write, onnx.holds, "onnx", onnx.NOTE, onnx.LIMITS),
     "onnx-int8": Format(
         partial(onnx.write, int8=True), onnx.holds, "onnx", f"{onnx.NOTE} {onnx.INT8_NOTE}", onnx.LIMITS

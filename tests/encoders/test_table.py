@@ -137,9 +137,9 @@ def exported_arrays(model: EmbeddingModel, kind: str) -> dict[str, Any]:
 def test_its_onnx_graph_computes_the_same_or_the_export_says_that_there_is_none(name: str, kind: str) -> None:
     if ENCODERS[name].onnx is None:
         with pytest.raises(UserError, match=f"--to=onnx cannot hold encoder={name} .*; allowed here: stablehlo"):
-            check_format("onnx", name)
+            check_format("onnx", ENCODERS[name].config())
         return
-    check_format("onnx", name)
+    check_format("onnx", ENCODERS[name].config())
     onnxruntime = pytest.importorskip("onnxruntime")
     model = untrained(name, kind)
     arrays = exported_arrays(model, kind)
@@ -153,10 +153,10 @@ def test_its_onnx_graph_computes_the_same_or_the_export_says_that_there_is_none(
 @pytest.mark.parametrize("name", dict(EVERY_KIND))
 def test_a_format_holds_an_encoder_or_names_those_that_do(name: str, to: str) -> None:
     if FORMATS[to].holds(ENCODERS[name]):
-        check_format(to, name)
+        check_format(to, ENCODERS[name].config())
         return
     with pytest.raises(UserError) as error:
-        check_format(to, name)
+        check_format(to, ENCODERS[name].config())
     allowed = str(error.value).partition("; allowed here: ")[2].split(", ")
     assert allowed
     assert all(FORMATS[other].holds(ENCODERS[name]) for other in allowed)
