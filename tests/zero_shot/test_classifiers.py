@@ -31,7 +31,7 @@ def write(folder: Path, names: dict[str, str], count: int = 6) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on four colours, in an order of classes that is not that of the alphabet once one is renamed."""
+    """A run on four colours."""
     place = tmp_path_factory.mktemp("run")
     same = {name: name for name in COLOURS}
     folders = [f"data.{split}={write(place / split, same)}" for split in ("train", "test")]
