@@ -17,6 +17,15 @@ is the run's width.
 
 Where pairs are trained on there is no head: the row weighs the contrastive loss of each granularity, and no mrl_e. Nor
 where tokens are predicted, by prefixes of the table of their vectors.
+
+With `nesting_layers` a row has such weights for the embedding after each of these layers, [L, kinds, K]: all of them in
+the nested arms, those of the full depth alone in ff and in
+
+    mrl_dims     (0 … 0 | 0 … 0)      the encoder as a whole, nested over the dims of its embedding alone
+                 (1 … 1 | 0 … 0)
+
+With `nesting_hidden` it also has a share for each of these numbers of hidden units, [H]: how often a step is trained
+with so many. The nested arms have equal shares, ff and mrl_dims all units in every step.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,11 +46,12 @@ class ArmType:
     marker: Literal[
         "circle", "square", "pentagon", "triangle-up", "triangle-down", "plus", "x", "diamond", "star", "hexagon",
         "thin-diamond", "triangle-left", "triangle-right", "octagon", "hexagon2", "star-diamond",
-        "triangle-ne", "triangle-nw", "triangle-sw", "star-square",
+        "triangle-ne", "triangle-nw", "triangle-sw", "triangle-se", "star-square",
     ]  # fmt: skip
     origin: Literal["nested", "fixed", "compressed", "untuned", "classical"]
     head: Literal["separate", "tied"] | None = None  # that a trained arm reads where classes are learnt
     sampled: bool = False  # each step keeps a random few of the granularities
+    whole_encoder: bool = False  # trained as a whole only, whatever `nesting_layers` and `nesting_hidden` are
     settings: Mapping[str, float] = field(default_factory=dict)  # by key of `rows`, what it has beside its loss weights
     in_all: bool = True  # whether `arms=all` stands for it too
     compression: str | None = None  # of `evaluate.compress`: what is made of an embedding
@@ -59,6 +69,16 @@ ARMS: dict[str, ArmType] = {
     "mrl": ArmType("MRL", "#0072b2", "circle", "nested", "separate", tasks=ALL_TASKS),
     "mrl_e": ArmType("MRL-E", "#d55e00", "square", "nested", "tied", tasks=("classes",)),
     "mrl_sampled": ArmType("MRL sampled", "#56b4e9", "pentagon", "nested", "separate", sampled=True, tasks=ALL_TASKS),
+    "mrl_dims": ArmType(
+        "MRL, dims only",
+        "#004488",
+        "triangle-se",
+        "nested",
+        "separate",
+        whole_encoder=True,
+        in_all=False,
+        tasks=("classes", *PAIR_TASKS),
+    ),
     "mrl_distilled": ArmType(
         "MRL distilled",
         "#44aa99",
@@ -81,7 +101,9 @@ ARMS: dict[str, ArmType] = {
         in_all=False,
         tasks=("pairs",),
     ),
-    "ff": ArmType("FF", "#009e73", "triangle-up", "fixed", "separate", baseline=True, tasks=ALL_TASKS),
+    "ff": ArmType(
+        "FF", "#009e73", "triangle-up", "fixed", "separate", whole_encoder=True, baseline=True, tasks=ALL_TASKS
+    ),
     "truncated": ArmType(
         "truncated",
         "#e69f00",
@@ -131,9 +153,10 @@ COMPRESSED = {"ff": "fixed-size model", "mrl": "nested model"}  # the trained ar
 class Row(NamedTuple):
     """What makes a member what it is, as arguments of the compiled step: its arm, and settings of its own."""
 
-    weights: Any  # of the losses, float32 [kinds, K]
+    weights: Any  # of the losses, float32 [kinds, K]; with nesting layers [L, kinds, K]
     sampled: Any  # bool []: keep a random subset of the granularities each step
     settings: Mapping[str, Any] = {}  # by key of `rows`, float32 []
+    hidden: Any = None  # how often a step trains each of the nesting hidden widths, float32 [H]; None: there are none
 
 
 @dataclass(frozen=True)
@@ -144,6 +167,8 @@ class Arm:
     head: str
     weights: tuple[float, ...]
     width: int | None = None  # the fixed width of an `ff` arm; None for nested arms
+    layers: tuple[float, ...] = ()  # its weight for each nesting layer, [L]; none where there are no such layers
+    hidden: tuple[float, ...] = ()  # its share of the steps for each nesting hidden width, [H], likewise
 
     @property
     def label(self) -> str:
@@ -153,10 +178,18 @@ class Arm:
         """The nesting dims at which this arm has a trained classifier."""
         return tuple(m for m, weight in zip(dims, self.weights, strict=True) if weight > 0)
 
+    def trained_sizes(self, layers: Sequence[int], hidden: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The nesting layers and the nesting hidden widths that this arm was trained with."""
+        of_layers, of_hidden = zip(layers, self.layers, strict=True), zip(hidden, self.hidden, strict=True)
+        return tuple(n for n, weight in of_layers if weight > 0), tuple(n for n, share in of_hidden if share > 0)
+
     def row(self, kinds: Sequence[str]) -> Row:
         """The arm's arguments of the compiled step in a program that holds the head kinds `kinds`."""
-        weights = [np.asarray(self.weights, np.float32) * (kind == self.head) for kind in kinds]
-        return Row(np.stack(weights), np.asarray(ARMS[self.name].sampled))
+        weights = np.stack([np.asarray(self.weights, np.float32) * (kind == self.head) for kind in kinds])
+        if self.layers:
+            weights = np.multiply.outer(np.asarray(self.layers, np.float32), weights)
+        hidden = np.asarray(self.hidden, np.float32) if self.hidden else None
+        return Row(weights, np.asarray(ARMS[self.name].sampled), hidden=hidden)
 
 
 @dataclass(frozen=True)
@@ -177,11 +210,14 @@ class Member:
         return self.arm.row(kinds)._replace(settings={key: np.float32(value) for key, value in self.settings})
 
 
-def expand(names: Sequence[str], dims: Sequence[int], weights: Sequence[float] | None = None) -> tuple[Arm, ...]:
+def expand(
+    names: Sequence[str], dims: Sequence[int], weights: Sequence[float] | None = None, layers: int = 0, hidden: int = 0
+) -> tuple[Arm, ...]:
     """The trained arms among `names`: one per nested arm, one per nesting dim of a fixed-size arm.
 
     `all` stands for every arm that is suited to classes. `weights` [K] is the relative importance of the granularities
-    in the nested arms (ones by default).
+    in the nested arms (ones by default). `layers` is the number of nesting layers, `hidden` that of nesting
+    hidden widths; 0 where there are none.
     """
     nested = tuple(float(c) for c in weights) if weights is not None else (1.0,) * len(dims)
     arms: list[Arm] = []
@@ -189,11 +225,16 @@ def expand(names: Sequence[str], dims: Sequence[int], weights: Sequence[float] |
         kind = ARMS[name]
         if kind.head is None:
             continue
+        last = kind.whole_encoder
+        of_layers = tuple(float(not last or i == layers - 1) for i in range(layers))
+        shares = tuple(float(i == hidden - 1) if last else 1 / hidden for i in range(hidden))
         if kind.origin == "nested":
-            arms.append(Arm(name, kind.head, nested))
+            arms.append(Arm(name, kind.head, nested, None, of_layers, shares))
         else:
             one_hot = np.eye(len(dims)).tolist()
-            arms += [Arm(name, kind.head, tuple(row), m) for m, row in zip(dims, one_hot, strict=True)]
+            arms += [
+                Arm(name, kind.head, tuple(row), m, of_layers, shares) for m, row in zip(dims, one_hot, strict=True)
+            ]
     return tuple(dict.fromkeys(arms))
 
 

@@ -5,6 +5,7 @@
     python -m mrl_jax.embed minilm texts.jsonl --prompt query --out z.npy
 
 Inputs are those of `python -m mrl_jax.predict`. Rows are cut to --dim coordinates and then scaled to unit length.
+--layers and --hidden use a part of the encoder, of runs with `nesting_layers` or `nesting_hidden`.
 --prompt names what the model has before each text: by default its default prompt, if it has one.
 
     float32   as they are
@@ -45,6 +46,8 @@ def embed(options: argparse.Namespace) -> None:
     if suffix == ".parquet" and options.input == "-":
         raise UserError(f"--out={options.out}: ids are read again at the end, so input=- goes with .npy")
     model = pretrained.find_any(options.run, options.arm, options.seed)
+    if (options.layers, options.hidden) != (None, None):
+        model = model.part(options.layers, options.hidden)
     model.prompts.of(options.prompt)
     dim = model.dims[-1] if options.dim is None else options.dim
     if not 1 <= dim <= model.program.width:
@@ -138,6 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("input", help=".jsonl, .csv, .tsv, .parquet or .txt; .npy or .npz of features; - for JSONL")
     parser.add_argument("--out", required=True, help="a new file, .npy or .parquet")
     parser.add_argument("--dim", type=int, help="prefix length, by default the largest that was trained")
+    console.add_parts(parser)
     parser.add_argument("--prompt", help="query, document or another that the model has before each text")
     parser.add_argument("--dtype", choices=("float32", "int8", "binary"), default="float32")
     return console.run(parser, embed, arguments, interrupted="interrupted; the same command continues", place="out")

@@ -9,9 +9,10 @@
 
 Texts are the column `text` of JSONL, CSV, TSV or Parquet, with an id in `_id` or `id` if there is one, or the lines of
 a .txt file; `-` is JSONL from standard input. A model of features reads .npy, or `features` in a .npz. `dims` is the
-length of the prefix that answered. Probabilities are calibrated on the validation split of the run, or on texts of your
-own with --calibrate. The output appears under its name when it is whole; stopped before, the same command continues it
-from OUT.partial, to the same bytes. Exit status: 0 done, 2 a mistake, 130 interrupted.
+length of the prefix that answered; --layers and --hidden use a part of the encoder, of runs with `nesting_layers` or
+`nesting_hidden`. Probabilities are calibrated on the validation split of the run, or on texts of your own with
+--calibrate. The output appears under its name when it is whole; stopped before, the same command continues it from
+OUT.partial, to the same bytes. Exit status: 0 done, 2 a mistake, 130 interrupted.
 """
 
 import argparse
@@ -41,6 +42,8 @@ def predict(options: argparse.Namespace) -> None:
     if options.out != "-" and Path(options.out).suffix.lower() not in (".jsonl", ".ndjson"):
         raise UserError(f"--out={options.out} is not allowed; a file ending in .jsonl or .ndjson, or -")
     model = mrl_jax.load(options.run, options.arm, options.seed)
+    if (options.layers, options.hidden) != (None, None):
+        model = model.part(options.layers, options.hidden)
     try:
         answering = classifier(model, options)
     except ValueError as error:  # of the library: dim, epsilon or delta
@@ -85,6 +88,8 @@ def classifier(model: EmbeddingModel, options: argparse.Namespace) -> NestedClas
         answering = model.classifier(options.dim)
     if not answering.calibrated:
         why = "it is not a trained dim" if model.calibration else "this run is of a version that did not calibrate"
+        if (options.layers, options.hidden) != (None, None):
+            why = "the held-out answers of the run are those of the whole encoder"
         console.say(f"the probabilities at dim={answering.dims[0]} are not calibrated: {why}")
     return answering
 
@@ -135,6 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     reads = parser.add_mutually_exclusive_group()
     reads.add_argument("--dim", type=int, help="prefix length, by default the largest that was trained")
     reads.add_argument("--cascade", action="store_true", help="read few dims, and more where the answer is not sure")
+    console.add_parts(parser)
     parser.add_argument("--epsilon", type=float, help="accuracy that the cascade may lose, as a share (0.01)")
     parser.add_argument("--delta", type=float, help="probability with which it may lose more (0.1)")
     parser.add_argument("--top-k", type=console.positive, default=1, help="classes per text with their probabilities")

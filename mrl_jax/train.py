@@ -187,7 +187,7 @@ def _score_untuned(config: Config, trainer: Trainer, splits: Splits, directory: 
 
 def _members(config: Config, tuned: Mapping[str, trials.Settings] | None = None) -> list[Member]:
     """The members of the comparison, with the settings of each arm where they are `tuned`, by its label."""
-    population = arms.expand(config.arms, config.nesting_dims, config.loss.weights)
+    population = config.population
     own = space.of_arms(config, population)
     chosen = {label: settings + (tuned or {}).get(label, ()) for label, settings in own.items()}
     return [Member(arm, seed, chosen[arm.label]) for seed in range(config.seeds) for arm in population]

@@ -349,3 +349,16 @@ def test_the_table_of_pretraining_pairs_the_seeds_of_each_start(tmp_path: Path) 
     (tmp_path / "none-1" / "evaluation.csv").unlink()
     with pytest.raises(SystemExit, match="every start needs runs of the same seeds"):
         analyse.read(tmp_path)
+
+
+def test_parts_of_encoders_are_those_of_the_runs() -> None:
+    analyse, page = script("layers"), PAGES["layers"].read_text(encoding="utf-8")
+    accuracies = analyse.read()
+    *shown, (_, speeds) = tables(page)
+    for axis, (_, lines) in zip(analyse.WHOLE, shown, strict=True):
+        assert lines == list(analyse.table(accuracies, axis))
+    rows = csv.DictReader((PAGES["layers"].parent / "speed.csv").open(encoding="utf-8"))
+    expected = [[row["axis"], row["size"], f"{int(row['bytes']) / 1e6:.2f}", row["ms_per_batch"]] for row in rows]
+    assert speeds == expected
+    assert f"{analyse.worst(accuracies, 'layers'):+.2f}".replace("-", "−") in page
+    assert f"{analyse.worst(accuracies, 'hidden'):+.2f}".replace("-", "−") in page

@@ -43,6 +43,8 @@ def register() -> None:
         "name": None,
         "width": 256,
         "nesting_dims": "log",
+        "nesting_layers": None,
+        "nesting_hidden": None,
         "arms": None,
         "seeds": 1,
         "results_dir": "results",

@@ -9,6 +9,7 @@ from mrl_jax.config import recipes, sources, space
 from mrl_jax.config.build import as_word, build, build_encoder, convert
 from mrl_jax.config.schema import DEFAULTS, Config
 from mrl_jax.data import DataConfig
+from mrl_jax.encoders import slices
 from mrl_jax.encoders.transformer import TransformerConfig
 from mrl_jax.evaluate.corrupt import CORRUPTIONS
 from mrl_jax.evaluate.metrics import METRICS, find
@@ -124,7 +125,7 @@ def _check(config: Config) -> None:
             )
         if min(weights) < 0 or max(weights) == 0:
             raise UserError(f"loss.weights={list(weights)} is not allowed; none below 0 and at least one above")
-    stages = [arm.trained(config.nesting_dims) for arm in arms.expand(config.arms, config.nesting_dims, weights)]
+    stages = [arm.trained(config.nesting_dims) for arm in config.population]
     if config.evaluation.cascade and max(map(len, stages), default=0) < 2:
         raise UserError(
             f"evaluation.cascade=true needs a nested arm with two granularities or more; arms={list(config.arms)} with "
@@ -179,6 +180,7 @@ def _check_loss(config: Config) -> None:
 def _check_new(config: Config) -> None:
     """What earlier versions allowed, and a new run may not ask for."""
     _check_images(config)
+    _check_parts(config)
     for name, part in (sources.parts(config) or {"": config}).items():
         if not part.loss.symmetric and part.loss.name != "info_nce":
             raise UserError(f"loss.symmetric=false is not allowed with loss.name={part.loss.name}; it is of info_nce")
@@ -190,6 +192,27 @@ def _check_new(config: Config) -> None:
                         f"{given} is not allowed with loss.weights={list(weights or ())}: the full width teaches, and "
                         "has no weight"
                     )
+
+
+def _check_parts(config: Config) -> None:
+    """Refuse nesting layers and hidden widths of what cannot learn them; those that the encoder does not have, where it
+    is at hand."""
+    given = {key: sizes for key in ("nesting_layers", "nesting_hidden") if (sizes := getattr(config, key)) is not None}
+    if "mrl_dims" in config.arms and not given:
+        raise UserError("arms=mrl_dims needs nesting_layers=[…] or nesting_hidden=[…]; without them it is mrl")
+    for key, sizes in given.items():
+        problem = f"{key}={list(sizes)} is not allowed with"
+        for name, part in (sources.parts(config) or {"": config}).items():
+            if name or LOSSES[part.loss.name].learns_from == "texts":
+                able = [name for name, entry in LOSSES.items() if entry.learns_from != "texts"]
+                other = f"data={config.data.source}" if name else f"loss.name={part.loss.name}"
+                raise UserError(f"{problem} {other}; it needs one source and loss.name={' or '.join(able)}")
+        if config.loss.weighting != "fixed":
+            raise UserError(f"{problem} loss.weighting={config.loss.weighting}; fixed")
+        if getattr(config.encoder, "frozen", False):
+            raise UserError(f"{problem} encoder.frozen=true: its layers would not learn; false")
+    if getattr(config.encoder, "weights", None) is None:  # else `TrainStep.check` reads their files
+        slices.check(config.encoder, config.nesting_layers, config.nesting_hidden)
 
 
 def _check_images(config: Config) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mrl_jax import arms
+from mrl_jax.arms import Arm
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders import EncoderConfig
 from mrl_jax.evaluate import EvaluationConfig
@@ -109,6 +111,8 @@ class Config:
     nesting_dims: tuple[int, ...]  # ascending, ending at the width
     arms: tuple[str, ...]  # what is trained and compared; all: every arm that suits the loss
     seeds: int  # how many: 0 … seeds − 1
+    nesting_layers: tuple[int, ...] | None = None  # ascending, ending at the encoder's; null: its full depth alone
+    nesting_hidden: tuple[int, ...] | None = None  # units in feed-forward, ascending to intermediate; null: all alone
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -120,6 +124,12 @@ class Config:
     resume: bool | str = False  # continue an interrupted run; auto: if there is one of that name
     recipe: str = "none"  # what chooses the keys that are auto: auto (trials on validation), fixed, none or its name
     open_keys: tuple[str, ...] = ()  # the keys that the recipe has yet to choose
+
+    @property
+    def population(self) -> tuple[Arm, ...]:
+        """The trained arms of a seed."""
+        layers, hidden = (len(sizes or ()) for sizes in (self.nesting_layers, self.nesting_hidden))
+        return arms.expand(self.arms, self.nesting_dims, self.loss.weights, layers, hidden)
 
 
 DEFAULTS = {  # sections without groups

@@ -108,6 +108,8 @@ class EncoderType(Generic[ConfigT]):
         prompts: `(config, given)` → the prompts that are given, with None those of pretrained weights.
         digest: `config` → SHA-256 that identifies the pretrained weights it starts from; None without any.
         check_width: `(config, width)` raises `UserError` where pretrained weights have another width.
+        blocks: `config` → the number of layers and of units inside the feed-forward of each, of an encoder that can be
+            cut to some of both, see `slices`, and whose module takes `layers`; None: it has no such layers.
         rotate: `(config, parameters, rotation [D, D])` → the config and the parameters of the encoder whose embeddings
             are those of this one times the rotation; None where no layer is linear in the embedding.
         trained: `(config, parameters)` → a tree of bool, which parameters learn; None: all.
@@ -131,6 +133,7 @@ class EncoderType(Generic[ConfigT]):
     prompts: Callable[[ConfigT, Mapping[str, str] | None], Prompts] = prompts_as_given
     digest: Callable[[ConfigT], str | None] = no_weights
     check_width: Callable[[ConfigT, int], None] = any_width
+    blocks: Callable[[ConfigT], tuple[int, int]] | None = None
     rotate: Callable[[ConfigT, Any, np.ndarray], tuple[ConfigT, Any] | None] = rotate_projection
     trained: Callable[[ConfigT, Any], Any] = all_learn
     module_inputs: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]] = arrays_as_given

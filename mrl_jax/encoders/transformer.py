@@ -33,7 +33,7 @@ from mrl_jax.encoders.transformer_block import (
     angles,
     apply_and_forget,
     norm_of,
-    relative_buckets,
+    relative_bias,
     rows_of_positions,
     visible_pairs,
 )
@@ -216,6 +216,8 @@ class Transformer(nnx.Module):
     Or several texts per row, {"ids", "segment", "position": int32 [R, L], "slot": int32 [B]}, as from `packing.pack`.
     Or what comes before the projection, {"pooled": float32 [B, hidden]}. With {"masked": int32 [S]} instead of a slot,
     cells row · L + column, the states of these tokens, float32 [S, hidden].
+    With `layers`, ascending, the embedding after each of these layers, float32 [len(layers), B, D], from one pass: each
+    is that of an encoder of so many layers, with the same last norm, pooling and projection.
     """
 
     def __init__(
@@ -259,23 +261,36 @@ class Transformer(nnx.Module):
             flat: Any = {path: nnx.Param(jnp.asarray(array)) for path, array in loaded.items()}
             nnx.update(self, nnx.State.from_flat_path(flat))
 
-    def __call__(self, inputs: dict[str, jax.Array], *, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(
+        self, inputs: dict[str, jax.Array], *, rngs: nnx.Rngs | None = None, layers: tuple[int, ...] | None = None
+    ) -> jax.Array:
         """Embed a batch; `rngs` given means training. Raises `UserError` if it is longer than the positions."""
         if "masked" in inputs:
             x = self.states(inputs, rngs)
             return x.reshape(-1, x.shape[-1])[inputs["masked"]]
-        z = inputs["pooled"] if "pooled" in inputs else self.pooled(inputs, rngs)
+        if layers is not None:
+            return jnp.stack([self.projected(self.pooled(x, inputs)) for x in self.states_after(layers, inputs, rngs)])
+        pooled = inputs["pooled"] if "pooled" in inputs else self.pooled(self.states(inputs, rngs), inputs)
+        return self.projected(pooled)
+
+    def projected(self, z: jax.Array) -> jax.Array:
+        """The embedding [B, D] of what was pooled [B, hidden]."""
         return z if self.projection is None else self.projection(z[:, None])[:, 0]
 
-    def pooled(self, inputs: dict[str, jax.Array], rngs: nnx.Rngs | None) -> jax.Array:
+    def pooled(self, x: jax.Array, inputs: dict[str, jax.Array]) -> jax.Array:
         """The pooled output of the layers [B, hidden]."""
-        x = self.states(inputs, rngs)
         if "segment" in inputs:
             return pool_packed(x, inputs["segment"], inputs["position"], inputs["slot"], self.pooling)
         return pool(x, inputs["mask"].astype(bool), self.pooling)
 
     def states(self, inputs: dict[str, jax.Array], rngs: nnx.Rngs | None) -> jax.Array:
         """The output of the layers [B or R, L, hidden]."""
+        return self.states_after((len(self.blocks),), inputs, rngs)[0]
+
+    def states_after(
+        self, after: tuple[int, ...], inputs: dict[str, jax.Array], rngs: nnx.Rngs | None
+    ) -> list[jax.Array]:
+        """The output after each of these numbers of layers, [B or R, L, hidden]."""
         ids = inputs["ids"]
         length = ids.shape[1]
         place = inputs.get("position")  # of each token in its text
@@ -287,18 +302,23 @@ class Transformer(nnx.Module):
                 raise UserError(f"a text of {length} tokens is too long; the encoder has {self.architecture.positions}")
             visible = inputs["mask"].astype(bool)[:, None, None]
         x = self.embedded(ids, place, rngs)
-        relative = None if self.relative is None else self.relative_bias(self.relative[...], length)
+        positions = self.architecture.positions
+        relative = None if self.relative is None else relative_bias(self.relative[...], length, positions)
         local = [self.architecture.is_local(layer) for layer in range(len(self.blocks))]
         seen = {kind: self.seen(visible, place, kind) for kind in {*local}}
         layers = [*zip(local, self.blocks, strict=True)]
         kept = len(layers) if not self.remat or rngs is None else 0 if self.architecture.described.first_norm else 1
-        for kind, block in layers[:kept]:
-            bias, turn = seen[kind]
-            x = block(x, bias, rngs, relative, turn)
-        if kept < len(layers):
-            assert rngs is not None
-            x = apply_and_forget(layers[kept:], x, seen, rngs, relative)
-        return x if self.final_norm is None else self.final_norm(x)
+        outputs, start = [], 0
+        for end in after:
+            for kind, block in layers[start : min(kept, end)]:
+                bias, turn = seen[kind]
+                x = block(x, bias, rngs, relative, turn)
+            if max(start, kept) < end:
+                assert rngs is not None
+                x = apply_and_forget(layers[max(start, kept) : end], x, seen, rngs, relative)
+            outputs.append(x if self.final_norm is None else self.final_norm(x))
+            start = end
+        return outputs
 
     def embedded(self, ids: jax.Array, place: jax.Array | None, rngs: nnx.Rngs | None) -> jax.Array:
         """The vectors of tokens before the first layer [B, L, hidden]."""
@@ -322,17 +342,6 @@ class Transformer(nnx.Module):
         # Added to the scores. A large number, not -inf, keeps the weights finite in a row of nothing but padding.
         return jnp.where(visible, 0.0, -1e30), None if theta is None else angles(place, theta, sizes.features)
 
-    def relative_bias(self, table: jax.Array, length: int) -> jax.Array:
-        """What is added to the attention scores [heads, length, length] by the distance of two tokens.
-
-        Tokens of one text lie side by side in a packed row, so their distance in the row is that in the text.
-        """
-        positions = self.architecture.positions
-        place = jnp.arange(length)
-        distance = jnp.clip(place[None, :] - place[:, None], 1 - positions, positions - 1)
-        by_distance = table[relative_buckets(positions)]
-        return jnp.moveaxis(by_distance[distance + (positions - 1)], 2, 0)
-
 
 def fit_preprocessor(
     kind: str, texts: Texts, *, weights: str | None, vocabulary: int, max_length: int | None, mask_token: bool
@@ -349,6 +358,12 @@ def load_preprocessor(config: TransformerConfig, directory: Path, kind: str) -> 
     """The tokenizer that was saved with a run."""
     del kind  # text
     return Subwords.load(directory, max_length=config.max_length)
+
+
+def blocks(config: TransformerConfig) -> tuple[int, int]:
+    """The number of layers, and of units inside the feed-forward of each."""
+    _, sizes = complete(config, 0)
+    return sizes.layers, sizes.intermediate
 
 
 def module_inputs(preprocessor: Subwords, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:

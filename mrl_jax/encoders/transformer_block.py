@@ -81,6 +81,7 @@ class Block(nnx.Module):
         gated = "gate" in family.names
         self.gate = Linear(hidden, sizes.intermediate, dtype, rngs, family.bias, config.lora_rank) if gated else None
         self.down = Linear(sizes.intermediate, hidden, dtype, rngs, family.bias, config.lora_rank)
+        self.units: Any = None  # 0 or 1 for each hidden unit, see `slices`; None: all are used
         self.output_norm = norm_of(sizes, hidden, rngs)
         initial = family.layer_scale
         self.attention_scale = None if initial is None else nnx.Param(jnp.full(hidden, initial))
@@ -112,9 +113,8 @@ class Block(nnx.Module):
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
         """[B, L, hidden] → [B, L, hidden], token by token."""
-        if self.gate is None:
-            return self.down(self.function(self.up(x)))
-        return self.down(self.function(self.gate(x)) * self.up(x))
+        inner = self.function(self.up(x)) if self.gate is None else self.function(self.gate(x)) * self.up(x)
+        return self.down(inner if self.units is None else inner * self.units)
 
     def attention(
         self,
@@ -247,6 +247,17 @@ def rows_of_positions(ids_BxL: jax.Array, place_BxL: jax.Array | None, padding_i
         first = jnp.arange(ids_BxL.shape[1]) - place_BxL  # of the text, in the row
         count -= jnp.take_along_axis(count - counted, first, axis=1)
     return padding_id + count * counted
+
+
+def relative_bias(table: jax.Array, length: int, positions: int) -> jax.Array:
+    """What is added to the attention scores [heads, length, length] by the distance of two tokens.
+
+    Tokens of one text lie side by side in a packed row, so their distance in the row is that in the text.
+    """
+    place = jnp.arange(length)
+    distance = jnp.clip(place[None, :] - place[:, None], 1 - positions, positions - 1)
+    by_distance = table[relative_buckets(positions)]
+    return jnp.moveaxis(by_distance[distance + (positions - 1)], 2, 0)
 
 
 def relative_buckets(positions: int) -> np.ndarray:

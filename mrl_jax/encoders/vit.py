@@ -12,6 +12,7 @@ vector; without one FF(m) is the whole backbone with a loss on its first m featu
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import jax
@@ -200,6 +201,14 @@ def fit_preprocessor(kind: str, images: Any, *, weights: str | None, image_size:
     return vit_folder.describe(huggingface.resolve(weights), image_size).rule
 
 
+def blocks(config: ViTConfig) -> tuple[int, int]:
+    """The number of layers, and of units inside the feed-forward of each."""
+    if config.weights is None:
+        return config.layers or SCRATCH["layers"], config.intermediate or SCRATCH["intermediate"]
+    found = vit_folder.describe(huggingface.resolve(config.weights), config.image_size).architecture
+    return found.layers, found.intermediate
+
+
 def rotate(config: ViTConfig, parameters: Any, rotation: np.ndarray) -> tuple[ViTConfig, Any]:
     """The projection rotated; without one, the rotation is the projection."""
     if not config.projection:
@@ -223,6 +232,7 @@ class AttentionPool(nnx.Module):
         self.norm = norm_of(a, a.hidden, rngs)
         self.up = Linear(a.hidden, a.intermediate, dtype, rngs)
         self.down = Linear(a.intermediate, a.hidden, dtype, rngs)
+        self.units: Any = None  # as of `Block`
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, L, hidden] → [B, hidden]."""
@@ -231,13 +241,14 @@ class AttentionPool(nnx.Module):
         key, value = (linear(x).reshape(batch, length, self.heads, -1) for linear in (self.key, self.value))
         weights = jax.nn.softmax(jnp.einsum("hk,bshk->bhs", query * query.shape[1] ** -0.5, key))
         h = self.attended(jnp.einsum("bhs,bshk->bhk", weights, value).reshape(batch, 1, hidden))
-        return (h + self.down(self.function(self.up(self.norm(h)))))[:, 0]
+        inner = self.function(self.up(self.norm(h)))
+        return (h + self.down(inner if self.units is None else inner * self.units))[:, 0]
 
 
 class ViT(nnx.Module):
     """Inputs {"image": uint8 [B, h, w, c]} → float32 [B, D]. Of images larger than `image_size`, evaluation reads the
     centre and training a part as augmentation draws it. Or what comes before the projection, {"pooled": float32
-    [B, hidden]}."""
+    [B, hidden]}. With `layers` as `Transformer`."""
 
     def __init__(
         self, config: ViTConfig, *, inputs: dict[str, tuple[int, ...]], vocabulary: int, width: int, rngs: nnx.Rngs
@@ -272,13 +283,32 @@ class ViT(nnx.Module):
             flat: Any = {path: nnx.Param(jnp.asarray(array)) for path, array in loaded.items()}
             nnx.update(self, nnx.State.from_flat_path(flat))
 
-    def __call__(self, inputs: dict[str, jax.Array], *, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(
+        self, inputs: dict[str, jax.Array], *, rngs: nnx.Rngs | None = None, layers: tuple[int, ...] | None = None
+    ) -> jax.Array:
         """Embed a batch; `rngs` given means training."""
-        z = inputs["pooled"] if "pooled" in inputs else self.pooled(inputs, rngs)
+        if layers is not None:
+            return jnp.stack([self.projected(self.pooled(x)) for x in self.states_after(layers, inputs, rngs)])
+        if "pooled" in inputs:
+            return self.projected(inputs["pooled"])
+        return self.projected(self.pooled(self.states_after((len(self.blocks),), inputs, rngs)[0]))
+
+    def projected(self, z: jax.Array) -> jax.Array:
+        """The embedding [B, D] of what was pooled [B, hidden]."""
         return z if self.projection is None else self.projection(z[:, None])[:, 0]
 
-    def pooled(self, inputs: dict[str, jax.Array], rngs: nnx.Rngs | None) -> jax.Array:
-        """What comes before the projection [B, hidden]."""
+    def pooled(self, x: jax.Array) -> jax.Array:
+        """What comes before the projection [B, hidden], of the output of the layers."""
+        a = self.architecture
+        if self.pool is not None:
+            pooled: jax.Array = self.pool(x)
+            return pooled
+        return x[:, 0] if a.pooling == "cls" else x[:, int(a.class_token) + a.registers :].mean(axis=1)
+
+    def states_after(
+        self, after: tuple[int, ...], inputs: dict[str, jax.Array], rngs: nnx.Rngs | None
+    ) -> list[jax.Array]:
+        """The output after each of these numbers of layers, [B, L, hidden]."""
         a, config, images = self.architecture, self.config, inputs["image"]
         size = (a.grid[0] * a.patch, a.grid[1] * a.patch)
         pixels = center_crop(images, size) if rngs is None else in_training(config, rngs.dropout, images, size)
@@ -287,16 +317,16 @@ class ViT(nnx.Module):
         x = drop(x, self.dropout, rngs)
         x = x if self.norm is None else self.norm(x)
         seen = jnp.zeros((1, 1, 1, 1))  # every token sees all
-        if config.remat and rngs is not None:
-            x = apply_and_forget([(False, block) for block in self.blocks], x, {False: (seen, None)}, rngs, None)
-        else:
-            for block in self.blocks:
-                x = block(x, seen, rngs)
-        x = self.final_norm(x)
-        if self.pool is not None:
-            pooled: jax.Array = self.pool(x)
-            return pooled
-        return x[:, 0] if a.pooling == "cls" else x[:, int(a.class_token) + a.registers :].mean(axis=1)
+        outputs = []
+        for start, end in pairwise((0, *after)):
+            part = list(self.blocks)[start:end]
+            if config.remat and rngs is not None:
+                x = apply_and_forget([(False, block) for block in part], x, {False: (seen, None)}, rngs, None)
+            else:
+                for block in part:
+                    x = block(x, seen, rngs)
+            outputs.append(self.final_norm(x))
+        return outputs
 
     def embedded(self, pixels: jax.Array) -> jax.Array:
         """The tokens before the first layer [B, L, hidden], of pixels [B, h, w, c]."""

@@ -105,6 +105,11 @@ METRICS: dict[str, Metric] = {
 FAMILIES: dict[str, Metric] = {  # metrics whose names hold a number {n}
     "few{n}_top1": _beyond("nearest class mean of {n} examples per class, top-1 accuracy"),
     "few{n}_logistic_top1": _beyond("logistic regression on {n} examples per class, top-1 accuracy"),
+    **{
+        f"{part}{{n}}_{name}": METRICS[name]._replace(title=f"{METRICS[name].title}, {where}")
+        for part, where in (("layer", "after {n} layers"), ("hidden", "with {n} hidden units"))
+        for name in ("linear_top1", "knn_top1", "ndcg@10", "recall@10", "spearman")
+    },
 }
 
 COMPARED = {name: metric.title for name, metric in METRICS.items() if metric.compared}
@@ -118,7 +123,8 @@ def find(name: str) -> Metric | None:
     family = FAMILIES.get(name.replace(number[0], "{n}", 1))
     if family is None:
         return None
-    return family._replace(title=family.title.format(n=number[0]).replace(" 1 examples ", " 1 example "))
+    title = re.sub(r"\b1 (example|layer|hidden unit)s\b", r"1 \1", family.title.format(n=number[0]))
+    return family._replace(title=title)
 
 
 def title(name: str) -> str:

@@ -17,9 +17,10 @@ the prompts, which config.json names, before the texts. A model trained with bfl
 Classifier heads are left out. Two towers become two models of one space, in the folders `text` and `image`, where each
 of them can be written; images.json says how pictures are prepared. With --rotate the last layer is rotated first, so
 that prefixes are the principal directions of the training embeddings (of pairs, those of the documents; of two towers,
-those of both sides, in one rotation): the better shortlist, while inner products at full width stay as they are. An
-ONNX or StableHLO file is run on a few inputs and compared with the model that it was made from before the folder
-appears under its name. Exit status: 0 done, 2 a mistake, 130 interrupted.
+those of both sides, in one rotation): the better shortlist, while inner products at full width stay as they are.
+--layers and --hidden write a part of the encoder. An ONNX or StableHLO file is run on a few inputs and compared with
+the model that it was made from before the folder appears under its name. Exit status: 0 done, 2 a mistake, 130
+interrupted.
 """
 
 import argparse
@@ -77,7 +78,14 @@ FORMATS: dict[str, Format] = {
 
 
 def export(
-    run: str | Path, to: str, out: str | Path, arm: str | None = None, seed: int = 0, rotate: bool = False
+    run: str | Path,
+    to: str,
+    out: str | Path,
+    arm: str | None = None,
+    seed: int = 0,
+    rotate: bool = False,
+    layers: int | None = None,
+    hidden: int | None = None,
 ) -> str:
     """Write one member of a run into the new folder `out`, in the format `to`.
 
@@ -88,20 +96,24 @@ def export(
         arm: `mrl`, `mrl_e`, `ff64`, …; the first arm of the run by default.
         seed: which seed of that arm.
         rotate: whether prefixes become principal directions, see `rotation`.
+        layers, hidden: how many of the encoder's layers, and of the hidden units of each, are kept; the others are not
+            in the files. None: all.
 
     Returns:
         What was done, in a sentence.
 
     Raises:
-        UserError: no such run, arm, seed or format; a format that cannot hold this encoder; a package that is missing;
-            or a folder that is not empty or cannot be written.
+        UserError: no such run, arm, seed, format or part; a format that cannot hold this encoder; a package that is
+            missing; or a folder that is not empty or cannot be written.
     """
     target = FORMATS[one_of("--to", to, FORMATS)]
     out = Path(out).expanduser().resolve()
     check_empty(out)
     model = mrl_jax.load(run, arm, seed)
+    check_format(to, model.program.encoder)
+    whole = model
+    model = whole if (layers, hidden) == (None, None) else whole.part(layers, hidden)
     config = model.program.encoder
-    check_format(to, config)
     if rotate:
         with console.stage("rotating to the principal directions of the training data"):
             model = rotation.rotate(model, rotation.training_embeddings(run, model))
@@ -120,6 +132,7 @@ def export(
             note=f"{towers.NOTE} {target.note}" if isinstance(config, TowersConfig) else target.note,
             usage=usage,
             rotated=rotate,
+            part=None if model is whole else (layers, hidden),
         )
         files.write(folder / "README.md", readme)
     return f"{out}: {to}, {outcome}"
@@ -153,9 +166,21 @@ def main(arguments: list[str] | None = None) -> int:
     console.add_model(parser)
     parser.add_argument("out", metavar="DIR", help="a new or empty folder")
     parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(FORMATS))
+    console.add_parts(parser)
     parser.add_argument("--rotate", action="store_true", help="prefixes are to be principal directions")
 
     def act(options: argparse.Namespace) -> None:
-        print(export(options.run, options.to, options.out, options.arm, options.seed, options.rotate))
+        print(
+            export(
+                options.run,
+                options.to,
+                options.out,
+                options.arm,
+                options.seed,
+                options.rotate,
+                options.layers,
+                options.hidden,
+            )
+        )
 
     return console.run(parser, act, arguments, interrupted="interrupted; nothing was written", place="out")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from mrl_jax.export.folder import typical_dim
 from mrl_jax.model import EmbeddingModel
 from mrl_jax.system.errors import UserError
 
+OF_PART = re.compile(r"(layer|hidden)\d+_")  # what the metrics of a part of the encoder begin with
 KINDS = {"text": "texts", "image": "images", "features": "feature vectors", "image-text": "texts and images"}
 
 
@@ -34,6 +36,7 @@ def card(
     note: str,
     usage: str,
     rotated: bool = False,
+    part: tuple[int | None, int | None] | None = None,
 ) -> str:
     """README.md: front matter, what the model is, how to use it, its quality at each dim and how it was trained.
 
@@ -47,10 +50,11 @@ def card(
         note: a paragraph below the example of use.
         usage: the example of use, Python.
         rotated: whether its prefixes are principal directions, which is not what the run measured.
+        part: how many of the encoder's layers and of the hidden units of each it has, None: all; None: it is whole.
     """
     config = configuration.from_yaml(directory / "config.yaml")
     dataset = runs.read_dataset(directory)
-    members = {a.label: a for a in arms.expand(config.arms, config.nesting_dims, config.loss.weights)}
+    members = {a.label: a for a in config.population}
     member = members[arm or next(iter(members))]
     dims = ", ".join(map(str, model.dims))
     weights = getattr(config.encoder, "weights", None)
@@ -75,6 +79,9 @@ def card(
             "It was rotated after training: its prefixes are the principal directions of the training embeddings, the "
             "better shortlists, and the qualities below hold at full width alone."
         )
+    named = zip(part or (), ("layer", "hidden unit"), strict=False)
+    if kept := [f"the first {size} {what}{'s' * (size > 1)}" for size, what in named if size is not None]:
+        about.append(f"Of the encoder that was trained it has {' and '.join(kept)}, without the rest.")
     if known:
         about.append(f"It started from [{base}](https://huggingface.co/{base}), {known.licence}.")
     if model.prompts.texts:
@@ -89,7 +96,7 @@ def card(
         f"## Use\n\n```python\n{usage}```\n\n{note} Any of {dims} dims may take the place of {typical_dim(model)}.",
         "## Quality on the test split",
         *(
-            (f"{place.name}:\n\n" if place != directory else "") + _quality(place, member, seed, model.dims)
+            (f"{place.name}:\n\n" if place != directory else "") + _quality(place, member, seed, model.dims, part)
             for place in runs.folders(directory)
         ),
         "## Training\n\n" + _training(directory, config),
@@ -103,18 +110,26 @@ def _sizes(dataset: dict[str, Any]) -> str:
     return f" ({', '.join(counts)})" if counts else ""
 
 
-def _quality(directory: Path, member: arms.Arm, seed: int, dims: Sequence[int]) -> str:
-    """The metrics of the exported member; where its arm has several seeds, their mean in brackets."""
+def _quality(
+    directory: Path, member: arms.Arm, seed: int, dims: Sequence[int], of: tuple[int | None, int | None] | None
+) -> str:
+    """The metrics of the exported member, or of the part of it that is; where its arm has several seeds, their mean in
+    brackets."""
+    layers, hidden = of or (None, None)
+    names = [f"{name}{size}_" for name, size in (("layer", layers), ("hidden", hidden)) if size is not None]
     own: dict[tuple[int, str], float] = {}
     every = defaultdict(list)
     for row in runs.read_rows(directory / "evaluation.csv"):
-        compressed = row.metric.startswith(("int8_", "bit_"))
-        if row.arm == member.name and row.split == "test" and member.width in (None, row.dim) and not compressed:
-            every[row.dim, row.metric].append(row.value)
+        compressed, part = row.metric.startswith(("int8_", "bit_")), OF_PART.match(row.metric)
+        if ([part[0]] if part else []) != names or compressed:
+            continue
+        if row.arm == member.name and row.split == "test" and member.width in (None, row.dim):
+            metric = row.metric[part.end() :] if part else row.metric
+            every[row.dim, metric].append(row.value)
             if row.seed == seed:
-                own[row.dim, row.metric] = row.value
+                own[row.dim, metric] = row.value
     if not own:
-        return "The run has no evaluation on a test split."
+        return f"The run has no evaluation {'of this part ' if names else ''}on a test split."
     known = ordered(metric for _, metric in own)
     main = [metric for metric in known if (entry := find(metric)) and entry.printed]
     metrics = [*main, *(metric for metric in known if metric not in main)]

@@ -20,6 +20,7 @@ from mrl_jax.evaluate.cascade import Kind
 from mrl_jax.evaluate.nested_classifier import NestedClassifier
 from mrl_jax.losses import heads
 from mrl_jax.model.chunks import chunks
+from mrl_jax.model.parts import cut
 from mrl_jax.runs import checkpoint
 from mrl_jax.system import console
 from mrl_jax.system.errors import UserError, one_of
@@ -43,6 +44,7 @@ class EmbeddingModel:
         calibration: what its classifiers answered to held-out examples; None where that is not known.
         prompts: what stands before texts, by name.
         source: of a run on several, the one whose classifiers these are.
+        sizes: numbers of its encoder's layers, and of hidden units, that it was trained with; none: with all alone.
         unknown: number of inputs so far with a zero embedding: texts without any token that it knows.
     """
 
@@ -57,6 +59,7 @@ class EmbeddingModel:
         calibration: Calibration | None = None,
         prompts: Prompts = NO_PROMPTS,
         source: str | None = None,
+        sizes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ()),
     ) -> None:
         self.prompts, self.source = prompts, source
         self.program, self.reader, self.dims, self.head = program, reader, dims, head
@@ -64,6 +67,7 @@ class EmbeddingModel:
         self.classes, self.calibration, self.unknown = tuple(classes), calibration, 0
         self._embed = jax.jit(program.embed)
         self._warned_untrained = self._warned_cut = False
+        self.sizes, self.parts = sizes, dict[tuple[int, int], EmbeddingModel]()
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -80,6 +84,8 @@ class EmbeddingModel:
         batch_size: int = 256,
         show_progress: bool | None = None,
         prompt: str | None = None,
+        layers: int | None = None,
+        hidden: int | None = None,
     ) -> np.ndarray:
         """Embeddings of texts (or images, or features), truncated to `dim` and then scaled to unit length.
 
@@ -95,14 +101,17 @@ class EmbeddingModel:
             show_progress: whether to show a progress bar on standard error; by default for more than one chunk.
             prompt: the name of what to put before each text: `query`, `document` or another of the model's `prompts`;
                 by default its default prompt, if it has one.
+            layers, hidden: how many layers, and units in the feed-forward of each, as `part`; by default all.
 
         Returns:
             float32 [n, dim] with rows of unit length; a zero embedding (a text without any known word) stays zero.
 
         Raises:
-            UserError: the model has no prompt of that name.
+            UserError: the model has no prompt of that name, or not so many layers.
             ValueError: `dim` is outside 1…D, `batch_size` below 1, or `raw` is a single text instead of a list.
         """
+        if layers is not None or hidden is not None:
+            return self.part(layers, hidden).encode(raw, dim, batch_size, show_progress, prompt)
         blocks = list(self.encode_stream(raw, dim, batch_size, show_progress, prompt=prompt))
         dim = self.program.width if dim is None else dim
         z, start = np.empty((sum(map(len, blocks)), dim), np.float32), 0
@@ -112,6 +121,10 @@ class EmbeddingModel:
             z[start : start + len(block)] = block
             start += len(block)
         return z
+
+    def part(self, layers: int | None = None, hidden: int | None = None) -> "EmbeddingModel":
+        """The model of the first layers and hidden units alone, smaller and faster; see `parts.cut`."""
+        return cut(self, layers, hidden)
 
     def encode_stream(
         self,
@@ -194,12 +207,7 @@ class EmbeddingModel:
             raise ValueError(f"batch_size={batch_size} is not allowed; at least 1")
 
     def _embed_chunk(
-        self,
-        raw: Sequence[str] | np.ndarray,
-        batch_size: int,
-        dim: int,
-        normalised: bool,
-        prompt: str | None = None,
+        self, raw: Sequence[str] | np.ndarray, batch_size: int, dim: int, normalised: bool, prompt: str | None = None
     ) -> np.ndarray:
         batch_size = min(batch_size, 1 << (len(raw) - 1).bit_length()) if len(raw) else 1  # few shapes to compile
         examples = Examples(self.reader(put(self.prompts.of(prompt), raw)), np.zeros(len(raw), np.int32))
@@ -362,7 +370,7 @@ def load(run: str | Path, arm: str | None = None, seed: int = 0, dtype: str = "f
     dataset = runs.read_dataset(directory)
     if dataset.get("zero_shot"):
         raise UserError(f"{directory} is an evaluation and has no model of its own; give the model that was evaluated")
-    by_label = {a.label: a for a in arms.expand(config.arms, config.nesting_dims, config.loss.weights)}
+    by_label = {a.label: a for a in config.population}
     if not by_label:
         raise UserError(f"{directory} has no trained model; its arms are {', '.join(config.arms)}")
     chosen = by_label[one_of("arm", arm or next(iter(by_label)), by_label)]
@@ -387,4 +395,5 @@ def load(run: str | Path, arm: str | None = None, seed: int = 0, dtype: str = "f
     classes = sources.get(source, dataset)["classes"]
     file = (runs.folder(directory, source) if source else directory) / "checkpoints" / label / "calibration.npz"
     calibration = runs.read_calibration(file, dims) if classes else None
-    return EmbeddingModel(program, weights, reader, dims, chosen.head, classes, calibration, prompts, source)
+    sizes = chosen.trained_sizes(program.layers, program.hidden)
+    return EmbeddingModel(program, weights, reader, dims, chosen.head, classes, calibration, prompts, source, sizes)

@@ -21,8 +21,9 @@ MARKERS: dict[str | None, Any] = {
     "diamond": "D", "star": "*",
     "hexagon": "h", "thin-diamond": "d", "triangle-left": "<", "triangle-right": ">", "octagon": "8", "hexagon2": "H",
     "star-diamond": (4, 1, 0),  # a star of four points
-    "triangle-ne": (3, 0, -45), "triangle-sw": (3, 0, 135), "triangle-nw": (3, 0, 45),
-    "star-square": (4, 1, 45),  # turned
+    # turned:
+    "triangle-ne": (3, 0, -45), "triangle-sw": (3, 0, 135), "triangle-nw": (3, 0, 45), "triangle-se": (3, 0, -135),
+    "star-square": (4, 1, 45),
     None: "",
 }  # fmt: skip
 STYLES: dict[str | None, Any] = {

@@ -76,7 +76,7 @@ class Run:
         """The members that the configuration asks for and that have no results; an evaluation has all or none."""
         if self.rows and self.zero_shot:
             return []
-        trained = arms.expand(self.config.arms, self.config.nesting_dims, self.config.loss.weights)
+        trained = self.config.population
         names = [arm.label for arm in trained]
         names += [*arms.posthoc(self.config.arms), *arms.untuned(self.config.arms)]
         wanted = [f"{name}-seed{seed}" for seed in range(self.config.seeds) for name in names]

@@ -84,6 +84,12 @@ def add_model(parser: argparse.ArgumentParser, untuned: bool = False) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
+def add_parts(parser: argparse.ArgumentParser) -> None:
+    """The arguments that leave out a part of the encoder."""
+    parser.add_argument("--layers", type=positive, help="how many layers of the encoder to use, by default all")
+    parser.add_argument("--hidden", type=positive, help="how many hidden units per layer to use, by default all")
+
+
 def positive(word: str) -> int:
     """The type of an argument that is a count."""
     if not word.isdecimal() or int(word) < 1:

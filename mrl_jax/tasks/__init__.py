@@ -47,4 +47,6 @@ def train_step(config: Config, description: Mapping[str, Any], steps: int = 1) -
         steps=steps,
         accumulate=config.trainer.accumulate,
         precision=config.trainer.precision,
+        layers=config.nesting_layers or (),
+        hidden=config.nesting_hidden or (),
     )

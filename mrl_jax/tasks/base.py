@@ -19,7 +19,7 @@ from mrl_jax.system import files, processes
 from mrl_jax.system.errors import UserError
 from mrl_jax.training.batches import Examples
 from mrl_jax.training.models import FitResult
-from mrl_jax.training.step import Objective
+from mrl_jax.training.objective import Objective
 from mrl_jax.training.trainer import Trainer
 
 Splits = Mapping[str, Any]  # train, validation, test: `Examples`, `PairExamples` or `RankingExamples`

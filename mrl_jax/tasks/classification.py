@@ -23,6 +23,7 @@ from mrl_jax.rows import is_zero
 from mrl_jax.runs import MetricRow
 from mrl_jax.system import processes
 from mrl_jax.system.errors import UserError
+from mrl_jax.tasks import slices
 from mrl_jax.tasks.base import (
     MAX_EMBEDDINGS_BYTES,
     Preprocess,
@@ -176,7 +177,7 @@ class Classification:
         return {"classes": list(dataset.classes)}
 
     def objective(self, config: Config, description: Mapping[str, Any]) -> ClassObjective:
-        population = arms.expand(config.arms, config.nesting_dims, config.loss.weights)
+        population = config.population
         return ClassObjective(config.nesting_dims, arms.kinds(population), len(description["classes"]), config.loss)
 
     def score(
@@ -236,7 +237,16 @@ class Classification:
             scores = itertools.chain(
                 scores, evaluate.score_cascade(z, labels, own, tied, stages, settings, member.seed)
             )
-        rows = write(arm.name, itertools.chain(scores, generalise(z, own, wanted, fixed(wanted))))
+
+        def of_smaller() -> Iterable[tuple[str, Score]]:
+            at_dims, plain = {m: own[m] for m in dims if m in own}, replace(settings, quantised=False)
+            for prefix, other, weights in slices.smaller(config, trainer, arm, result.model):
+                used = {name: splits[name] for name in z if name in ("train", "validation", "test")}
+                smaller = {name: other.embed(weights, part, settings.batch_size) for name, part in used.items()}
+                for split, s in evaluate.score(smaller, labels, at_dims, {}, dims, dims, plain):
+                    yield from ((split, one) for one in slices.named(prefix, [s]))
+
+        rows = write(arm.name, itertools.chain(scores, generalise(z, own, wanted, fixed(wanted)), of_smaller()))
         at = evaluate.dims_of(None, dims, settings)
         for name in arms.made_of(arm, config.arms, config.width):
             rows += write(name, of_compressed(name, at))

@@ -27,7 +27,7 @@ from mrl_jax.losses import (
 from mrl_jax.nesting import truncate
 from mrl_jax.rows import is_zero
 from mrl_jax.tasks.base import shortlist, where_taught
-from mrl_jax.training.step import OF_LABEL
+from mrl_jax.training.objective import OF_LABEL
 
 COLDEST = 0.01  # the smallest temperature that is learned, as in CLIP (Radford et al., 2021, arXiv:2103.00020)
 

@@ -2,7 +2,8 @@
 they are; see `pair_objectives`. Pairs without scores are scored by ranking, others by Spearman's correlation.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from mrl_jax.evaluate.metrics import TO_TEXT
 from mrl_jax.runs import MetricRow
 from mrl_jax.system.console import say
 from mrl_jax.system.errors import UserError
-from mrl_jax.tasks import teacher
+from mrl_jax.tasks import slices, teacher
 from mrl_jax.tasks.base import MAX_EMBEDDINGS_BYTES, Preprocess, Splits, check_data, write_scores
 from mrl_jax.tasks.pair_objectives import PairObjective
 from mrl_jax.training.batches import Examples, PairExamples, RankingExamples
@@ -118,7 +119,13 @@ class LearningFromPairs:
         member, arm = result.member, result.member.arm
         judged = _judged(config, trainer, result.model, splits)
         wanted = evaluate.dims_of(arm, config.nesting_dims, config.evaluation)
-        rows = _write(config, directory, arm.name, member.label, member.seed, judged, wanted)
+        of_smaller = (
+            (split, score)
+            for prefix, other, weights in slices.smaller(config, trainer, arm, result.model)
+            for split, one in _judged(config, other, weights, splits).items()
+            for score in slices.named(prefix, one.scores(config.nesting_dims))
+        )
+        rows = _write(config, directory, arm.name, member.label, member.seed, judged, wanted, of_smaller)
         if compressions := arms.made_of(arm, config.arms, config.width):
             z = _sample(config, trainer, result.model, splits, member.seed, compressions)
             rows += _score_compressed(config, directory, compressions, z, judged, member.seed)
@@ -204,11 +211,12 @@ def _write(
     seed: int,
     judged: Mapping[str, Judged],
     dims: Sequence[int],
+    more: Iterable[tuple[str, Score]] = (),
 ) -> list[MetricRow]:
     quantised = config.evaluation.quantised_search
     scores = ((split, score) for split, one in judged.items() for score in one.scores(dims, quantised))
     labels = {split: np.zeros(len(one), np.int32) for split, one in judged.items()}
-    return write_scores(config, directory, arm, label, seed, labels, scores)
+    return write_scores(config, directory, arm, label, seed, labels, itertools.chain(scores, more))
 
 
 def _check_memory(config: Config, validation: Pairs, texts: int) -> None:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrl_jax import arms
 from mrl_jax.arms import Arm, Member
 from mrl_jax.config import Config, as_word, space
 from mrl_jax.runs import Log, checkpoint
@@ -54,7 +53,7 @@ def tune(config: Config, directory: Path, trainer: Trainer, splits: Splits) -> d
     if config.tune.trials == 0:
         return {}
     tried = space.draws(config)
-    population = arms.expand(config.arms, config.nesting_dims, config.loss.weights)
+    population = config.population
     done = _run(config, population, tried, directory, trainer, splits)
     each = len(tried)
     chosen = {arm.label: _choose(arm, done[i * each : (i + 1) * each]) for i, arm in enumerate(population)}

@@ -135,6 +135,7 @@ def _trial(config: Config, dataset: Dataset | PairDataset, name: str) -> tuple[f
     dims = (*(m for m in config.nesting_dims if m < width), width)
     loss = dataclasses.replace(config.loss, weights=None)
     config = dataclasses.replace(config, width=width, nesting_dims=dims, loss=loss)
+    config = dataclasses.replace(config, nesting_layers=None, nesting_hidden=None)  # of the whole encoder
     reader = disk_examples.fit(config, dataset)
     splits = read_splits(config, dataset.without_test(), reader, tell=lambda text: None)
     total = config.trainer.total_steps(len(splits["train"]))

@@ -8,7 +8,7 @@ accuracy the first or, where the task `breaks_ties`, that with the smallest loss
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,7 +54,7 @@ class Evaluator(Protocol):
         members: int | None,
         settings: Mapping[str, Any] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Accuracy and mean loss [(members,) kinds, K] over a split."""
+        """Accuracy and mean loss [(members,) kinds, K] over a split, as `Trainer.accuracy`."""
         ...
 
 
@@ -82,7 +82,10 @@ class GroupLoop:
         self.layout = trainer.layout(len(members) if self.together else None)
         rows = [m.row(self.program.kinds) for m in members]
         self.row: Row = jax.tree.map(lambda *parts: np.stack(parts), *rows)
-        self.weights = self.row.weights  # [members, kinds, K]
+        self.weights = self.row.weights  # [members, kinds, K], or [members, L, kinds, K]
+        self.scored = self.weights  # of the scores on validation, which also have an axis of the hidden widths
+        if self.row.hidden is not None:
+            self.scored = np.stack([np.multiply.outer(row.hidden, row.weights) for row in rows])
         self.programs = [self.program.with_settings(dict(member.settings)) for member in members]  # of each alone
         self.total = self.program.steps
         moments = np.linspace(0, self.total, self.config.evaluations + 1)[1:]
@@ -196,7 +199,7 @@ class GroupLoop:
         rates = {program: float(program.schedule(step - 1)) for program in {*self.programs}}
         mean = losses.mean(0)
         self.log.append(
-            self._line(i, step, "train", mean[i])
+            self._line(i, step, "train", self.weights[i], {"loss": mean[i]})
             | {
                 "gradient_norm": float(norms[:, i].mean()),
                 "learning_rate": rates[self.programs[i]],
@@ -204,11 +207,11 @@ class GroupLoop:
             }
             for i in range(len(self.members))
         )
-        loss = np.mean([self._average(i, mean[i]) for i in range(len(self.members))])
+        loss = np.mean([_average(self.weights[i], mean[i]) for i in range(len(self.members))])
         self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} examples/s", refresh=False)
 
     def _by_member(self, window: list[Measures]) -> tuple[np.ndarray, np.ndarray]:
-        """Losses [steps, members, kinds, K] and gradient norms [steps, members]."""
+        """Losses [steps, members, kinds, K], or [steps, members, L, kinds, K], and gradient norms [steps, members]."""
         losses, norms = np.stack([m.losses for m in window]), np.stack([m.gradient_norm for m in window])
         return (losses, norms) if self.together else (losses[:, None], norms[:, None])
 
@@ -218,7 +221,7 @@ class GroupLoop:
         weighted = np.where(self.weights > 0, losses, 0.0)  # ignore granularities that the arm does not train
         for offset in range(len(losses)):
             for i, member in enumerate(self.members):
-                bad = ~np.isfinite(weighted[offset, i]).all(axis=0)
+                bad = ~np.isfinite(weighted[offset, i]).reshape(-1, len(self.program.dims)).all(axis=0)
                 if not bad.any() and np.isfinite(norms[offset, i]):
                     continue
                 if self.may_diverge:
@@ -254,17 +257,17 @@ class GroupLoop:
 
         def line(i: int) -> dict[str, Any]:
             of = {
-                name: {"loss": self._per_dim(i, lost[i]), "accuracy": self._per_dim(i, right[i])}
+                name: self._by_part([], self.weights[i], {"loss": lost[i], "accuracy": right[i]})
                 for name, (right, lost) in each.items()
                 if name
             }
-            plain = self._line(i, step, "validation", loss[i]) | {"accuracy": self._per_dim(i, accuracy[i])}
+            plain = self._line(i, step, "validation", self.scored[i], {"loss": loss[i], "accuracy": accuracy[i]})
             return plain | ({"sources": of} if of else {})
 
         self.log.append(map(line, range(len(self.members))))
-        average = np.array([self._average(i, accuracy[i]) for i in range(len(self.members))], np.float32)
+        average = np.array([_average(self.scored[i], accuracy[i]) for i in range(len(self.members))], np.float32)
         if self.program.objective.breaks_ties:
-            losses = np.array([self._average(i, loss[i]) for i in range(len(self.members))], np.float32)
+            losses = np.array([_average(self.scored[i], loss[i]) for i in range(len(self.members))], np.float32)
             average = np.stack([average, -np.nan_to_num(losses, nan=np.inf, posinf=np.inf)], axis=1)
         moment: Any = average, np.full(len(average), step, np.int32)
         if not self.together:
@@ -273,7 +276,8 @@ class GroupLoop:
         return better
 
     def _scores(self, model: Weights) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Accuracy and loss [members, kinds, K] on the validation split; of a mixture, of each source by its name."""
+        """Accuracy and loss of each member on the validation split, as `Trainer.accuracy`; of a mixture, of each source
+        by its name."""
         parts: dict[str, AnyExamples | NamedExamples] = {"": self.validation}
         if isinstance(self.validation, MixedExamples):
             parts = {part.name: part for part in self.validation.named}
@@ -294,21 +298,45 @@ class GroupLoop:
         accuracy = math.nan if self.diverged[i] else float(own.accuracy.flat[0])
         return FitResult(self.members[i], self.program.widen(own.model), accuracy, int(own.step))
 
-    def _line(self, i: int, step: int, split: str, loss: np.ndarray) -> dict[str, Any]:
+    def _line(
+        self, i: int, step: int, split: str, weights: np.ndarray, values: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """A line of metrics.jsonl with these values by name, of the granularities that member i trains, by dim: those
+        of the largest encoder, and below `layers` and `hidden` those of others."""
         member = self.members[i]
         names = {"member": member.label, "arm": member.arm.name, "seed": member.seed}
         width = {} if member.arm.width is None else {"width": member.arm.width}
-        return {"step": step, "split": split, **names, **width, "loss": self._per_dim(i, loss)}
+        axes = [("hidden", self.program.hidden), ("layers", self.program.layers)]
+        axes = [(name, sizes) for name, sizes in axes if sizes]
+        axes = axes[len(axes) - (weights.ndim - 2) :]  # losses of a step are of the hidden units that it drew
+        return {"step": step, "split": split, **names, **width, **self._by_part(axes, weights, values)}
 
-    def _per_dim(self, i: int, values: np.ndarray) -> dict[str, float]:
-        """From values [kinds, K], those of the granularities that member i trains, by dim."""
-        active = self.weights[i] > 0
+    def _by_part(
+        self, axes: Sequence[tuple[str, Sequence[int]]], weights: np.ndarray, values: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """The values by dim of the last size along the first of the axes of `weights` and `values` that has a weight,
+        and by size those of the others."""
+        if not axes:
+            return {name: self._per_dim(weights, of) for name, of in values.items()}
+        name, sizes = axes[0]
+        each = {
+            str(size): self._by_part(axes[1:], weights[at], {key: of[at] for key, of in values.items()})
+            for at, size in enumerate(sizes)
+            if weights[at].any()
+        }
+        _, last = each.popitem()
+        return last | ({name: each} if each else {})
+
+    def _per_dim(self, weights: np.ndarray, values: np.ndarray) -> dict[str, float]:
+        """From values [kinds, K], those of the granularities with a weight [kinds, K], by dim."""
+        active = weights > 0
         dims = enumerate(self.program.dims)
         return {str(m): float(values[:, k][active[:, k]][0]) for k, m in dims if active[:, k].any()}
 
-    def _average(self, i: int, values: np.ndarray) -> float:
-        """The mean of values [kinds, K], weighted by the loss weights of member i."""
-        return float(np.sum(self.weights[i] * np.where(self.weights[i] > 0, values, 0)) / np.sum(self.weights[i]))
-
     def _names(self) -> str:
         return self.members[0].label if not self.together else f"{len(self.members)} members together"
+
+
+def _average(weights: np.ndarray, values: np.ndarray) -> float:
+    """The mean of values, weighted by the loss weights of a member, both [kinds, K] or with axes before these."""
+    return float(np.sum(weights * np.where(weights > 0, values, 0)) / np.sum(weights))

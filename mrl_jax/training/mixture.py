@@ -14,7 +14,7 @@ import numpy as np
 
 from mrl_jax.data.mixture import schedule
 from mrl_jax.training.batches import BatchReader, Examples, PairExamples, RankingExamples, prefetch, stream
-from mrl_jax.training.step import Objective
+from mrl_jax.training.objective import Objective
 
 
 class NamedExamples:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,13 @@ from flax import nnx
 from mrl_jax import encoders, rows
 from mrl_jax.arms import Row
 from mrl_jax.config import OptimizerConfig
-from mrl_jax.encoders import EncoderConfig, mixing
+from mrl_jax.encoders import EncoderConfig, mixing, slices
 from mrl_jax.losses import cached_gradient, sample_granularities
 from mrl_jax.system.errors import UserError
-from mrl_jax.training import averaging, optimizer
+from mrl_jax.training import averaging, optimizer, parts
+from mrl_jax.training.objective import OF_LABEL, Objective
 
 Inputs = Mapping[str, jax.Array]
-OF_LABEL = ("label", "teacher", "guide")  # of a batch, what the encoder does not read
 
 
 class Weights(NamedTuple):
@@ -49,76 +49,6 @@ class Measures(NamedTuple):
     gradient_norm: Any
 
 
-class Objective(Protocol):
-    """The objective of a task: parameters besides the encoder's, nested loss, score. See `mrl_jax.tasks`."""
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """The K nesting dims."""
-        ...
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of heads that loss weights [kinds, K] refer to."""
-        ...
-
-    @property
-    def columns(self) -> int:
-        """Embeddings per example."""
-        ...
-
-    @property
-    def couples_examples(self) -> bool:
-        """Whether the loss of an example depends on the others in its batch, so that a batch cannot be split."""
-        ...
-
-    @property
-    def breaks_ties(self) -> bool:
-        """Whether of moments with the same accuracy that of the smallest loss is kept, instead of the first."""
-        ...
-
-    @property
-    def sampled(self) -> int:
-        """Number of granularities that a sampled arm trains per step."""
-        ...
-
-    def with_options(self, options: Mapping[str, Any]) -> "Objective":
-        """The same with these options of `LossConfig`, numbers or arguments of the compiled step."""
-        ...
-
-    def of(self, label: Any) -> tuple["Objective", Any]:
-        """The objective of a batch with this label, and the label as that one reads it: of a mixture, its source's."""
-        ...
-
-    def init(self, key: jax.Array) -> dict[str, Any]:
-        """The initial parameters."""
-        ...
-
-    def loss(
-        self, params: Any, z: jax.Array, label: Any, weights: jax.Array, of_arm: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """The scalar loss of embeddings [columns · B, D] and the loss of each granularity [kinds, K]. With vectors of
-        other models [columns · B, T] in the batch, the label is a mapping of `label` and these, see `OF_LABEL`.
-        `of_arm` are the weights of all steps, of which `weights` has those that are drawn; None: no others."""
-        ...
-
-    def score(self, params: Any, z: jax.Array, label: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Numbers of correct answers and summed losses, [kinds, K] each, over examples where `valid` [B] is true."""
-        ...
-
-    def narrow(self, width: int) -> "Objective":
-        """The objective of the fixed-size model of `width` alone."""
-        ...
-
-    def cut(self, wide: Any, params: Any) -> dict[str, Any]:
-        """The initial parameters of this objective, cut from the parameters of the `wide` one."""
-        ...
-
-    def widen(self, wide: Any, full: Any, params: Any) -> dict[str, Any]:
-        """`full`, the parameters of the `wide` objective, with the parameters of this one written into them."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class TrainStep:
     """An encoder, its objective and its optimiser, for given shapes of data."""
@@ -134,6 +64,9 @@ class TrainStep:
     precision: str = "highest"  # matmul precision of the training step; evaluation always uses "highest"
     wide: "TrainStep | None" = None  # the step that this one is cut from, see `narrow`
     rates: Mapping[str, Any] = field(default_factory=dict)  # of dropout, in place of the encoder's settings
+    layers: tuple[int, ...] = ()  # L nesting layers, after each of which the embedding is read; none: at the end alone
+    hidden: tuple[int, ...] = ()  # H nesting hidden widths, one of which is drawn for a step; none: all units always
+    units: Any = None  # the hidden units that are used, see `slices.set_units`; None: all
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -233,9 +166,23 @@ class TrainStep:
     def check(self) -> None:
         """Raise `UserError` if the encoder cannot be built. It is only traced, so this is cheap."""
         encoders.check_width(self.encoder, self.width)
+        slices.check(self.encoder, self.layers or None, self.hidden or None)
         _ = self.graph
         if mixing.draws(self.encoder) and (self.objective.columns > 1 or self.objective.couples_examples):
             raise UserError("encoder.mixup and encoder.cutmix are not allowed with loss.shortlist or pairs; 0")
+
+    def part(self, layers: int | None, hidden: int | None) -> "TrainStep":
+        """The step of the encoder that has the first layers and hidden units alone; None: all."""
+        encoder, vocabulary = slices.cut_config(self.encoder, self.vocabulary, layers, hidden)
+        return dataclasses.replace(self, encoder=encoder, vocabulary=vocabulary, layers=(), hidden=())
+
+    def cut(self, model: Weights, layers: int | None, hidden: int | None) -> Weights:
+        """The weights of `part`, out of those of this step."""
+        return model._replace(params={**model.params, "encoder": slices.cut(model.params["encoder"], layers, hidden)})
+
+    def with_hidden(self, size: Any) -> "TrainStep":
+        """This step with the first `size` hidden units of each feed-forward; may be traced."""
+        return dataclasses.replace(self, units=(jnp.arange(self.hidden[-1]) < size).astype(jnp.float32))
 
     def init(self, seed: int) -> State:
         """The initial state for a seed, which all its arms share."""
@@ -262,53 +209,60 @@ class TrainStep:
         with jax.default_matmul_precision("highest"):
             return self._forward(model, inputs, None)[0]
 
-    def _forward(self, model: Weights, inputs: Inputs, key: jax.Array | None) -> tuple[jax.Array, Any]:
+    def _forward(
+        self, model: Weights, inputs: Inputs, key: jax.Array | None, layers: tuple[int, ...] = ()
+    ) -> tuple[jax.Array, Any]:
+        """The embeddings [B, D], after each of `layers` [L, B, D], and the statistics of batch norm."""
         encoder = model.params["encoder"]
         if (learns := encoders.trained(self.encoder, encoder)) is not None:
             encoder = jax.tree.map(lambda x, learn: x if learn else jax.lax.stop_gradient(x), encoder, learns)
         module = nnx.merge(self.graph, encoder, model.statistics)
         encoders.set_rates(self.encoder, module, self.rates)
-        z_BxD = module(dict(inputs), rngs=None if key is None else nnx.Rngs(dropout=key))
-        return z_BxD, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+        if self.units is not None:
+            slices.set_units(module, self.units)
+        read = {"layers": layers} if layers else {}
+        z = module(dict(inputs), rngs=None if key is None else nnx.Rngs(dropout=key), **read)
+        return z, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
     def _losses(self, params: Any, statistics: Any, batch: Inputs, weights: Any, key: jax.Array) -> Any:
         inputs, label = _inputs(batch), _label(batch)
         if not mixing.draws(self.encoder):
-            z_BxD, statistics = self._forward(Weights(params, statistics), inputs, key)
-            total, losses = self.objective.loss(params, z_BxD, label, *weights)
+            z, statistics = self._forward(Weights(params, statistics), inputs, key, self.layers)
+            total, losses = parts.loss(self.objective, params, z, label, weights)
             return total, (losses, statistics)
         mix = mixing.draw(key, self.encoder)
-        z_BxD, statistics = self._forward(Weights(params, statistics), {**inputs, "mix": mix}, key)
-        own, other = (self.objective.loss(params, z_BxD, part, *weights) for part in (label, label[::-1]))
+        z, statistics = self._forward(Weights(params, statistics), {**inputs, "mix": mix}, key, self.layers)
+        own, other = (parts.loss(self.objective, params, z, part, weights) for part in (label, label[::-1]))
         total, losses = jax.tree.map(lambda a, b: mix[0] * a + (1 - mix[0]) * b, own, other)
         return total, (losses, statistics)
 
     def _cached_gradient(self, params: Any, statistics: Any, batch: Inputs, weights: Any, key: jax.Array) -> Any:
         """As `jax.grad(self._losses)`, holding the activations of one part of the batch at a time."""
-        parts = {k: v.reshape(self.accumulate, -1, *v.shape[1:]) for k, v in _inputs(batch).items()}
+        split = {k: v.reshape(self.accumulate, -1, *v.shape[1:]) for k, v in _inputs(batch).items()}
         keys = jax.random.split(key, self.accumulate)
 
         def embed(params: Any, part: Any) -> jax.Array:
             inputs, key = part
-            return self._forward(Weights(params, statistics), inputs, key)[0]
+            return self._forward(Weights(params, statistics), inputs, key, self.layers)[0]
 
-        def loss(params: Any, z_AxSxD: jax.Array) -> Any:
-            parts, _, width = z_AxSxD.shape
-            z_SxD = z_AxSxD.reshape(parts, self.objective.columns, -1, width).swapaxes(0, 1).reshape(-1, width)
-            return self.objective.loss(params, z_SxD, _label(batch), *weights)
+        def loss(params: Any, z: jax.Array) -> Any:  # [A, S, D], or [A, L, S, D]
+            *before, _, width = z.shape
+            z = z.reshape(*before, self.objective.columns, -1, width)
+            z = jnp.moveaxis(z, 0, -3).reshape(*before[1:], -1, width)
+            return parts.loss(self.objective, params, z, _label(batch), weights)
 
-        gradient, losses = cached_gradient(embed, loss, params, (parts, keys))
+        gradient, losses = cached_gradient(embed, loss, params, (split, keys))
         if jax.tree.leaves(statistics):  # of batch norm, which normalises each part by its own
 
             def follow(statistics: Any, part: Any) -> tuple[Any, None]:
                 inputs, key = part
                 return self._forward(Weights(params, statistics), inputs, key)[1], None
 
-            statistics, _ = jax.lax.scan(follow, statistics, (parts, keys))
+            statistics, _ = jax.lax.scan(follow, statistics, (split, keys))
         return gradient, (losses, statistics)
 
     def _weights(self, row: Row, key: jax.Array) -> jax.Array:
-        """The loss weights [kinds, K] of one step, with granularities sampled if the arm does so."""
+        """The loss weights, [kinds, K] or [L, kinds, K], of one step, with granularities sampled if the arm does so."""
         factors_K = sample_granularities(key, len(self.dims), min(self.objective.sampled, len(self.dims)))
         return jnp.where(row.sampled, row.weights * factors_K, row.weights)
 
@@ -316,6 +270,9 @@ class TrainStep:
         """One update. `batch` holds the inputs and `label`, `row` is the member's, `key` the seed's."""
         with jax.default_matmul_precision(self.precision):
             program, batch = self.with_settings(row.settings)._of(batch)
+            key = jax.random.fold_in(key, state.step)
+            if program.hidden:
+                program = program.with_hidden(parts.draw(program.hidden, row.hidden, key))
             return program._update(state, batch, row, key)
 
     def _of(self, batch: Inputs) -> tuple["TrainStep", Inputs]:
@@ -327,7 +284,6 @@ class TrainStep:
 
     def _update(self, state: State, batch: Inputs, row: Row, key: jax.Array) -> tuple[State, Measures]:
         gradient = jax.grad(self._losses, has_aux=True)
-        key = jax.random.fold_in(key, state.step)
         weights = self._weights(row, key), row.weights
         params, statistics = state.model
         if self.accumulate > 1 and self.objective.couples_examples:
@@ -335,7 +291,7 @@ class TrainStep:
         elif self.accumulate == 1:
             grads, (losses, statistics) = gradient(params, statistics, batch, weights, key)
         else:
-            parts = jax.tree.map(lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), dict(batch))
+            split = jax.tree.map(lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), dict(batch))
 
             def add(carry: Any, part: Any) -> tuple[Any, None]:
                 sums, statistics = carry
@@ -346,7 +302,7 @@ class TrainStep:
                 return (jax.tree.map(jnp.add, sums, (grads, losses)), statistics), None
 
             zeros = jax.tree.map(jnp.zeros_like, (params, weights[0]))
-            sums, _ = jax.lax.scan(add, (zeros, statistics), (jnp.arange(self.accumulate), parts))
+            sums, _ = jax.lax.scan(add, (zeros, statistics), (jnp.arange(self.accumulate), split))
             (grads, losses), statistics = jax.tree.map(lambda x: x / self.accumulate, sums[0]), sums[1]
         decay = self.optimizer_config.ema
         updates, optimizer = self.optimizer.update(grads, state.optimizer.rule if decay else state.optimizer, params)
@@ -359,11 +315,14 @@ class TrainStep:
     def score(
         self, model: Weights, batch: Inputs, valid_B: jax.Array, settings: rows.Settings | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Numbers of correct answers and summed losses, both [kinds, K], over the examples where `valid_B` is true."""
+        """Numbers of correct answers and summed losses over the examples where `valid_B` is true, both [kinds, K]; with
+        nesting layers [L, kinds, K], and with hidden widths one such array for each, [H, …]."""
+        if self.hidden and self.units is None:
+            return parts.stacked([self.with_hidden(n).score(model, batch, valid_B, settings) for n in self.hidden])
         with jax.default_matmul_precision("highest"):
-            z_BxD = self.embed(model, _inputs(batch))
+            z, _ = self._forward(model, _inputs(batch), None, self.layers)
             objective, label = self.with_settings(settings or {}).objective.of(batch["label"])
-            return objective.score(model.params, z_BxD, label, valid_B)
+            return parts.score(objective, model.params, z, label, valid_B)
 
 
 def _inputs(batch: Inputs) -> dict[str, jax.Array]:
@@ -372,5 +331,5 @@ def _inputs(batch: Inputs) -> dict[str, jax.Array]:
 
 def _label(batch: Inputs) -> Any:
     """The label, or a mapping of the label and other models' vectors of the texts."""
-    parts = {name: batch[name] for name in OF_LABEL if name in batch}
-    return parts if len(parts) > 1 else batch["label"]
+    given = {name: batch[name] for name in OF_LABEL if name in batch}
+    return given if len(given) > 1 else batch["label"]

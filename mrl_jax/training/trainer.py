@@ -59,6 +59,7 @@ class Trainer:
                 f"with trainer.accumulate={config.accumulate}; use a multiple of {devices * config.accumulate}"
             )
         self._narrow: dict[int, Trainer | None] = {}
+        self._parts: dict[tuple[int | None, int | None], Trainer] = {}
         self._embed = jax.jit(program.embed)
         self._layouts: dict[int | None, Layout] = {}
 
@@ -152,6 +153,12 @@ class Trainer:
             self._narrow[width] = None if program is None else Trainer(program, self.config)
         return self._narrow[width]
 
+    def part(self, layers: int | None, hidden: int | None) -> "Trainer":
+        """The trainer of `TrainStep.part`, to embed with the weights that `cut` gives."""
+        if (layers, hidden) not in self._parts:
+            self._parts[layers, hidden] = Trainer(self.program.part(layers, hidden), self.config)
+        return self._parts[layers, hidden]
+
     def embed(self, model: Weights, examples: Examples, batch_size: int) -> np.ndarray:
         """Embed all examples with one member; each process embeds a share of the batches and gets all embeddings.
 
@@ -177,7 +184,8 @@ class Trainer:
         members: int | None,
         settings: Mapping[str, Any] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Accuracy and mean loss [(members,) kinds, K] over a split of one source; `settings` are of the rows."""
+        """Accuracy and mean loss over a split of one source, shaped as of `TrainStep.score`, [members, …] for several;
+        `settings` are of the rows."""
         layout = self.layout(members)
         own = layout.on_devices(dict(settings or {}), layout.state)
         right: Any = 0

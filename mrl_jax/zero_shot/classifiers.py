@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from mrl_jax import arms, evaluate, model, report, runs
 from mrl_jax import config as configuration
+from mrl_jax import evaluate, model, report, runs
 from mrl_jax.config import Config
 from mrl_jax.data import DataConfig
 from mrl_jax.data.readers import tfds as builders
@@ -94,7 +94,7 @@ def evaluate_all(
         config, loaded = configuration.from_yaml(directory / "config.yaml"), model.load(directory, arm, seed)
         description = runs.read_dataset(directory)
         own = classifiers(loaded, dims)  # before anything is read that takes time
-        trained = {one.label: one for one in arms.expand(config.arms, config.nesting_dims, config.loss.weights)}
+        trained = {one.label: one for one in config.population}
         label = arm or next(iter(trained))
         for name in on:
             test = read(name, description["kind"], cache_dir, workers)

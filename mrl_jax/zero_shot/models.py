@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mrl_jax import arms, encoders, model, runs
 from mrl_jax import config as configuration
+from mrl_jax import encoders, model, runs
 from mrl_jax.config import LossConfig
 from mrl_jax.data.readers.arrays import check_features, load_npz
 from mrl_jax.encoders import EncoderConfig
@@ -64,7 +64,7 @@ def of_run(given: str, path: Path, arm: str | None, seed: int, cache_dir: str | 
     description = runs.read_dataset(directory)
     if description["kind"] != "text":
         raise UserError(f"{given} is a model of {description['kind']}; a collection has texts")
-    trained = {one.label: one for one in arms.expand(config.arms, config.nesting_dims, config.loss.weights)}
+    trained = {one.label: one for one in config.population}
     label = arm or next(iter(trained))
     fixed, width = trained[label].width is not None, loaded.dims[-1]
     own = "truncated" if fixed else trained[label].name  # no prefix of a fixed-size model has been trained

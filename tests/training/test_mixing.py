@@ -15,7 +15,8 @@ from mrl_jax.encoders.vit import ViTConfig
 from mrl_jax.losses import heads
 from mrl_jax.system.errors import UserError
 from mrl_jax.tasks import train_step
-from mrl_jax.training.step import Objective, TrainStep
+from mrl_jax.training.objective import Objective
+from mrl_jax.training.step import TrainStep
 
 RANDOM = np.random.default_rng(0)
 DIMS = (4, 8)
