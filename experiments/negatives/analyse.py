@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     options = parser.parse_args()
     table = list(rows(options.folder))
-    print("| contrast | dims | first | second | difference | p (Holm) | more than at all dims |\n|---|---:|---:|---:|---:|---:|---:|")
+    print(
+        "| contrast | dims | first | second | difference | p (Holm) | more than at all dims |\n|---|---:|---:|---:|---:|---:|---:|"
+    )
     for contrast, dim, first, second, mean, low, high, p, *more in table:
         extra = f"{more[0]:+.2f} [{more[1]:+.2f}, {more[2]:+.2f}]" if more[0] != "" else ""
         line = f"| {contrast} | {dim} | {first:.2f} | {second:.2f} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | {p:.3f} | {extra} |"
