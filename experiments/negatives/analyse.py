@@ -17,7 +17,10 @@ from mrl_jax.report import statistics
 
 METRIC = "ndcg@10"
 CONTRASTS = (("mined", "none"), ("nearest", "none"), ("guided", "none"), ("guided", "nearest"))
-HEADER = ("contrast", "dim", "first", "second", "difference", "low", "high", "p_holm", "more_than_at_all", "more_low", "more_high")  # fmt: skip
+HEADER = (
+    *("contrast", "dim", "first", "second", "difference", "low", "high", "p_holm"),
+    *("more_than_at_all", "more_low", "more_high"),
+)
 
 Outcomes = dict[int, np.ndarray]  # by dim nDCG@10 in percent, float64 [seeds, queries]
 
@@ -55,13 +58,12 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     options = parser.parse_args()
     table = list(rows(options.folder))
-    print(
-        "| contrast | dims | first | second | difference | p (Holm) | more than at all dims |\n|---|---:|---:|---:|---:|---:|---:|"
-    )
+    print("| contrast | dims | first | second | difference | p (Holm) | more than at all dims |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for contrast, dim, first, second, mean, low, high, p, *more in table:
-        extra = f"{more[0]:+.2f} [{more[1]:+.2f}, {more[2]:+.2f}]" if more[0] != "" else ""
-        line = f"| {contrast} | {dim} | {first:.2f} | {second:.2f} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | {p:.3f} | {extra} |"
-        print(line.replace("-", "−"))
+        cells = [str(contrast), str(dim), f"{first:.2f}", f"{second:.2f}", f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"]
+        cells += [f"{p:.3f}", "" if more[0] == "" else f"{more[0]:+.2f} [{more[1]:+.2f}, {more[2]:+.2f}]"]
+        print(f"| {' | '.join(cells)} |".replace("-", "−"))
     if options.csv:
         with options.csv.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([HEADER, *table])
