@@ -290,6 +290,40 @@ def test_the_weights_of_a_teacher_are_compared_on_validation() -> None:
         assert shown == [f"{value:.2f}" for value in found]
 
 
+def test_what_mined_negatives_change_is_that_of_the_runs() -> None:
+    """The page has the table of differences, whose means are those of the runs."""
+    page = PAGES["negatives"].read_text(encoding="utf-8")
+    with (PAGES["negatives"].parent / "differences.csv").open(encoding="utf-8") as file:
+        differences = {(row["contrast"], row["dim"]): row for row in csv.DictReader(file)}
+    means = {}
+    for run in ("none", "mined", "nearest", "guided"):
+        for row in read(f"negatives/{run}", "evaluation.csv"):
+            if (row["split"], row["metric"]) == ("test", "ndcg@10"):
+                means.setdefault((run, row["dim"]), []).append(100 * float(row["value"]))
+    for (contrast, dim), row in differences.items():
+        for run, key in zip(contrast.split(" − "), ("first", "second"), strict=True):
+            assert len(means[run, dim]) == 3
+            assert np.mean(means[run, dim]) == pytest.approx(float(row[key]), abs=1e-3)
+    dims = ("16", "32", "64", "128", "256")
+
+    def shown(row: dict[str, str], *keys: str) -> str:
+        mean, low, high = (f"{float(row[key]):+.2f}".replace("-", "−") for key in keys)
+        return f"{mean} [{low}, {high}]"
+
+    contrasts = ("mined − none", "nearest − none", "guided − none", "guided − nearest")
+    (first, second) = (lines for header, lines in tables(page) if header[0] == "dims")
+    assert first == [
+        [
+            dim,
+            f"{float(differences[contrasts[0], dim]['second']):.2f}",
+            *(shown(differences[contrast, dim], "difference", "low", "high") for contrast in contrasts),
+        ]
+        for dim in dims
+    ]
+    more = ("more_than_at_all", "more_low", "more_high")
+    assert second == [[dim, *(shown(differences[one, dim], *more) for one in contrasts[:3])] for dim in dims[:-1]]
+
+
 def test_documents_of_bits_are_those_of_the_runs() -> None:
     values: dict[tuple[str, str, str], list[float]] = {}
     for row in read("binary", "evaluation.csv"):
