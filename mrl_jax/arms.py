@@ -117,7 +117,16 @@ ARMS: dict[str, ArmType] = {
     "random_projection": ArmType("random projection", "#000000", "x", "compressed", compression="random_projection"),
     "pca": ArmType("PCA", "#cc79a7", "diamond", "compressed", compression="pca", baseline=True),
     "pca_whitened": ArmType("PCA whitened", "#882255", "star", "compressed", compression="pca_whitened"),
-    "csr": ArmType("CSR", "#997700", "triangle-nw", "compressed", compression="csr", in_all=False, tasks=("classes",)),
+    "csr": ArmType(
+        "CSR",
+        "#997700",
+        "triangle-nw",
+        "compressed",
+        compression="csr",
+        in_all=False,
+        baseline=True,
+        tasks=("classes",),
+    ),
     "mrl_pca": ArmType(
         "MRL, rotated", "#6699cc", "star-diamond", "compressed", compression="rotated", compresses="mrl"
     ),
