@@ -18,7 +18,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from mrl_jax.data.readers.images import NEEDS_SIZE, Geometry, StoredImages, cover, read_image, upright_rgb
+from mrl_jax.data.readers.images import (
+    NEEDS_SIZE,
+    Geometry,
+    StoredImages,
+    cover,
+    read_image,
+    upright_rgb,
+    without_ends,
+)
 from mrl_jax.system import files
 from mrl_jax.system.errors import UserError
 from mrl_jax.text.tokenizers import Arrays, Passthrough
@@ -78,6 +86,8 @@ class ImageRule:
         picture = picture if picture.mode == mode else picture.convert(mode)
         if self.how == "cover":
             return cover(picture, Geometry(*self.shape))
+        if self.how == "shortest":
+            picture = without_ends(picture, self.size[0] / min(picture.size))
         if (wanted := self._resized(picture.width, picture.height)) != picture.size:
             picture = picture.resize(wanted, Image.Resampling(self.resample))
         height, width = self.crop

@@ -175,3 +175,25 @@ def test_arrays_of_the_size_of_training_stay_as_they_are_and_others_are_brought_
             ImageRule.load(tmp_path)
     (tmp_path / "images.json").unlink()
     assert load_or_pass(None, tmp_path, "image")(images) == {"image": images}  # a run of before
+
+
+@pytest.mark.parametrize("how", ["shortest", "cover"])
+@pytest.mark.parametrize("upright", [False, True])
+def test_of_a_line_of_pixels_the_middle_is_read_and_never_the_whole_scaled(
+    how: Any, upright: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scaled as a whole, a file of a few kilobytes would become billions of pixels."""
+    line = np.zeros((2, 100_001, 3), np.uint8)
+    line[:, 49_990:50_011] = (200, 100, 50)
+    picture = Image.fromarray(line.swapaxes(0, 1) if upright else line)
+    asked, resize = [], Image.Image.resize
+
+    def watched(self: Image.Image, size: tuple[int, int], *rest: Any) -> Image.Image:
+        asked.append(size[0] * size[1])
+        return resize(self, size, *rest)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    pixels = ImageRule(how, (64, 64), (64, 64), BILINEAR, 3).prepare(picture)
+    assert pixels.shape == (64, 64, 3)
+    assert (pixels == (200, 100, 50)).all()
+    assert sum(asked) <= 1 << 20

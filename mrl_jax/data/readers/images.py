@@ -23,6 +23,7 @@ from mrl_jax.system import console, processes
 from mrl_jax.system.errors import UserError
 
 MAX_PIXELS = 1 << 27  # of an image, as stored or scaled up to cover the target: more is damage, or fills the memory
+KEPT_RATIO = 16  # of the sides of a picture too long for that, whose ends are left out
 READ_IMAGES = 4096  # encoded images held in memory at a time
 MAX_DECODED_BYTES = 2 << 30  # of the decoded images of a split; a larger one stays on disk
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # of a user's images: some of Pillow's others start programs
@@ -141,10 +142,21 @@ def decode(encoded: bytes, geometry: Geometry) -> np.ndarray:
     return cover(picture, geometry)
 
 
+def without_ends(picture: Image.Image, scale: float) -> Image.Image:
+    """The picture, or its middle where all of it would take more than `MAX_PIXELS` once it is scaled: rules keep no
+    more than a middle part, and of a line of pixels, a file of some kilobytes, the whole would fill the memory."""
+    if picture.width * picture.height * scale**2 <= MAX_PIXELS:
+        return picture
+    most = KEPT_RATIO * min(picture.size)
+    left, top = (max(0, side - most) // 2 for side in picture.size)
+    return picture.crop((left, top, picture.width - left, picture.height - top))
+
+
 def cover(picture: Image.Image, geometry: Geometry) -> np.ndarray:
     """Scale an image so that it just covers the target, then crop the centre. uint8 [h, w, c]."""
     size = (geometry.width, geometry.height)
     if picture.size != size:
+        picture = without_ends(picture, max(size[0] / picture.width, size[1] / picture.height))
         scale = max(size[0] / picture.width, size[1] / picture.height)
         scaled = max(size[0], round(picture.width * scale)), max(size[1], round(picture.height * scale))
         picture = picture.resize(scaled, Image.Resampling.BILINEAR)
