@@ -26,6 +26,7 @@ from mrl_jax.system.errors import UserError
 # Shortlist sizes to try, in multiples of k.
 SIZES_PER_K = (500, 300, 200, 150, 100, 70, 50, 35, 25, 20, 15, 12, 10, 7, 5, 3, 2, 1)
 MAX_STAKE = 0.9  # of the capital, that one loss of 1 can take
+MANY_QUERIES = 1_000_000  # beyond which the number that is needed is only bounded from below
 
 
 Metric = Literal["recall", "ndcg"]
@@ -201,7 +202,11 @@ def p_value(losses: np.ndarray, alpha: float, level: float) -> float:
 
 
 def queries_needed(target: float, delta: float) -> int:
-    """The least number of queries that can certify the target when none of them misses anything."""
+    """The least number of queries that can certify the target when none of them misses anything; of more than
+    `MANY_QUERIES` the number that the largest stakes would take, which is no more."""
+    least = math.ceil(-math.log(delta) / math.log1p(MAX_STAKE * (1 - target) / target))
+    if least > MANY_QUERIES:
+        return least
     few, many = 0, math.ceil(2 * math.log(delta) / math.log(target))  # target^n ≤ delta would do for larger stakes
     while p_value(np.zeros(many), 1 - target, delta) > delta:
         few, many = many, 2 * many

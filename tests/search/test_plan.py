@@ -95,6 +95,15 @@ def test_queries_needed_is_where_no_miss_begins_to_suffice(target: float, delta:
     assert n <= 1.4 * math.log(delta) / math.log(target)  # target^n ≤ delta is the least for any test
 
 
+def test_a_target_that_no_number_of_queries_at_hand_can_certify_is_refused_at_once() -> None:
+    """Without an array of so many losses."""
+    few = plan.queries_needed(0.999_99, 0.05)
+    bound = plan.queries_needed(1 - 1e-11, 0.05)
+    assert few < 1e6 < bound < few * 1e6
+    with pytest.raises(ValueError, match="400 held-out queries cannot certify recall"):
+        plan.check_settleable(400, 1 - 1e-15, 0.05, 3, "recall")
+
+
 @pytest.mark.slow
 def test_a_plan_keeps_its_promise_on_other_queries(documents: funnel.Documents) -> None:
     planned = plan.plan(documents, nested(600, 1), k=5, target=0.95, delta=0.1)
