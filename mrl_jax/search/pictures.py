@@ -4,6 +4,7 @@ The id of a picture is its path below the folder of the corpus, and its text the
 path. The index keeps the folder (`Description.pictures`), so that ids lead to the files again.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -182,16 +183,21 @@ def _is_picture(word: str) -> bool:
     """Whether a word of a command names a picture; a sentence may end in such a name, too."""
     if Path(word).suffix.lower() not in SUFFIXES:
         return False
-    return len(word.split()) == 1 or Path(word).expanduser().is_file()
+    return len(word.split()) == 1 or _file(word) is not None
 
 
-def _need_file(name: str, why: str) -> Path:
-    try:
+def _file(name: str) -> Path | None:
+    """The file of this name; None where there is none."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # a name that no file can have
         path = Path(name).expanduser()
         if path.is_file():
             return path
-    except (OSError, RuntimeError, ValueError):  # a name that no file can have
-        pass
+    return None
+
+
+def _need_file(name: str, why: str) -> Path:
+    if (path := _file(name)) is not None:
+        return path
     raise UserError(f"{printable(name)[:200]}: there is no such file{why}; a picture is needed")
 
 
@@ -211,5 +217,8 @@ def id_of(root: str | None, picture: Path | None) -> str | None:
     """The id that a picture has in the index of those below `root`; None for a text, or a picture elsewhere."""
     if root is None or picture is None:
         return None
-    path = os.path.relpath(picture.expanduser().absolute(), root)
-    return None if path.startswith("..") else path
+    named = Path(os.path.abspath(picture.expanduser()))  # a link inside the folder is a picture of its own
+    for path in (named, named.parent.resolve() / named.name):  # the folder itself may be reached by a link
+        if path.is_relative_to(root):
+            return str(path.relative_to(root))
+    return None

@@ -13,6 +13,7 @@ from PIL import Image
 
 import mrl_jax
 from mrl_jax import search
+from mrl_jax.search import pictures
 from mrl_jax.search.index import open_index
 from tests.image_text_files import encoded, jsonl
 
@@ -91,6 +92,26 @@ def test_plans_and_benchmarks_take_captions_or_pictures_as_queries(
     assert "exact      1.0000" in printed.out
     assert "12 of 12 queries have the id of a document" in printed.err  # a picture is not its own answer
     assert search.main(["plan", index, "--queries", file, "--k", "3", "--recall", "0.5", "--delta", "0.4"]) == 0
+
+
+def test_a_picture_has_the_id_of_the_index_however_its_folder_is_reached(tmp_path: Path) -> None:
+    root = (tmp_path / "pictures").resolve()
+    root.mkdir()
+    for name in ("a.png", "..b.png"):
+        (root / name).write_bytes(encoded((1, 2, 3)))
+    (root / "link.png").symlink_to(root / "a.png")
+    (tmp_path / "reached").symlink_to(root)
+    for folder in (root, tmp_path / "reached", root / ".." / "pictures"):
+        for name in ("a.png", "..b.png", "link.png"):
+            assert pictures.id_of(str(root), folder / name) == name
+    assert pictures.id_of(str(root), tmp_path / "a.png") is None
+
+
+@pytest.mark.parametrize("words", ["~nobody-here says so in a.png", "a word " * 60 + ".png"])
+def test_words_that_end_as_a_picture_are_words_where_no_file_can_have_their_name(
+    towers: SimpleNamespace, words: str
+) -> None:
+    assert pictures.queries_of(mrl_jax.load(towers.run), [words], []) == [words]
 
 
 @pytest.mark.parametrize(
