@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mrl_jax.search import exact, shortlist
-from mrl_jax.search.index.base import Description
+from mrl_jax.search.index.base import RANKED_SHARE, Description
 from mrl_jax.search.layout import Documents
 from mrl_jax.search.queries import SearchResults, leave_out
 from mrl_jax.system import files
@@ -261,6 +261,8 @@ def save(
 ) -> None:
     """Write the chosen shortlist, for an index of this version and kind; raises UserError when the disk is full."""
     content = {"version": version, "kind": kind, "k": k, metric: target, "delta": delta, "steps": stages}
+    if kind in RANKED_SHARE:
+        content["ranked"] = RANKED_SHARE[kind]
     crc = zlib.crc32(json.dumps(content).encode())
     files.write(folder / "plan.json", json.dumps(content | {"crc": crc}) + "\n")
 
@@ -280,6 +282,8 @@ def load(folder: Path, version: int, k: int, description: Description) -> list[t
         if content["version"] != version or content["k"] < k or content["steps"] is None:
             return None
         if content.get("kind", "exact") != description.kind:  # files of earlier versions name none
+            return None
+        if content.get("ranked", 1) != RANKED_SHARE.get(description.kind, 1):  # what was certified is another search
             return None
         stages = [(int(dim), int(size)) for dim, size in content["steps"]]
         shortlist.check_stages(stages, description.dims, k)

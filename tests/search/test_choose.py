@@ -141,3 +141,15 @@ def test_a_plan_of_an_earlier_version_is_one_of_exact(index) -> None:
     plans.save(index.folder, index.version, 10, "recall", 0.9, 0.05, ((4, 100),), "faiss-flat")
     with pytest.raises(UserError, match=r"plan\.json is damaged"):  # an index of FAISS has one prefix, 8
         dispatch.saved_plan(index, 10)
+
+
+def test_a_plan_of_a_search_that_ranked_more_is_none_of_this_one(index) -> None:
+    """Earlier versions certified shortlists of faiss-hnsw8 that are ranked as a whole."""
+    index.set_kind("faiss-hnsw8")
+    plans.save(index.folder, index.version, 10, "recall", 0.9, 0.05, ((WIDTH, 100),), "faiss-hnsw8")
+    assert dispatch.saved_plan(index, 10) == [(WIDTH, 100)]
+    path = index.folder / "plan.json"
+    content = json.loads(path.read_text())
+    del content["ranked"], content["crc"]
+    path.write_text(json.dumps(content | {"crc": plans.zlib.crc32(json.dumps(content).encode())}))
+    assert dispatch.saved_plan(index, 10) is None
