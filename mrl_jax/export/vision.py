@@ -28,7 +28,8 @@ from mrl_jax.system.errors import UserError
 LIMITS = "it holds vision transformers"
 NOTE = (
     "The embedding is float32 and not of unit length: truncate it first, normalise it then. Image processors of "
-    "transformers on Pillow give the pixels of the run; those on torchvision interpolate a little differently."
+    "transformers on Pillow give the pixels of a run that began with such weights; of one from scratch nearly, as they "
+    "round the longer side down. Those on torchvision interpolate a little differently."
 )
 REFUSED = "--to=transformers cannot hold this encoder: "
 FEATURES = {
@@ -50,6 +51,11 @@ def write(model: EmbeddingModel, folder: Path, name: str) -> tuple[str, str]:
     rule = model.reader
     if not isinstance(rule, ImageRule):
         raise UserError(f"{REFUSED}its run does not say how images are prepared")
+    if rule.how == "cover" and rule.size[0] != rule.size[1]:
+        raise UserError(
+            f"{REFUSED}its pictures are scaled to cover {rule.size[0]} × {rule.size[1]} pixels, and those of "
+            "transformers a square"
+        )
     config, a = complete(standalone(model.program.encoder, 0)[0], rule.shape)  # type: ignore[arg-type]
     parameters = merge(model.weights.params["encoder"])
     check(a, config, parameters)
@@ -139,7 +145,7 @@ def to_preprocessor(a: Architecture, rule: ImageRule, config: ViTConfig) -> dict
     the encoder reads."""
     crop = {"height": a.grid[0] * a.patch, "width": a.grid[1] * a.patch}
     size = {"height": rule.size[0], "width": rule.size[1]}
-    if rule.how in ("shortest", "cover"):  # which are alike where the size is a square, as it is here
+    if rule.how in ("shortest", "cover"):  # alike for a square, but for how the longer side is rounded
         size = {"shortest_edge": rule.size[0]}
     crops = rule.how != "exact" or (rule.size != (crop["height"], crop["width"]))
     assert config.mean is not None

@@ -24,11 +24,11 @@ IMAGES = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8
 SCRATCH = ViTConfig(patch=4, layers=2, hidden=8, heads=2, intermediate=16)
 
 
-def model(config: ViTConfig, width: int = 8) -> EmbeddingModel:
+def model(config: ViTConfig, width: int = 8, images: np.ndarray = IMAGES) -> EmbeddingModel:
     """An untrained model."""
-    reader = encoders.fit(config, "made", "image", IMAGES)
+    reader = encoders.fit(config, "made", "image", images)
     program = TrainStep(
-        encoder=config, inputs={"image": reader(IMAGES)["image"][np.arange(1)].shape[1:]}, vocabulary=0, width=width,
+        encoder=config, inputs={"image": reader(images)["image"][np.arange(1)].shape[1:]}, vocabulary=0, width=width,
         objective=ContrastiveObjective((width,), 2, LossConfig(name="info_nce")), optimizer_config=OptimizerConfig(),
         steps=1,
     )  # fmt: skip
@@ -80,3 +80,10 @@ def test_a_run_from_scratch_is_written_where_it_has_the_parts_of_one(tmp_path: P
 def test_parts_that_transformers_has_not_are_refused(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         vision.write(model(dataclasses.replace(SCRATCH, **changed)), tmp_path, "made")
+
+
+def test_pictures_that_are_scaled_to_cover_no_square_are_refused(tmp_path: Path) -> None:
+    """Though the encoder reads a square of them: another scale would be another input."""
+    wide = model(dataclasses.replace(SCRATCH, pooling="cls", image_size=8), images=np.zeros((2, 8, 12, 3), np.uint8))
+    with pytest.raises(UserError, match="its pictures are scaled to cover 8 × 12 pixels, and those of transformers a"):
+        vision.write(wide, tmp_path, "made")
