@@ -16,7 +16,7 @@ import numpy as np
 from mrl_jax import arms, evaluate, runs
 from mrl_jax.config import Config, LossConfig, space
 from mrl_jax.data import Dataset, Split, StreamedTexts
-from mrl_jax.evaluate import EvaluationConfig, Score, adaptive, compress, parts, refit, sparse
+from mrl_jax.evaluate import EvaluationConfig, Score, adaptive, compress, corrupt, parts, refit, sparse
 from mrl_jax.evaluate.classification import Classifiers
 from mrl_jax.losses import heads, nested_logit_distillation, uncertainty_weighted
 from mrl_jax.rows import is_zero
@@ -143,9 +143,12 @@ class Classification:
         if classes < 2:
             only = dataset.classes[0] if classes else "none"
             raise UserError(f"{dataset.name}: all labels of the training data are {only!r}; at least 2 are needed")
-        refit.check(refit_kind(config), classes, config.width)
-        if "csr" in config.arms:
-            sparse.check(config.width, sum(len(part) for part in (dataset.train, dataset.validation, dataset.test)))
+        with_codes = "csr" in config.arms
+        if with_codes:
+            damaged = sum(len(corrupt.CORRUPTIONS[name].strengths) for name in {*(settings.corruption or ())})
+            splits = (dataset.train, dataset.validation, *[dataset.test] * (1 + damaged), *dataset.probes.values())
+            sparse.check(config.width, sum(map(len, splits)))
+        refit.check(refit_kind(config), classes, config.width * (sparse.FEATURES if with_codes else 1))
         self._check_distillation(config, classes)
         if settings.cascade:
             adaptive.check(len(dataset.validation), settings.epsilon, settings.delta)

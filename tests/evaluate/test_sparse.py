@@ -10,10 +10,12 @@ from sklearn.linear_model import LogisticRegression
 
 import mrl_jax
 from mrl_jax import data, report, train
+from mrl_jax.config import from_command_line
 from mrl_jax.data import DataConfig
-from mrl_jax.evaluate import compress, sparse
+from mrl_jax.evaluate import compress, refit, sparse
 from mrl_jax.runs import read_rows
 from mrl_jax.system.errors import UserError
+from mrl_jax.tasks.classification import Classification
 
 WIDTH = 6
 
@@ -99,6 +101,23 @@ def test_what_codes_take_is_bounded_before_anything_is_trained() -> None:
         sparse.check(16_385, 1)
     with pytest.raises(UserError, match="take 32,768,000,000 bytes, more than 2,147,483,648"):
         sparse.check(2048, 1_000_000)
+
+
+def test_all_columns_and_all_damaged_texts_count_for_what_codes_take(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def check(*words: str) -> None:
+        config = from_command_line([*tiny, f"results_dir={tmp_path}", "evaluation.refit=logistic", *words])
+        Classification().check(config, data.load(config.data))
+
+    monkeypatch.setattr(sparse, "MAX_BYTES", 4 * 64 * (240 + 80))  # train, validation and test
+    check("arms=[ff,csr]")
+    with pytest.raises(UserError, match=r"arms=.csr.: codes of 64 features of"):
+        check("arms=[ff,csr]", "evaluation.corruption=[typos]")
+    monkeypatch.setattr(refit, "MAX_HISTORY_BYTES", 2 * 30 * 8 * 4 * 17)  # four classes at 16 dims
+    check("arms=[ff,pca]")
+    with pytest.raises(UserError, match=r"evaluation.refit=logistic is not allowed for 4 classes at 64 dims"):
+        check("arms=[ff,csr]")
 
 
 def test_a_run_compares_codes_with_prefixes_of_the_same_bytes(
