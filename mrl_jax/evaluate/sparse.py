@@ -53,9 +53,10 @@ class Codes(NamedTuple):
         """The codes float32 [n, F] of embeddings [n, D]."""
         parameters = {"kernel": self.kernel, "shift": self.shift, "bias": self.bias}
         parts = [np.zeros((0, len(self.bias)), np.float32)]
-        for start in range(0, len(z), 8 * BATCH_SIZE):
-            x = jnp.asarray(z[start : start + 8 * BATCH_SIZE] / self.scale, jnp.float32)
-            parts.append(np.asarray(_active(_features(parameters, x), self.k)))
+        with jax.default_matmul_precision("highest"):  # as embeddings are evaluated
+            for start in range(0, len(z), 8 * BATCH_SIZE):
+                x = jnp.asarray(z[start : start + 8 * BATCH_SIZE] / self.scale, jnp.float32)
+                parts.append(np.asarray(_active(_features(parameters, x), self.k)))
         return np.concatenate(parts)
 
 
@@ -103,7 +104,8 @@ def fit(z: np.ndarray, k: int, seed: int) -> Codes:
         "bias": jnp.zeros(FEATURES * width),
     }
     rows = rng.integers(0, len(z), (STEPS, min(BATCH_SIZE, len(z))))
-    learnt = jax.device_get(_learn(parameters, x, jnp.asarray(rows), k))
+    with jax.default_matmul_precision("highest"):
+        learnt = jax.device_get(_learn(parameters, x, jnp.asarray(rows), k))
     return Codes(scale, learnt["kernel"], learnt["shift"], learnt["bias"], k)
 
 

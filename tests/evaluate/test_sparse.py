@@ -57,6 +57,22 @@ def test_codes_are_the_largest_features_where_they_are_positive() -> None:
     assert (np.count_nonzero(found, axis=1) < 5).any()  # rows with fewer positive features
 
 
+def test_products_are_exact_as_those_of_embeddings_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerators round the operands of others."""
+    used: list[str | None] = []
+
+    def features(given: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        used.append(jax.config.jax_default_matmul_precision)
+        return (x - given["shift"]) @ given["kernel"]
+
+    monkeypatch.setattr(sparse, "_features", features)
+    monkeypatch.setattr(sparse, "STEPS", 1)
+    z = np.random.default_rng(5).normal(size=(9, 7)).astype(np.float32)
+    sparse.fit(z, 2, seed=0).apply(z)
+    assert len(used) >= 2
+    assert set(used) == {"highest"}
+
+
 @pytest.mark.parametrize("dead", [0, 3])
 def test_the_objective_is_the_published_formula(dead: int) -> None:
     given, x, k = parameters(2), np.random.default_rng(3).normal(size=(7, WIDTH)), 2
