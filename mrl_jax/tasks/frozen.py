@@ -3,7 +3,7 @@
 The vectors stand for the texts or images in the splits of a run, and only the projection after them is trained. They
 are made without dropout and stored under a hash of the weights, the settings and the inputs, so that a run's trials
 share them. Texts that stay on disk, mixtures, the towers of `encoder=towers`, and images that training augments are
-embedded again in every step; images that stay on disk are read once.
+embedded again in every step; images that stay on disk are read once more, for that hash.
 """
 
 import dataclasses
