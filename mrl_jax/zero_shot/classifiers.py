@@ -146,8 +146,11 @@ def of_catalogue(given: str, cache_dir: str | None, decoders: Decoders | None) -
     name = given.removeprefix(CATALOGUE)
     if not name:
         raise UserError(f"{KEY}={given} has no name behind the colon; expected one such as tfds:imagenet_r")
-    builder = catalogue.prepare(name, cache_dir)
-    key, kind = catalogue.input_feature(builder, name)
+    try:
+        builder = catalogue.prepare(name, cache_dir)
+        key, kind = catalogue.input_feature(builder, name)
+    except UserError as error:  # which names the key of a run's data
+        raise UserError(str(error).replace(f"data.name={name}", f"{KEY}={given}", 1)) from error
     if kind != "image" or key != "image":
         raise UserError(f"{KEY}={given} has no images")
     split = next((split for split in ("test", "validation") if catalogue.has_labels(builder, split)), None)

@@ -106,6 +106,7 @@ def test_what_is_wrong_is_one_sentence(run: Path, tmp_path: Path, capsys: pytest
         ([str(good), "--unjudged"], "--unjudged has no meaning with --classifier"),
         (["tfds:"], "has no name behind the colon"),
         (["tfds:mrl_news"], "has no images"),
+        (["tfds:mrl_photo"], "--on=tfds:mrl_photo is not in the TFDS catalogue (did you mean mrl_photos?)"),
     ):
         assert evaluate(run, *words) == 2
         error = capsys.readouterr().err.strip()
