@@ -28,7 +28,7 @@ from mrl_jax.data import DataConfig, PairDataset, load
 from mrl_jax.model.pretrained import pretrained
 from mrl_jax.search import choose, plan
 from mrl_jax.search.dispatch import search_index
-from mrl_jax.search.index import Description, Document, Index, by_kind, create_index, open_as, open_index
+from mrl_jax.search.index import Description, Document, Index, by_kind, create_index, exists, open_as, open_index
 from mrl_jax.search.index.faiss import HNSW_LINKS, HNSW_NODES
 from mrl_jax.search.truth import best_of_blocks
 
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--model", default="wordllama", help="a model as it is: wordllama, minilm or a folder")
     parser.add_argument("--embedded", type=int, default=114_050, metavar="N", help="documents that are texts")
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="KIND", help="kinds that take long to build")
+    parser.add_argument("--place", type=Path, metavar="DIR", help="keep the index here, and take one that is here")
     parser.add_argument("--peer", action="store_true", help="also HNSW of FAISS on whole embeddings")
     parser.add_argument("--recall", type=float, default=0.99)
     parser.add_argument("--together", type=int, nargs="+", default=[1, 256])
@@ -123,10 +124,11 @@ def main() -> None:
     held_out, test = q[::2], q[1::2]
     kinds, auto = {}, {}
     with tempfile.TemporaryDirectory() as name:
-        place = str(Path(name) / "index")
+        place = str(options.place or Path(name) / "index")
         about = Description(x.shape[1], (*SHORTER, x.shape[1]), PREFIX, "", "##0")
-        with contextlib.closing(create_index(place, about)) as index:
-            for start in range(0, len(x), BLOCK):
+        is_there = exists(place)
+        with contextlib.closing(open_index(place) if is_there else create_index(place, about)) as index:
+            for start in range(0, 0 if is_there else len(x), BLOCK):
                 some = x[start : start + BLOCK]
                 index.add([Document(str(start + i), "") for i in range(len(some))], some)
             truth = best_of_blocks(index.blocks(), test, K).rows
@@ -134,7 +136,7 @@ def main() -> None:
         for name, (kind, coarse) in ways(tried).items():
             with contextlib.closing(open_as(place, kind)) as index:
                 index.description = index.description._replace(coarse=coarse)
-                for path in Path(place).glob(f"{kind}-*.index"):
+                for path in Path(place).glob(f"{kind}-*.index") if coarse or kind == "faiss-ivf" else ():
                     path.unlink()  # that of other cells
                 kinds[name] = measured(index, test, truth, options.recall, options.together)
             print(f"{name}: {json.dumps(kinds[name])}", flush=True)

@@ -10,6 +10,7 @@ import argparse
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from mrl_jax.report import statistics
 
 METRICS = {"linear_top1": "linear classifier", "knn_top1": "nearest neighbour"}
 OTHERS = ("mrl", "ff", "truncated", "pca")
-HEADER = ("set", "metric", "dim", "csr", "other", "mean", "difference", "low", "high", "p_holm")
+HEADER = ("set", "metric", "dim", "other", "csr", "mean", "difference", "low", "high", "p_holm")
 
 Outcomes = dict[int, np.ndarray]  # by dim right or wrong in percent, float64 [seeds, texts]
 
@@ -37,19 +38,19 @@ def read(run: Path, arm: str, metric: str) -> Outcomes:
     return {dim: np.stack(each) for dim, each in sorted(found.items())}
 
 
-def rows(run: Path) -> Iterator[tuple[str, str, int, float, str, float, float, float, float, float]]:
+def rows(run: Path) -> Iterator[tuple[Any, ...]]:
     name = run.parent.name.removeprefix("csr_")
     for metric in METRICS:
         codes = read(run, "csr", metric)
         for other in OTHERS:
             prefixes = read(run, other, metric)
             for one in statistics.differences(codes, prefixes):
-                numbers = (one.mean, one.low, one.high)
-                yield (name, metric, one.dim, round(float(codes[one.dim].mean()), 3), other,
-                       round(float(prefixes[one.dim].mean()), 3), *(round(x, 3) for x in numbers), round(one.p_holm, 4))  # fmt: skip
+                means = (float(codes[one.dim].mean()), float(prefixes[one.dim].mean()))
+                numbers = [round(float(x), 3) for x in (*means, one.mean, one.low, one.high)]
+                yield (name, metric, one.dim, other, *numbers, round(one.p_holm, 4))
 
 
-def tables(found: list[tuple[str, ...]]) -> dict[str, list[str]]:
+def tables(found: list[tuple[Any, ...]]) -> dict[str, list[str]]:
     """Of each metric the lines of its table."""
     made = {}
     for metric in METRICS:
@@ -57,13 +58,13 @@ def tables(found: list[tuple[str, ...]]) -> dict[str, list[str]]:
         lines = [f"| set | dims | CSR | {labels} |", f"|---|---:|---:{'|---:' * len(OTHERS)}|"]
         some = [row for row in found if row[1] == metric]
         for name, dim in dict.fromkeys((row[0], int(row[2])) for row in some):
-            of = {row[4]: row for row in some if (row[0], int(row[2])) == (name, dim)}
+            of = {row[3]: row for row in some if (row[0], int(row[2])) == (name, dim)}
             cells = []
             for other in OTHERS:
                 mean, low, high, p = (float(x) for x in of[other][6:])
                 bold = "**" * (p < statistics.LEVEL)
                 cells.append(f"{bold}{mean:+.1f} [{low:+.1f}, {high:+.1f}]{bold}".replace("-", "−"))
-            lines.append(f"| {name} | {dim} | {float(of[OTHERS[0]][3]):.1f} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {dim} | {float(of[OTHERS[0]][4]):.1f} | {' | '.join(cells)} |")
         made[metric] = lines
     return made
 
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="also write the differences to this file")
     options = parser.parse_args()
     found = [row for run in options.runs for row in rows(run)]
-    for metric, lines in tables(found).items():  # type: ignore[arg-type]
+    for metric, lines in tables(found).items():
         print(METRICS[metric], *lines, "", sep="\n")
     if options.csv:
         with options.csv.open("w", newline="", encoding="utf-8") as file:
