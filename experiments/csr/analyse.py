@@ -2,8 +2,8 @@
 
     python experiments/csr/analyse.py results/csr_friends/study results/csr_reuters_r52/study … [--csv FILE]
 
-Differences CSR − arm are paired by seed and test text, in points, with 95 % intervals of `mrl_jax.report.statistics`; bold
-where p is below 0.05 after Holm over the dims of a contrast.
+Differences CSR − arm are paired by seed and test text, in points, with 95 % intervals of `mrl_jax.report.statistics`;
+bold where p is below 0.05 after Holm over the dims of a contrast.
 """
 
 import argparse
