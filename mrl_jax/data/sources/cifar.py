@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 from the folder of their binary version: `data=cifar data.path=cifar-100-binary`.
 
-    cifar-10-batches-bin     data_batch_1.bin … data_batch_5.bin, test_batch.bin, batches.meta.txt (names of the classes)
-    cifar-100-binary    train.bin, test.bin, fine_label_names.txt, coarse_label_names.txt
+    cifar-10-batches-bin  data_batch_1.bin … data_batch_5.bin, test_batch.bin, batches.meta.txt (names of the classes)
+    cifar-100-binary      train.bin, test.bin, fine_label_names.txt, coarse_label_names.txt
 
 A record is the label in a byte, of CIFAR-100 the super-class in a byte before it, and 3,072 pixels: red, green and blue
 in turn, 32 rows of 32 each. The python version of the archives is pickled, which runs what it likes, and is not read.
