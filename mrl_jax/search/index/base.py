@@ -22,7 +22,7 @@ MAX_RERANK_BYTES = 1 << 28  # of whole embeddings that are read at a time to ran
 WHOLE = ("faiss-hnsw8", "faiss-rabitq")  # kinds that search whole embeddings first, in a byte or a bit per dim
 # Kinds whose first order is nearly that of whole embeddings, and the share of a shortlist that is ranked by these: the
 # rest is there for the graph, which needs a wide view to find the nearest.
-RANKED_SHARE = {"faiss-hnsw8": 0.1}
+RANKED_SHARE = {"faiss-hnsw8": 0.05}
 RANKED_PER_RESULT = 4  # but at least so many
 
 T = TypeVar("T")
@@ -98,9 +98,10 @@ class Index(Protocol):
     def handles(self, ids: Sequence[str]) -> dict[str, int]:
         """The handles of the documents with these ids, by id; ids without a document are left out."""
 
-    def candidates(self, queries: np.ndarray, size: int) -> Any:
+    def candidates(self, queries: np.ndarray, size: int, view: int | None = None) -> Any:
         """Handles [Q, size] of the documents with about the largest cosines on the prefix; −1 where there are fewer.
 
+        A graph is searched as widely as for `view` of them, by default `size`; only kinds in `RANKED_SHARE` are asked.
         Queries are whole embeddings, float32 [Q, D]. An approximate search returns one document per embedding, and
         `copies` the others; where it finds fewer than there are, it searches wider, up to everything.
         """
@@ -138,9 +139,8 @@ def rerank(index: Index, queries: np.ndarray, k: int, size: int, dim: int | None
     Returns:
         `SearchResults` [Q, k]; the rows are handles.
     """
-    handles = np.asarray(index.candidates(queries, size))
-    if dim in (None, queries.shape[1]):
-        handles = handles[:, : ranked(index.description.kind, k, size)]
+    count = ranked(index.description.kind, k, size) if dim in (None, queries.shape[1]) else size
+    handles = np.asarray(index.candidates(queries, count, *((size,) if count < size else ())))
     best_of_queries = []
     at_once = max(1, MAX_RERANK_BYTES // (4 * queries.shape[1] * max(1, handles.shape[1])))
     for start in range(0, len(queries), at_once):

@@ -65,7 +65,8 @@ class ExactIndex(store.Store):
         for name in ("prefixes", "principal_directions", "by_dim"):
             self.__dict__.pop(name, None)
 
-    def candidates(self, queries: np.ndarray, size: int) -> np.ndarray:
+    def candidates(self, queries: np.ndarray, size: int, view: int | None = None) -> np.ndarray:
+        del view  # every document is compared
         return shortlist.shortlist(self.prefixes, queries, self.description.prefix, size)
 
     def search(

@@ -126,13 +126,13 @@ class FaissIndex(store.Store):
         super().prepare()
         _ = self._searchable
 
-    def candidates(self, queries: np.ndarray, size: int) -> np.ndarray:
+    def candidates(self, queries: np.ndarray, size: int, view: int | None = None) -> np.ndarray:
         if queries.ndim != 2 or queries.shape[1] != self.description.width:
             raise ValueError(f"queries have shape {queries.shape}; the index takes [Q, {self.description.width}]")
         index, distinct = self._searchable
         prefixes = unit(queries[:, : self.description.scanned])
         with self._errors():
-            entries = _search(library(), index, prefixes, min(size, index.ntotal))
+            entries = _search(library(), index, prefixes, min(size, index.ntotal), view or size)
         return distinct.expand(entries, size)
 
     def copies(self, handles: np.ndarray, most: int) -> list[np.ndarray]:
@@ -157,8 +157,9 @@ def _head(digest: str, content: bytes | None = None) -> bytes:
     return f"{FORMAT} {digest} {'' if content is None else hashlib.sha256(content).hexdigest()}".encode()
 
 
-def _search(faiss: Any, index: Any, prefixes: np.ndarray, size: int) -> np.ndarray:
-    """The entries [Q, size] of about the largest inner products; all are there, as there are `size` at least.
+def _search(faiss: Any, index: Any, prefixes: np.ndarray, size: int, view: int) -> np.ndarray:
+    """The entries [Q, size] of about the largest inner products; all are there, as there are `size` at least. A graph
+    keeps at least `view` nodes in view.
 
     Where a search finds fewer, more cells are probed, up to all; of a graph that is not connected, all nodes compared.
     """
@@ -169,7 +170,7 @@ def _search(faiss: Any, index: Any, prefixes: np.ndarray, size: int) -> np.ndarr
             probed *= 2
             found[short] = index.search(prefixes[short], size, params=faiss.SearchParametersIVF(nprobe=probed))[1]
     elif isinstance(index, faiss.IndexHNSW):
-        nodes = faiss.SearchParametersHNSW(efSearch=max(HNSW_NODES, size))
+        nodes = faiss.SearchParametersHNSW(efSearch=max(HNSW_NODES, size, view))
         found = index.search(prefixes, size, params=nodes)[1]
         if (short := (found < 0).any(axis=1)).any():
             found[short] = faiss.downcast_index(index.storage).search(prefixes[short], size)[1]

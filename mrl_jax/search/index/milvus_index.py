@@ -191,7 +191,8 @@ class MilvusIndex:
         for some in batched(list(dict.fromkeys(ids)), max(1, min(MAX_FILTER_IDS, 4 * MAX_MESSAGE_BYTES // size))):
             yield from self._call("query", filter=one_of_filter("id", some), output_fields=["id", field])
 
-    def candidates(self, queries: np.ndarray, size: int) -> np.ndarray:
+    def candidates(self, queries: np.ndarray, size: int, view: int | None = None) -> np.ndarray:
+        del view  # no kind of Milvus ranks a part of what it finds
         if queries.ndim != 2 or queries.shape[1] != self.description.width:
             raise ValueError(f"queries have shape {queries.shape}; the index takes [Q, {self.description.width}]")
         if not np.isfinite(queries).all():
