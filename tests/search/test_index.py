@@ -1,6 +1,7 @@
 """Folders of documents: what was acknowledged is there after a kill, what is damaged is named, and searches agree with
 brute force, in JAX and in FAISS."""
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mrl_jax.search.dispatch import search_index
 from mrl_jax.search.index import Description, Document, create_index, exact, faiss, rerank
 from mrl_jax.system.errors import UserError
 
@@ -55,6 +57,28 @@ def best(z: np.ndarray, query: np.ndarray, k: int, size: int, prefix: int) -> li
 
 
 EVERY = ("exact", "faiss-flat", "faiss-hnsw", "faiss-ivf", "faiss-pq")
+
+
+@pytest.mark.parametrize("kind", ["exact", "faiss-hnsw8", "faiss-rabitq"])
+def test_a_search_after_the_first_reads_no_document_but_what_it_finds(kind: str, tmp_path: Path) -> None:
+    """No statement of SQL visits every document, as counting them would; changes are counted all the same."""
+    if kind != "exact":
+        pytest.importorskip("faiss")
+    with contextlib.closing(make(kind, tmp_path / "index")) as index:
+        index.add(named(300), vectors(300))
+        search_index(index, vectors(1, 1), 5, [(index.description.scanned, 20)])
+        asked: list[str] = []
+        index._connection.set_trace_callback(asked.append)
+        hits = search_index(index, vectors(1, 2), 5, [(index.description.scanned, 20)])
+        index.documents(hits.rows[0])
+        index._connection.set_trace_callback(None)
+        for statement in asked:
+            (*_, plan) = index._connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchone()
+            assert not plan.startswith("SCAN documents"), statement
+        index.add(named(7, start=300), vectors(7, 3))
+        assert len(index) == 307
+        assert index.delete(["id 3", "id 305"]) == 2
+        assert len(index) == 305
 
 
 @pytest.mark.parametrize("kind", EVERY)
