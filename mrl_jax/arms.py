@@ -124,7 +124,6 @@ ARMS: dict[str, ArmType] = {
         "compressed",
         compression="csr",
         in_all=False,
-        baseline=True,
         tasks=("classes",),
     ),
     "mrl_pca": ArmType(

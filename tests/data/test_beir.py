@@ -233,5 +233,5 @@ def test_the_folder_is_needed(tmp_path: Path) -> None:
         load("beir")
     with pytest.raises(UserError, match=r"data\.path=.*absent: there is no such folder"):
         load(DataConfig("beir", path=str(tmp_path / "absent")))
-    with pytest.raises(UserError, match=r"data\.path is not used by data=pairs; it belongs to beir"):
+    with pytest.raises(UserError, match=r"data\.path is not used by data=pairs; it belongs to cifar and beir"):
         load(DataConfig("pairs", path=str(tmp_path)))

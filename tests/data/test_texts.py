@@ -66,5 +66,5 @@ def test_a_missing_name_and_another_source_s_key_are_refused() -> None:
         data.load(DataConfig("texts"))
     with pytest.raises(UserError, match=r"without data.test holds out data.validation_fraction of the texts"):
         data.load(DataConfig("texts", train="a.txt", validation_fraction=0.0))
-    with pytest.raises(UserError, match=r"data.path is not used by data=texts; it belongs to beir"):
+    with pytest.raises(UserError, match=r"data.path is not used by data=texts; it belongs to cifar and beir"):
         data.load(DataConfig("texts", path="a"))
