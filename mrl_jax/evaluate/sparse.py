@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mrl_jax.losses import nested_info_nce
 from mrl_jax.system.errors import UserError
 
 FEATURES = 4  # per coordinate of the embedding
@@ -137,10 +138,9 @@ def _objective(parameters: Any, x_BxD: jax.Array, dead_F: jax.Array, k: int) -> 
     revived_BxD = _active(jnp.where(dead_F, features_BxF, 0.0), revived) @ parameters["kernel"].T
     share = jnp.sum((left_BxD - revived_BxD) ** 2) / jnp.maximum(jnp.sum(left_BxD**2), 1e-12)
     loss += DEAD_WEIGHT * jnp.where(jnp.any(dead_F), share, 0.0)
-    length_B = jnp.sqrt(jnp.maximum(jnp.sum(codes_BxF**2, axis=1, keepdims=True), 1e-12))
-    cosines_BxB = (codes_BxF / length_B) @ (codes_BxF / length_B).T
-    contrast_B = jax.nn.logsumexp(cosines_BxB / TEMPERATURE, axis=1) - jnp.diagonal(cosines_BxB) / TEMPERATURE
-    return loss + CONTRAST_WEIGHT * jnp.mean(contrast_B), jnp.any(codes_BxF > 0, axis=0)
+    all_features = codes_BxF.shape[1:]
+    contrast, _ = nested_info_nce(codes_BxF, codes_BxF, all_features, [1.0], TEMPERATURE, symmetric=False)
+    return loss + CONTRAST_WEIGHT * contrast, jnp.any(codes_BxF > 0, axis=0)
 
 
 def _features(parameters: Any, x_BxD: jax.Array) -> jax.Array:

@@ -170,7 +170,7 @@ def _search(faiss: Any, index: Any, prefixes: np.ndarray, size: int, view: int) 
             probed *= 2
             found[short] = index.search(prefixes[short], size, params=faiss.SearchParametersIVF(nprobe=probed))[1]
     elif isinstance(index, faiss.IndexHNSW):
-        nodes = faiss.SearchParametersHNSW(efSearch=max(HNSW_NODES, size, view))
+        nodes = faiss.SearchParametersHNSW(efSearch=max(HNSW_NODES, view))
         found = index.search(prefixes, size, params=nodes)[1]
         if (short := (found < 0).any(axis=1)).any():
             found[short] = faiss.downcast_index(index.storage).search(prefixes[short], size)[1]
