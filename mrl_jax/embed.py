@@ -45,9 +45,7 @@ def embed(options: argparse.Namespace) -> None:
         raise UserError(f"--out={options.out} is not allowed; a file ending in .npy or .parquet")
     if suffix == ".parquet" and options.input == "-":
         raise UserError(f"--out={options.out}: ids are read again at the end, so input=- goes with .npy")
-    model = pretrained.find_any(options.run, options.arm, options.seed)
-    if (options.layers, options.hidden) != (None, None):
-        model = model.part(options.layers, options.hidden)
+    model = pretrained.find_any(options.run, options.arm, options.seed).part(options.layers, options.hidden)
     model.prompts.of(options.prompt)
     dim = model.dims[-1] if options.dim is None else options.dim
     if not 1 <= dim <= model.program.width:

@@ -41,9 +41,7 @@ def predict(options: argparse.Namespace) -> None:
     """Classify what is not done yet."""
     if options.out != "-" and Path(options.out).suffix.lower() not in (".jsonl", ".ndjson"):
         raise UserError(f"--out={options.out} is not allowed; a file ending in .jsonl or .ndjson, or -")
-    model = mrl_jax.load(options.run, options.arm, options.seed)
-    if (options.layers, options.hidden) != (None, None):
-        model = model.part(options.layers, options.hidden)
+    model = mrl_jax.load(options.run, options.arm, options.seed).part(options.layers, options.hidden)
     try:
         answering = classifier(model, options)
     except ValueError as error:  # of the library: dim, epsilon or delta

@@ -109,10 +109,10 @@ def export(
     target = FORMATS[one_of("--to", to, FORMATS)]
     out = Path(out).expanduser().resolve()
     check_empty(out)
-    model = mrl_jax.load(run, arm, seed)
-    check_format(to, model.program.encoder)
-    whole = model
-    model = whole if (layers, hidden) == (None, None) else whole.part(layers, hidden)
+    whole = mrl_jax.load(run, arm, seed)
+    check_format(to, whole.program.encoder)
+    model = whole.part(layers, hidden)
+    part = None if model is whole else (layers, hidden)
     config = model.program.encoder
     if rotate:
         with console.stage("rotating to the principal directions of the training data"):
@@ -132,7 +132,7 @@ def export(
             note=f"{towers.NOTE} {target.note}" if isinstance(config, TowersConfig) else target.note,
             usage=usage,
             rotated=rotate,
-            part=None if model is whole else (layers, hidden),
+            part=part,
         )
         files.write(folder / "README.md", readme)
     return f"{out}: {to}, {outcome}"
