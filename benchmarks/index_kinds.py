@@ -1,11 +1,11 @@
 """Every kind of index in a folder on the same documents, and how near `--kind auto` comes to the fastest of them.
 
     python benchmarks/index_kinds.py [--documents N] [--recall .99] [--together 1 256] [--json FILE]
-    python benchmarks/index_kinds.py --documents 1000000 --model minilm --embedded 16000 --queries 2400 --peer built
+    python benchmarks/index_kinds.py --documents 1000000 --model minilm --embedded 16000 --peer built
 
 Documents are synsets of WordNet and queries definitions, embedded by `wordllama`: 256 dims, of which 64 are the prefix.
-Beyond --embedded, documents are synthesised around the first 16,000 as in retrieval.py. Half of the queries are for
-`auto` to choose by; on the others each kind is measured: bytes per document of what is searched first, recall@10 of 100
+Beyond --embedded, documents are synthesised around the first 16,000 as in retrieval.py. `auto` chooses by --held-out
+queries; on --queries others each kind is measured: bytes per document of what is searched first, recall@10 of 100
 candidates, and the time of the shortest shortlist that keeps the asked recall there, which is the best in hindsight.
 --peer also times HNSW of FAISS on whole embeddings, in memory, with the smallest view that keeps the recall: on a graph
 of its own or, with `--peer links`, on that of faiss-hnsw8, which saves building one. Needs the extra `faiss`.
@@ -47,7 +47,8 @@ def embedded(name: str, documents: int, real: int, queries: int) -> tuple[np.nda
     assert isinstance(data, PairDataset)
     model = pretrained(name)
     texts = list(data.test.documents)[: min(documents, real)]
-    x, q = model.encode(texts), model.encode(list(data.test.queries)[:queries])
+    asked = [*data.test.queries, *(data.train.table[i] for i in np.unique(data.train.columns[:, 0]))]
+    x, q = model.encode(texts), model.encode([str(text) for text in asked[:queries]])
     more = documents - len(x)
     return (np.concatenate([x, retrieval.synthesise(x[:BASE], more, 10)]) if more else x), q
 
@@ -71,7 +72,7 @@ def measured(
         return float(plan.recall(search_index(index, queries, K, [(dim, size)]).rows, truth).mean())
 
     found["recall"] = {CANDIDATES: recall(CANDIDATES)}
-    sizes = sorted({min(K * n, len(index)) for n in plan.SIZES_PER_K})
+    sizes = choose._sizes(K, len(index))
     place = bisect.bisect_left(sizes, target, key=recall)  # more candidates never hold less
     kept = sizes[place] if place < len(sizes) else None
     found["shortlist"] = kept
@@ -124,7 +125,8 @@ def peer(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=100_000, metavar="N")
-    parser.add_argument("--queries", type=int, default=2_000, metavar="N")
+    parser.add_argument("--held-out", type=int, default=4_000, metavar="N", help="queries to choose by")
+    parser.add_argument("--queries", type=int, default=1_500, metavar="N", help="queries to measure with")
     parser.add_argument("--model", default="wordllama", help="a model as it is: wordllama, minilm or a folder")
     parser.add_argument("--embedded", type=int, default=114_050, metavar="N", help="documents that are texts")
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="KIND", help="kinds that take long to build")
@@ -134,8 +136,8 @@ def main() -> None:
     parser.add_argument("--together", type=int, nargs="+", default=[1, 256])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args()
-    x, q = embedded(options.model, options.documents, options.embedded, options.queries)
-    held_out, test = q[::2], q[1::2]
+    x, q = embedded(options.model, options.documents, options.embedded, options.queries + options.held_out)
+    test, held_out = np.split(q, [options.queries])
     kinds, auto = {}, {}
     with tempfile.TemporaryDirectory() as name:
         place = str(options.place or Path(name) / "index")
@@ -189,6 +191,7 @@ def main() -> None:
                     auto[together]["ratio"] = auto[together]["ms of the chosen"] / best[0]
             print(f"auto, {together} together: {json.dumps(auto[together])}", flush=True)
     found = fresh.machine(documents=len(x), width=x.shape[1], prefix=PREFIX, target=options.recall, model=options.model)
+    found |= {"queries": len(test), "held out": len(held_out)}
     found |= {"kinds": kinds, "auto": auto}
     if options.peer:
         found["FAISS HNSW on whole embeddings"] = of_peer

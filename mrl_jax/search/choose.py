@@ -1,12 +1,16 @@
 """Choose how the documents of a folder are searched: build every kind of index, time it here, take the fastest.
 
 What is fastest depends on the machine, the number of documents, the embeddings and how many queries come together: one
-query at a time favours a graph, many at a time a scan. So all are tried on held-out queries. Of each kind, and each dim
-that `exact` can scan first, shortlists are tested from the longest down as in `plan`, until one is no longer shown to
-keep the recall; the sequences share delta. So P(the expected recall of what is chosen is below the target) ≤ delta.
-Exact search needs no test. What is timed is a search from embedded queries to results, reading from the file included.
+query at a time favours a graph, many at a time a scan. So all are tried on held-out queries, in two steps, as in Pareto
+testing (Laufer-Goldshtein, Fisch, Barzilay & Jaakkola, ICLR 2023). A pilot of some queries finds for each kind, and for
+each dim that `exact` can scan first, the shortlist that is likely to keep the recall, and these are timed. The others
+certify: of the fastest one or two methods, shortlists are tested from a longer one down as in `plan`, until one is not
+shown to keep the recall; the methods share delta. As pilot and certificate are of different queries, P(the expected
+recall of what is chosen is below the target) ≤ delta. Exact search needs no test. What is timed is a search from
+embedded queries to results, reading from the file included.
 """
 
+import bisect
 import contextlib
 import itertools
 import sys
@@ -28,15 +32,19 @@ from mrl_jax.system.errors import UserError, one_of
 ROUNDS = 3  # the least of so many measurements counts
 MAX_BATCHES = 20  # that one of them is the median of
 ROUND_SECONDS = 1.0  # after so long no further batch of a round is begun
+PILOT, MAX_PILOT = 4, 1000  # one of so many held-out queries is of the pilot, and at most so many are
+FINALISTS = 2  # most methods that are certified
+LONGEST, STEPS = 500, 40  # shortlists have 1 to LONGEST documents per result, in so many steps of equal ratio
+LONGER = 3  # steps above the shortlist that is likely to be certified, where testing begins
 
 
 class Method(NamedTuple):
-    """A way to search that keeps the target, or the longest shortlist of a way that does not."""
+    """A way to search, and what it finds and costs."""
 
     kind: str
     stages: Stages | None  # of a shortlist; None for exact search
-    quality: float  # recall@k or nDCG@k on the held-out queries
-    p: float  # of its expectation being below the target
+    quality: float  # recall@k or nDCG@k on the queries that it was tried on
+    p: float | None  # of its expectation being below the target; None where only the pilot was searched for
     seconds: float | None  # of one batch of queries; None where the target is not kept
     megabytes: float  # in memory
     build_seconds: float
@@ -83,7 +91,7 @@ def choose(
         together: number of queries that come together.
         own: int [Q], the row of the document that is the query itself and is left out of its results; −1 for none.
         metric: what the target is for.
-        show: called with each method as soon as it was tried.
+        show: called with each method as soon as it was tried: by the pilot first, then by the other queries.
 
     Returns:
         The chosen method; None where none of the kinds keeps the target, and the index stays as it was.
@@ -92,24 +100,38 @@ def choose(
         ValueError: target or delta is out of range, or there are too few queries to certify anything.
         UserError: documents or vectors are damaged.
     """
-    tests = check_settleable(index.description, kinds, len(queries), target, delta, metric)
+    check_settleable(len(queries), target, delta, metric)
     index.alive()
     index.prepare()  # so that the kinds need not verify the documents again
     truth = leave_out(best_of_blocks(index.blocks(), queries, plans.asked_of(k, own)), own).rows
-    goal = plans.Goal(truth, k, target, metric, own)
-    tried: list[Method] = []
+    order = np.random.default_rng(0).permutation(len(queries))
+    pilot, others = (
+        (queries[some], plans.Goal(truth[some], k, target, metric, None if own is None else own[some]))
+        for some in np.split(order, [min(len(order) // PILOT, MAX_PILOT)])
+    )
+    exact: list[Method] = []
+    promising: list[Method] = []
     for kind in kinds:
         with contextlib.closing(open_as(str(index.folder), kind)) as one:
             try:
-                for method in _try(one, queries, goal, delta / tests, together):
-                    tried.append(method)
+                for method in _try(one, *pilot, len(others[0]), delta / FINALISTS, together):
                     show(method)
+                    (exact if method.stages is None else promising).append(method)
             except UserError as error:  # an extra that is not installed, too few documents for this kind
                 print(f"{kind} is left out: {error}", file=sys.stderr)
-    timed = [(method.seconds, i) for i, method in enumerate(tried) if method.seconds is not None]
-    if not timed:
+    bar = min((method.seconds for method in exact if method.seconds is not None), default=float("inf"))
+    finalists = sorted(
+        (method for method in promising if method.seconds is not None and method.seconds < bar), key=_seconds_of
+    )[:FINALISTS]
+    kept = list(exact)
+    for finalist in finalists:
+        with contextlib.closing(open_as(str(index.folder), finalist.kind)) as one:
+            certified = _certify(one, finalist, *others, delta / len(finalists), together)
+        show(certified)
+        kept += [] if certified.seconds is None else [certified]
+    if not kept:
         return None
-    chosen = tried[min(timed)[1]]
+    chosen = min(kept, key=_seconds_of)
     index.set_kind(chosen.kind)
     plans.save(index.folder, index.version, k, metric, target, delta, chosen.stages, chosen.kind)
     for kind in {*kinds} - {chosen.kind}:
@@ -119,16 +141,11 @@ def choose(
     return chosen
 
 
-def check_settleable(
-    about: Description, kinds: Sequence[str], queries: int, target: float, delta: float, metric: plans.Metric
-) -> int:
-    """The number of sequences of shortlists that `choose` tests.
-
-    Raises ValueError: target or delta is out of range, or so many queries cannot certify anything.
-    """
-    tests = max(1, sum(len(_first_dims(about, kind)) for kind in kinds))
-    plans.check_settleable(queries, target, delta, tests, metric)
-    return tests
+def check_settleable(queries: int, target: float, delta: float, metric: plans.Metric) -> None:
+    """Raises ValueError: target or delta is out of range, or so many queries cannot certify anything."""
+    plans.check_settleable(
+        queries, target, delta, FINALISTS, metric, lambda needed: min((needed - 1) // (PILOT - 1), MAX_PILOT)
+    )
 
 
 def _first_dims(about: Description, kind: str) -> list[int]:
@@ -138,31 +155,68 @@ def _first_dims(about: Description, kind: str) -> list[int]:
     return [about._replace(kind=kind).scanned]
 
 
-def _try(index: Index, queries: np.ndarray, goal: plans.Goal, level: float, together: int) -> Iterator[Method]:
-    """The methods of one kind of index; each sequence of shortlists is tested at `level`."""
+def _sizes(asked: int, count: int) -> list[int]:
+    """Lengths of shortlists, the shortest first."""
+    steps = np.geomspace(asked, LONGEST * asked, STEPS)
+    return sorted({min(round(size), count) for size in steps if count >= asked})
+
+
+def _try(
+    index: Index, queries: np.ndarray, goal: plans.Goal, others: int, level: float, together: int
+) -> Iterator[Method]:
+    """The methods of one kind of index, tried on the queries of the pilot.
+
+    Of each dim that it can search first, the shortlist that `others` queries would just certify at `level` if they lost
+    as much as these.
+    """
     about = index.description
-
-    def search(z: np.ndarray, stages: Stages | None) -> SearchResults:
-        return search_index(index, z, goal.asked, stages)
-
     if isinstance(index, ExactIndex):
         built, megabytes = _built(lambda: index.principal_directions.nbytes)
-        yield Method(about.kind, None, 1.0, 0.0, _seconds(search, queries, None, together), megabytes, built)
+        seconds = _seconds(_search(index, goal), queries, None, together)
+        yield Method(about.kind, None, 1.0, 0.0, seconds, megabytes, built)
     built, megabytes = _built(lambda: _prepared(index))
-    for dim in _first_dims(about, about.kind):
+    sizes = _sizes(goal.asked, len(index))
+    for dim in _first_dims(about, about.kind) if sizes else ():
 
-        def by_size(size: int, dim: int = dim) -> SearchResults:
-            return search(queries, [(dim, size)])
+        def losses(size: int, dim: int = dim) -> np.ndarray:
+            return goal.losses(_search(index, goal)(queries, [(dim, size)]))
 
-        kept: Method | None = None
-        for size, quality, p in plans.test_sizes(by_size, goal, len(index), level):
-            tested = Method(about.kind, [(dim, size)], quality, p, None, megabytes, built)
-            if p <= level:
-                kept = tested
-            elif kept is None:
-                yield tested
-        if kept is not None:
-            yield kept._replace(seconds=_seconds(search, queries, kept.stages, together))
+        def is_likely(size: int) -> bool:
+            return plans.p_value(np.resize(losses(size), others), 1 - goal.target, level) <= level
+
+        place = bisect.bisect_left(sizes, True, key=is_likely)  # a longer one finds what a shorter one does
+        stages = [(dim, sizes[min(place, len(sizes) - 1)])]
+        method = Method(about.kind, stages, float(1 - losses(stages[0][1]).mean()), None, None, megabytes, built)
+        if place < len(sizes):
+            method = method._replace(seconds=_seconds(_search(index, goal), queries, stages, together))
+        yield method
+
+
+def _certify(
+    index: Index, promising: Method, queries: np.ndarray, goal: plans.Goal, level: float, together: int
+) -> Method:
+    """The shortest list that is shown to keep the target; with `seconds` None the one that failed, if the first did."""
+    assert promising.stages is not None
+    dim, size = promising.stages[0]
+    sizes = _sizes(goal.asked, len(index))
+    sizes = sizes[: sizes.index(size) + 1 + LONGER]
+    search = _search(index, goal)
+    tested = [
+        promising._replace(stages=[(dim, size)], quality=quality, p=p, seconds=None)
+        for size, quality, p in plans.test_sizes(lambda n: search(queries, [(dim, n)]), goal, sizes, level)
+    ]
+    kept = [method for method in tested if method.p is not None and method.p <= level]
+    if not kept:
+        return tested[0]
+    return kept[-1]._replace(seconds=_seconds(search, queries, kept[-1].stages, together))
+
+
+def _search(index: Index, goal: plans.Goal) -> Callable[[np.ndarray, Stages | None], SearchResults]:
+    return lambda z, stages: search_index(index, z, goal.asked, stages)
+
+
+def _seconds_of(method: Method) -> float:
+    return float("inf") if method.seconds is None else method.seconds
 
 
 def _prepared(index: Index) -> int:

@@ -94,7 +94,7 @@ def build(options: argparse.Namespace) -> None:
     description = new_description(model, options, found.root if found else None)
     if kinds:  # before anything is embedded
         asked = corpus.read_queries(options.queries, pictures.reads(model))
-        _check_choice(description, kinds, len(asked), options)
+        _check_choice(len(asked), options)
     size = len(found.captions) if found else corpus.file_size(options.corpus)
     with contextlib.closing(_open_or_create(options.index, description, options.token)) as index:
         _check_same(index.description, description, options)
@@ -272,10 +272,10 @@ def plan(options: argparse.Namespace) -> None:
             print(f"no shortlist is certified to keep this {options.metric}; --plan auto searches exactly")
 
 
-def _check_choice(about: Description, kinds: Sequence[str], queries: int, options: argparse.Namespace) -> None:
+def _check_choice(queries: int, options: argparse.Namespace) -> None:
     """Raises UserError for options of `--kind` with which nothing can be chosen."""
     try:
-        choose.check_settleable(about, kinds, queries, options.recall, options.delta, options.metric)
+        choose.check_settleable(queries, options.recall, options.delta, options.metric)
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -286,12 +286,13 @@ def _choose(index: Index, kinds: Sequence[str], options: argparse.Namespace) -> 
     k = min(options.k, _size(index, options))
     z, own = _read_queries(index, options)
     together = options.together
-    _check_choice(index.description, kinds, len(z), options)
+    _check_choice(len(z), options)
     print(f"{'method':>24}{options.metric:>9}{'p':>9}{f'ms for {together}':>12}{'MB':>9}{'built in s':>12}")
 
     def show(one: choose.Method) -> None:
+        p = "pilot" if one.p is None else f"{one.p:.4f}"
         milliseconds = "not kept" if one.seconds is None else f"{1000 * one.seconds:.2f}"
-        print(f"{one!s:>24}{one.quality:>9.4f}{one.p:>9.4f}{milliseconds:>12}{one.megabytes:>9.1f}", end="")
+        print(f"{one!s:>24}{one.quality:>9.4f}{p:>9}{milliseconds:>12}{one.megabytes:>9.1f}", end="")
         print(f"{one.build_seconds:>12.1f}", flush=True)
 
     chosen = choose.choose(index, kinds, z, k, options.recall, options.delta, together, own, options.metric, show)

@@ -10,7 +10,7 @@ plan's expected recall is below the target) ≤ delta, over the draw of the held
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -52,6 +52,10 @@ class Goal(NamedTuple):
     def asked(self) -> int:
         """Results per query that are searched for."""
         return asked_of(self.k, self.own)
+
+    def losses(self, results: SearchResults) -> np.ndarray:
+        """Of each query what `results` of `asked` documents miss, in [0, 1]."""
+        return 1 - MEASURES[self.metric](leave_out(results, self.own).rows, self.truth)
 
 
 def asked_of(k: int, own: np.ndarray | None) -> int:
@@ -123,7 +127,8 @@ def plan(
         def search(size: int, dim: int = dim) -> SearchResults:
             return shortlist.search(documents, queries, goal.asked, ((dim, size),))
 
-        for size, quality, p in test_sizes(search, goal, len(documents), delta / len(dims)):
+        sizes = {min(k * n, len(documents)) for n in SIZES_PER_K}
+        for size, quality, p in test_sizes(search, goal, sizes, delta / len(dims)):
             stages = ((dim, size),)
             tried.append(Candidate(stages, quality, p, p <= delta / len(dims), shortlist_cost(documents, stages)))
     affordable = [one for one in tried if one.certified and (budget is None or one.cost.megabytes <= budget)]
@@ -132,21 +137,18 @@ def plan(
 
 
 def test_sizes(
-    search: Callable[[int], SearchResults], goal: Goal, count: int, level: float
+    search: Callable[[int], SearchResults], goal: Goal, sizes: Collection[int], level: float
 ) -> Iterator[tuple[int, float, float]]:
     """(size, quality, p) of shortlists from the longest on, up to the first that is not shown to reach the goal.
 
     Args:
         search: the `goal.asked` best that a shortlist of a size finds.
         goal: what is to be kept.
-        count: number of documents, the largest size.
+        sizes: to test; those below `goal.asked` are left out.
         level: at which each size is tested.
     """
-    measure = MEASURES[goal.metric]
-    for size in sorted({min(goal.k * n, count) for n in SIZES_PER_K}, reverse=True):
-        if size < goal.asked:
-            return
-        losses = 1 - measure(leave_out(search(size), goal.own).rows, goal.truth)
+    for size in sorted((size for size in sizes if size >= goal.asked), reverse=True):
+        losses = goal.losses(search(size))
         p = p_value(losses, 1 - goal.target, level)
         yield size, float(1 - losses.mean()), p
         if p > level:
@@ -216,12 +218,23 @@ def queries_needed(target: float, delta: float) -> int:
     return many
 
 
-def check_settleable(queries: int, target: float, delta: float, tests: int, metric: Metric) -> None:
-    """Raises ValueError unless so many held-out queries can certify the target when `tests` sequences share `delta`."""
+def check_settleable(
+    queries: int,
+    target: float,
+    delta: float,
+    tests: int,
+    metric: Metric,
+    others: Callable[[int], int] = lambda needed: 0,
+) -> None:
+    """Raises ValueError unless so many held-out queries can certify the target when `tests` sequences share `delta`.
+
+    `others` is the number that something else needs beside those that certify.
+    """
     for name, value in (("target", target), ("delta", delta)):
         if not 0 < value < 1:
             raise ValueError(f"{name}={value} is not allowed; it must be between 0 and 1")
     needed = queries_needed(target, delta / tests)
+    needed += others(needed)
     if queries < needed:
         raise ValueError(
             f"{queries} held-out queries cannot certify {metric} {target} at delta={delta}, not even without a "
