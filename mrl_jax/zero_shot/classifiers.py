@@ -23,7 +23,7 @@ from mrl_jax import evaluate, model, report, runs
 from mrl_jax.config import Config
 from mrl_jax.data import DataConfig
 from mrl_jax.data.readers import tfds as builders
-from mrl_jax.data.readers.decoders import Decoders
+from mrl_jax.data.readers.decoders import Decoders, of_workers
 from mrl_jax.data.readers.images import StoredImages
 from mrl_jax.data.sources import files as texts
 from mrl_jax.data.sources import images as folders
@@ -129,7 +129,7 @@ def read(given: str, kind: str, cache_dir: str | None, workers: int | None) -> L
         return LabelledSet(given, Path(given).stem, [row.text for row in rows], [row.label for row in rows])
     if kind != "image":
         raise UserError(f"--classifier is for runs on images or texts; this one is on {kind}")
-    decoders = None if workers is None else Decoders(workers)
+    decoders = of_workers(workers)
     if given.startswith(CATALOGUE):
         return of_catalogue(given, cache_dir, decoders)
     found = folders.find(KEY, given, cache_dir)

@@ -101,6 +101,11 @@ class Decoders:
         list(threads.map(turn, range(0, len(rows), IMAGES_PER_TURN)))
 
 
+def of_workers(workers: int | None) -> Decoders | None:
+    """The worker processes that `data.workers` asks for; None: the threads of this process decode."""
+    return None if workers is None else Decoders(workers)
+
+
 def _ask(worker: "subprocess.Popen[bytes]", function: bytes, image: bytes, out: np.ndarray) -> str:
     """Have one image decoded into `out`; returns the message where it cannot be."""
     try:

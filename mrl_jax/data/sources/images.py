@@ -15,7 +15,7 @@ import numpy as np
 
 from mrl_jax.data.base import DataConfig, Dataset, Split, class_names
 from mrl_jax.data.readers import image_files
-from mrl_jax.data.readers.decoders import Decoders
+from mrl_jax.data.readers.decoders import of_workers
 from mrl_jax.data.readers.images import Cover, StoredImages
 from mrl_jax.data.readers.records import abbreviate
 from mrl_jax.data.sources.files import say_alike
@@ -50,7 +50,7 @@ def read(config: DataConfig) -> Dataset:
         raise UserError(f"data.train={config.train}: no image of the class {empty[0]!r} can be decoded")
     say_alike(classes, config.train)
     index = {name: number for number, name in enumerate(classes)}
-    decoders = None if config.workers is None else Decoders(config.workers)
+    decoders = of_workers(config.workers)
 
     def split(part: str) -> Split:
         found = parts.get(part)

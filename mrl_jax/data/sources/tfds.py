@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from mrl_jax.data.base import STREAMING_MIN_BYTES, DataConfig, Dataset, Split, StreamedTexts
 from mrl_jax.data.readers import tfds as builders
-from mrl_jax.data.readers.decoders import Decoders
+from mrl_jax.data.readers.decoders import Decoders, of_workers
 from mrl_jax.data.readers.images import MAX_DECODED_BYTES, EncodedImages, target_geometry
 from mrl_jax.system.errors import UserError, nearest
 from mrl_jax.system.files import cache_folder
@@ -41,7 +41,7 @@ def read(config: DataConfig) -> Dataset:
         raise UserError(f"data.image_size={config.image_size} has no meaning for data.name={config.name}, a text set")
     test = test_split(builder, config.name)
     has_validation = test == "test" and has_labels(builder, "validation")
-    decoders = None if config.workers is None else Decoders(config.workers)
+    decoders = of_workers(config.workers)
 
     def part(split: str) -> Split:
         match kind:
