@@ -12,38 +12,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mrl_jax import arms
+from mrl_jax import arms, report
 from mrl_jax.report import statistics
 
 METRICS = {"linear_top1": "linear classifier", "knn_top1": "nearest neighbour"}
 OTHERS = ("mrl", "ff", "truncated", "pca")
 HEADER = ("set", "metric", "dim", "other", "csr", "mean", "difference", "low", "high", "p_holm")
 
-Outcomes = dict[int, np.ndarray]  # by dim right or wrong in percent, float64 [seeds, texts]
-
-
-def read(run: Path, arm: str, metric: str) -> Outcomes:
-    """Of the test texts. A fixed-size arm has a file for each of its widths."""
-    found: dict[int, list[np.ndarray]] = {}
-    for path in sorted((run / "predictions").glob(f"{arm}*-seed*.npz")):
-        if path.name.partition("-seed")[0].rstrip("0123456789") != arm:
-            continue
-        with np.load(path, allow_pickle=False) as arrays:
-            for key in arrays.files:
-                split, name, *dim = key.split("/")
-                if (split, name) == ("test", metric):
-                    found.setdefault(int(dim[0]), []).append(100 * arrays[key].astype(np.float64))
-    return {dim: np.stack(each) for dim, each in sorted(found.items())}
-
 
 def rows(run: Path) -> Iterator[tuple[Any, ...]]:
     name = run.parent.name.removeprefix("csr_")
     for metric in METRICS:
-        codes = read(run, "csr", metric)
+        of = report.outcomes(run, metric)
+        percent = {arm: {dim: 100 * v for dim, v in of.get(arm, {}).items()} for arm in ("csr", *OTHERS)}
+        codes = percent["csr"]
         for other in OTHERS:
-            prefixes = read(run, other, metric)
+            prefixes = percent[other]
             for one in statistics.differences(codes, prefixes):
                 means = (float(codes[one.dim].mean()), float(prefixes[one.dim].mean()))
                 numbers = [round(float(x), 3) for x in (*means, one.mean, one.low, one.high)]

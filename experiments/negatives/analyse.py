@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mrl_jax import report
 from mrl_jax.report import statistics
 
 METRIC = "ndcg@10"
@@ -26,15 +27,9 @@ Outcomes = dict[int, np.ndarray]  # by dim nDCG@10 in percent, float64 [seeds, q
 
 
 def read(run: Path) -> Outcomes:
-    """Of the test queries."""
-    found: dict[int, list[np.ndarray]] = {}
-    for path in sorted((run / "predictions").glob("mrl-seed*.npz")):
-        with np.load(path, allow_pickle=False) as arrays:
-            for key in arrays.files:
-                split, metric, *dim = key.split("/")
-                if (split, metric) == ("test", METRIC):
-                    found.setdefault(int(dim[0]), []).append(100 * arrays[key].astype(np.float64))
-    return {dim: np.stack(each) for dim, each in sorted(found.items())}
+    """Of the test queries; empty where the condition was not trained."""
+    of = report.outcomes(run, METRIC) if run.exists() else {}
+    return {dim: 100 * values for dim, values in of.get("mrl", {}).items()}
 
 
 def rows(folder: Path) -> Iterator[tuple[object, ...]]:

@@ -13,38 +13,31 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import bootstrap
 
+from mrl_jax import report
+
 METRIC = "ndcg@10"
 DIMS = (16, 32, 64, 128, 384)
-
-
-def outcomes(run: Path, arm: str, dim: int) -> np.ndarray | None:
-    """nDCG@10 of each test query, float [seeds, Q]; None where the run does not have it (yet)."""
-    found = []
-    for path in sorted((run / "predictions").glob(f"{arm if arm != 'ff' else f'ff{dim}'}-seed*.npz")):
-        with np.load(path, allow_pickle=False) as arrays:
-            found.append(arrays[f"test/{METRIC}/{dim}"].astype(float))
-    return np.stack(found) if found else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     options = parser.parse_args()
+    of = report.outcomes(options.run, METRIC)
+    assert "mrl" in of, f"{options.run} has no trained arm mrl"
     others = ("ff", "truncated", "pca", "untuned", "untuned_pca")
     print(f"{'dim':>5}{'seeds':>7}{'mrl':>7}" + "".join(f"{other:>32}" for other in others))
     kept = {}
     for dim in DIMS:
-        mrl = outcomes(options.run, "mrl", dim)
-        assert mrl is not None, f"{options.run} has no trained arm mrl"
+        mrl = of["mrl"][dim]
         kept[dim] = mrl.mean()
         cells = []
         for other in others:
-            value = outcomes(options.run, other, dim)
-            if value is None:
+            if other not in of:
                 cells.append(f"{'–':>32}")
                 continue
-            seeds = min(len(mrl), len(value))
-            difference = 100 * (mrl[:seeds] - value[:seeds]).mean(axis=0)
+            value = of[other][dim]
+            difference = 100 * (mrl - value).mean(axis=0)
             found = bootstrap((difference,), np.mean, n_resamples=4999, method="percentile", rng=0, batch=500)
             low, high = found.confidence_interval
             cells.append(f"{100 * value.mean():>9.1f}{difference.mean():>+8.2f} [{low:+.2f}, {high:+.2f}]".rjust(32))

@@ -22,6 +22,7 @@ from mrl_jax.evaluate.metrics import COMPARED, find, ordered
 from mrl_jax.report import across, compare, figures, formats, page, plots, study, validate
 from mrl_jax.report.sections import sections
 from mrl_jax.system import console, files
+from mrl_jax.system.errors import UserError
 
 
 def report(paths: list[Path], out: Path) -> tuple[list[Path], str]:
@@ -92,6 +93,27 @@ def table(directory: Path, metrics: Sequence[str] | None = None, split: str = "t
             lines.append(f"{'–' if kind.origin == 'classical' else dim:>6}" + "".join(map(str.rjust, cells, widths)))
         blocks += ["\n".join(lines)] if shown else []
     return "\n\n".join(blocks)
+
+
+def outcomes(directory: Path, metric: str) -> dict[str, dict[int, np.ndarray]]:
+    """What each arm of a run gave for each test example, ready for `statistics.differences`, which pairs them.
+
+    Args:
+        directory: the run.
+        metric: one that every example has a value of by itself, such as linear_top1 (right or wrong) or ndcg@10.
+
+    Returns:
+        arm → dim → float64 [S seeds, n test examples], a share in [0, 1] of most metrics; ascending seeds, those that
+        all arms have. Arms without the metric are left out.
+
+    Raises:
+        UserError: no run there, several configurations, or a damaged file.
+    """
+    gathered = study.gather([directory])
+    if len(gathered.variants) > 1:
+        raise UserError(f"{directory} has runs of {len(gathered.variants)} configurations; expected a single run")
+    of = {series.arm: gathered.outcomes(series, metric) for series in gathered.series}
+    return {arm: {dim: v.astype(np.float64) for dim, v in by_dim.items()} for arm, by_dim in of.items() if by_dim}
 
 
 def behind(directory: Path) -> str:

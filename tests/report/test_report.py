@@ -11,7 +11,10 @@ from made_runs import ARMS, DIMS, make_run
 from mrl_jax import report, runs
 from mrl_jax.arms import ARMS as EVERY_ARM
 from mrl_jax.arms import ArmType
+from mrl_jax.encoders.mlp import MLPConfig
 from mrl_jax.evaluate.metrics import METRICS, Metric
+from mrl_jax.report import statistics
+from mrl_jax.system.errors import UserError
 
 PRINTED = ("linear_top1", "linear_top5", "ece", "knn_top1", "map@10", "precision@10")  # of classes
 FILES = ["differences.csv", "report.html", "report.md", "tables.tex"]
@@ -107,6 +110,22 @@ def test_an_arm_and_a_metric_need_only_their_entries_to_be_printed_compared_and_
     for name in ("accuracy", "bytes", "oracle", "differences-hits"):
         assert "MRL new" in (out / "plots" / f"{name}.svg").read_text()
     assert "MRL new − squeezed: " in capsys.readouterr().out
+
+
+def test_outcomes_are_those_of_the_prediction_files_paired_by_seed_and_ready_for_statistics(tmp_path):
+    directory = make_run(tmp_path, arms=("mrl", "ff"), seeds=3)
+    of = report.outcomes(directory, "linear_top1")
+    for arm, files in (("mrl", dict.fromkeys(DIMS, "mrl")), ("ff", {dim: f"ff{dim}" for dim in DIMS})):
+        assert list(of[arm]) == list(DIMS)
+        for dim, name in files.items():
+            each = [np.load(directory / "predictions" / f"{name}-seed{seed}.npz") for seed in range(3)]
+            np.testing.assert_array_equal(of[arm][dim], [one[f"test/linear_top1/{dim}"] for one in each])
+            assert of[arm][dim].dtype == np.float64
+    assert [one.dim for one in statistics.differences(of["mrl"], of["ff"])] == list(DIMS)
+    assert report.outcomes(directory, "ndcg@10") == {}
+    make_run(tmp_path, run="second", encoder=MLPConfig(dropout=0.5))
+    with pytest.raises(UserError, match=r"made has runs of 2 configurations; expected a single run"):
+        report.outcomes(directory.parent, "linear_top1")
 
 
 def test_a_run_is_drawn_into_its_own_folder(tmp_path):
