@@ -96,7 +96,40 @@ class Examples:
         return {name: array.reshape(len(parts), -1, *array.shape[1:]) for name, array in joint.items()}
 
 
-class PairExamples:
+class OfTable:
+    """Examples that are made of the rows of a table, as pairs are of texts: what is the table's is passed on."""
+
+    lengths = None  # rows are packed or gathered, so examples are not grouped by length
+    separable = False  # texts are packed across the whole batch, so every process packs it and keeps its part
+    table: Examples
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        return self.table.inputs
+
+    @property
+    def raw_inputs(self) -> Mapping[str, Any]:
+        """As `Examples.raw_inputs`."""
+        return self.table.raw_inputs
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.table.fingerprint
+
+    def read_ahead(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> "BatchReader":
+        """As `Examples.read_ahead`."""
+        return self.table.read_ahead(rows, make, start, stop)
+
+    def take(self, rows: np.ndarray, length: int | None = None) -> dict[str, np.ndarray]:
+        """The batch of the examples at `rows`, with `label`."""
+        return {name: array[0] for name, array in self.stack([rows], length).items()}
+
+    def stack(self, parts: Sequence[np.ndarray], length: int | None) -> dict[str, np.ndarray]:
+        """The batches of several members, `parts` of rows each, stacked to [members, …]."""
+        raise NotImplementedError
+
+
+class PairExamples(OfTable):
     """Pairs as the model reads them: rows of a table of texts (or features), and the scores of the pairs.
 
     A batch holds the texts of B pairs column by column: B anchors, B positives, then B of each hard negative. With
@@ -107,9 +140,6 @@ class PairExamples:
     negatives have instead what `FurtherPositives.labels` says, int32 [B, columns + P]; other batches stay as they were.
     With a teacher or a guide, a batch has their vectors of its texts, column by column of the whole batch.
     """
-
-    lengths = None  # pairs are not grouped by length
-    separable = False  # texts are packed across the whole batch, so every process packs it and keeps its part
 
     def __init__(
         self,
@@ -137,19 +167,6 @@ class PairExamples:
     def __len__(self) -> int:
         return len(self.columns)
 
-    @property
-    def inputs(self) -> dict[str, Any]:
-        return self.table.inputs
-
-    @property
-    def raw_inputs(self) -> Mapping[str, Any]:
-        """As `Examples.raw_inputs`."""
-        return self.table.raw_inputs
-
-    @property
-    def fingerprint(self) -> str | None:
-        return self.table.fingerprint
-
     def arrays(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The content of the split: its scores; the pairs and the table's inputs by name. The other models' vectors
         are not part of it: computed again, on other cores, they differ in the last digits."""
@@ -169,14 +186,6 @@ class PairExamples:
     def stream(self, seed: int, batch_size: int, start: int, stop: int) -> Iterator[np.ndarray]:
         """See `stream`."""
         return stream(self, seed, batch_size, start, stop)
-
-    def read_ahead(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> "BatchReader":
-        """As `Examples.read_ahead`."""
-        return self.table.read_ahead(rows, make, start, stop)
-
-    def take(self, rows: np.ndarray, length: int | None = None) -> dict[str, np.ndarray]:
-        """The batch of the pairs at `rows`, with `label`."""
-        return {name: array[0] for name, array in self.stack([rows], length).items()}
 
     def stack(self, parts: Sequence[np.ndarray], length: int | None) -> dict[str, np.ndarray]:
         """The batches of several members, `parts` of rows [B] each, stacked to [members, …]."""

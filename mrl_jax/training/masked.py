@@ -11,27 +11,24 @@ always has the same hidden tokens, whatever batch it is in.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from mrl_jax.text import masking, packing
 from mrl_jax.text.masking import Vocabulary
-from mrl_jax.training.batches import BatchReader, Examples, stream
+from mrl_jax.training.batches import Examples, OfTable, stream
 
 FIXED_SEED = 0x3A5C  # of the hidden tokens of validation and test, the same in every run
 MULTIPLE = 8  # S is a multiple of it
 
 
-class MaskedExamples:
+class MaskedExamples(OfTable):
     """One split of texts, as a transformer predicts their hidden tokens.
 
     The rows of a training batch are [row, seed, step], int64 [B, 3]; elsewhere they are row numbers [B].
     """
-
-    lengths = None  # texts are packed, so they are not grouped by length
-    separable = False  # texts are packed across the whole batch, so every process packs it and keeps its part
 
     def __init__(
         self,
@@ -55,19 +52,6 @@ class MaskedExamples:
     def __len__(self) -> int:
         return len(self.kept)
 
-    @property
-    def inputs(self) -> dict[str, Any]:
-        return self.table.inputs
-
-    @property
-    def raw_inputs(self) -> Mapping[str, Any]:
-        """As `Examples.raw_inputs`."""
-        return self.table.raw_inputs
-
-    @property
-    def fingerprint(self) -> str | None:
-        return self.table.fingerprint
-
     def arrays(self) -> tuple[np.ndarray, dict[str, Any]]:
         """As `Examples.arrays`."""
         return self.table.arrays()
@@ -80,14 +64,6 @@ class MaskedExamples:
         """The rows int64 [batch_size, 3] of each of the steps start … stop − 1."""
         for step, rows in enumerate(stream(self, seed, batch_size, start, stop), start):
             yield np.stack([rows, np.full_like(rows, seed), np.full_like(rows, step)], axis=1).astype(np.int64)
-
-    def read_ahead(self, rows: Iterator[Any], make: Callable[[Any], Any], start: int, stop: int) -> BatchReader:
-        """As `Examples.read_ahead`."""
-        return self.table.read_ahead(rows, make, start, stop)
-
-    def take(self, rows: np.ndarray, length: int | None = None) -> dict[str, np.ndarray]:
-        """The batch of the texts at `rows`."""
-        return {name: array[0] for name, array in self.stack([rows], length).items()}
 
     def stack(self, parts: Sequence[np.ndarray], length: int | None) -> dict[str, np.ndarray]:
         """The batches of several members, `parts` of rows each, stacked to [members, …]."""
