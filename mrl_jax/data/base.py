@@ -7,7 +7,7 @@ exceed it are `StreamedTexts`. Pairs are row numbers of a table of distinct text
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -387,11 +387,3 @@ def first_per_class(labels: np.ndarray, limit: int) -> np.ndarray:
 def first_rows(count: int, limit: int) -> np.ndarray:
     """`limit` of `count` row numbers, drawn at random but the same in every run, sorted."""
     return np.sort(np.random.default_rng(SPLIT_SEED).permutation(count)[:limit])
-
-
-def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """The distinct labels, sorted: as numbers if all are whole numbers (2 before 10), else as text."""
-    names = set(labels)
-    if all(name.isascii() and name.isdigit() for name in names):  # of any length: Python's int() has a limit
-        return tuple(sorted(names, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name)))
-    return tuple(sorted(names))

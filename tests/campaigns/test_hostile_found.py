@@ -18,7 +18,7 @@ from made_runs import make_run
 from pyarrow import parquet
 
 from mrl_jax import config, data, encoders
-from mrl_jax.data.base import class_names
+from mrl_jax.data.classes import class_names
 from mrl_jax.data.readers import records
 from mrl_jax.encoders import huggingface
 from mrl_jax.encoders.transformer import TransformerConfig

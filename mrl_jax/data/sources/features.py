@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, Dataset, Split, class_names
+from mrl_jax.data.base import DataConfig, Dataset, Split
+from mrl_jax.data.classes import class_names, class_numbers
 from mrl_jax.data.readers.arrays import check_features, check_labels, hint_packed, load_npy, load_npz
 from mrl_jax.data.readers.records import require_file
 from mrl_jax.system.errors import UserError
@@ -43,11 +44,11 @@ def read(config: DataConfig) -> Dataset:
             raise UserError(
                 f"{part.path} has vectors of width {part.features.shape[1]}, {train.path} of {train.features.shape[1]}"
             )
-        index = {name: number for number, name in enumerate(classes)}
-        for row, label in enumerate(part.labels):
-            if label not in index:
-                raise UserError(f"{part.path}, row {row}: the label {label} does not occur in {train.path}")
-        return Split(part.features, np.array([index[label] for label in part.labels], np.int32))
+
+        def describe(row: int) -> str:
+            return f"{part.path}, row {row}: the label {part.labels[row]}"
+
+        return Split(part.features, class_numbers(part.labels, classes, train.path, describe))
 
     return Dataset(train.path.stem, "features", classes, split(train), split(validation), split(test))
 

@@ -6,14 +6,15 @@ Labels may be strings or whole numbers; both become class names (strings). The c
 Files that exceed memory stay on disk (`data.streaming`), and only their labels are held in memory.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from mrl_jax.data import disk_cache
-from mrl_jax.data.base import DataConfig, Dataset, Split, StreamedTexts, class_names
+from mrl_jax.data.base import DataConfig, Dataset, Split, StreamedTexts
+from mrl_jax.data.classes import class_names, class_numbers, say_alike
 from mrl_jax.data.readers.records import (
     FORMATS,
     Record,
@@ -25,7 +26,6 @@ from mrl_jax.data.readers.records import (
     require_name,
     text_field,
 )
-from mrl_jax.system import console
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import path_of
 
@@ -52,11 +52,11 @@ def read(config: DataConfig) -> Dataset:
     say_alike(classes, config.train)
 
     def part(examples: list[TextRow], path: str | None) -> Split:
-        index = {name: number for number, name in enumerate(classes)}
-        for row in examples:
-            if row.label not in index:
-                raise UserError(f"{path}, {row.place}: the label {row.label!r} does not occur in {config.train}")
-        return Split([row.text for row in examples], np.array([index[row.label] for row in examples], np.int32))
+        def describe(i: int) -> str:
+            return f"{path}, {examples[i].place}: the label {examples[i].label!r}"
+
+        numbers = class_numbers([row.label for row in examples], classes, config.train, describe)
+        return Split([row.text for row in examples], numbers)
 
     return Dataset(
         name=Path(config.train or "").stem,
@@ -66,20 +66,6 @@ def read(config: DataConfig) -> Dataset:
         validation=part(validation, config.validation),
         test=part(test, config.test),
     )
-
-
-def say_alike(classes: Iterable[str], path: str | None) -> None:
-    """Say so if names of classes differ in nothing but case and white space: slips of the pen."""
-    alike: dict[str, list[str]] = {}
-    for name in classes:
-        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
-    groups = [names for names in alike.values() if len(names) > 1]
-    if groups:
-        more = f"; {len(groups):,} groups of classes are like that" if len(groups) > 1 else ""
-        console.say(
-            f"{path}: {' and '.join(map(repr, groups[0]))} differ only in case or white space, and are different "
-            f"classes{more}"
-        )
 
 
 def rows(key: str, name: str | None) -> list[TextRow]:
@@ -102,16 +88,16 @@ def stream(config: DataConfig) -> Dataset:
     }
     classes = class_names(parts["train"][1].names)
     say_alike(classes, config.train)
-    index = {name: number for number, name in enumerate(classes)}
 
     def part(name: str) -> Split:
         if name not in parts:
             return Split([], np.zeros(0, np.int32))
         texts, labels = parts[name]
-        for label, place in zip(labels.names, labels.places, strict=True):
-            if label not in index:
-                raise UserError(f"{files[name]}, {place}: the label {label!r} does not occur in {config.train}")
-        return Split(texts, np.array([index[label] for label in labels.names], np.int32)[labels.rows])
+
+        def describe(i: int) -> str:
+            return f"{files[name]}, {labels.places[i]}: the label {labels.names[i]!r}"
+
+        return Split(texts, class_numbers(labels.names, classes, config.train, describe)[labels.rows])
 
     return Dataset(
         name=Path(config.train or "").stem,

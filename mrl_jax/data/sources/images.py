@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, Dataset, Split, class_names
+from mrl_jax.data.base import DataConfig, Dataset, Split
+from mrl_jax.data.classes import class_names, class_numbers, say_alike
 from mrl_jax.data.readers import image_files
 from mrl_jax.data.readers.decoders import of_workers
 from mrl_jax.data.readers.images import Cover, StoredImages
 from mrl_jax.data.readers.records import abbreviate
-from mrl_jax.data.sources.files import say_alike
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import path_of
 
@@ -49,20 +49,22 @@ def read(config: DataConfig) -> Dataset:
     if empty := sorted(set(classes) - {train.labels[row] for row in train.rows.tolist()}):
         raise UserError(f"data.train={config.train}: no image of the class {empty[0]!r} can be decoded")
     say_alike(classes, config.train)
-    index = {name: number for number, name in enumerate(classes)}
     decoders = of_workers(config.workers)
 
     def split(part: str) -> Split:
         found = parts.get(part)
         rows = train.rows[:0] if found is None else found.rows
         files, labels = (train if found is None else found)[::2]
-        for row in rows.tolist():
-            if labels[row] not in index:
-                raise UserError(f"{files.name(row)}: the class {labels[row]!r} does not occur in {config.train}")
+        names = [labels[row] for row in rows.tolist()]
+
+        def describe(i: int) -> str:
+            return f"{files.name(int(rows[i]))}: the class {names[i]!r}"
+
+        numbers = class_numbers(names, classes, config.train, describe)
         images: Any = StoredImages(files, rows, config.streaming, decoders=decoders)
         if config.image_size is not None:
             images = images.prepared(Cover(config.image_size))
-        return Split(images, np.array([index[labels[row]] for row in rows.tolist()], np.int32))
+        return Split(images, numbers)
 
     return Dataset(
         name=Path(config.train or "").stem,
