@@ -76,7 +76,7 @@ def our_step(task: Task, remat: bool = False, pretrained: bool = False) -> tuple
     """The training step, the reader of texts, and the loss weights of MRL; speed and memory ask for no weights."""
     from mrl_jax import arms, encoders
     from mrl_jax.config import LossConfig, OptimizerConfig
-    from mrl_jax.encoders.transformer import TransformerConfig
+    from mrl_jax.encoders.transformer_settings import TransformerConfig
     from mrl_jax.tasks.pair_objectives import ContrastiveObjective
     from mrl_jax.training.step import TrainStep
 

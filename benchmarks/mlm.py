@@ -74,7 +74,7 @@ def measure_step(rounds: int) -> dict[str, Any]:
 
     from mrl_jax import arms
     from mrl_jax.config import LossConfig, OptimizerConfig
-    from mrl_jax.encoders.transformer import TransformerConfig
+    from mrl_jax.encoders.transformer_settings import TransformerConfig
     from mrl_jax.tasks.tokens import TokenObjective
     from mrl_jax.training.step import TrainStep
 

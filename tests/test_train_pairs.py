@@ -26,7 +26,7 @@ from mrl_jax import arms, data, runs, train
 from mrl_jax.config import LossConfig, OptimizerConfig
 from mrl_jax.data.relevance import FurtherPositives
 from mrl_jax.encoders.mlp import MLPConfig
-from mrl_jax.encoders.transformer import TransformerConfig
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.evaluate import ranking
 from mrl_jax.losses import nested_info_nce
 from mrl_jax.runs import checkpoint

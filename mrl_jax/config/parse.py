@@ -10,7 +10,7 @@ from mrl_jax.config.build import as_word, build, build_encoder, convert
 from mrl_jax.config.schema import DEFAULTS, Config
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders import slices
-from mrl_jax.encoders.transformer import TransformerConfig
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.evaluate.corrupt import CORRUPTIONS
 from mrl_jax.evaluate.metrics import METRICS, find
 from mrl_jax.losses import LOSSES

@@ -11,14 +11,27 @@ from typing import Any
 from flax import nnx
 
 from mrl_jax.data.prompts import Prompts
-from mrl_jax.encoders import bag, image_rules, lora, mlp, static, towers, transformer, transformer_onnx, vit, vit_onnx
+from mrl_jax.encoders import (
+    bag,
+    image_rules,
+    lora,
+    mlp,
+    static,
+    towers,
+    transformer,
+    transformer_onnx,
+    transformer_settings,
+    vit,
+    vit_onnx,
+)
 from mrl_jax.encoders.bag import Bag, BagConfig
 from mrl_jax.encoders.base import EncoderConfig, EncoderType
 from mrl_jax.encoders.convnet import ConvNet, ConvNetConfig
 from mrl_jax.encoders.mlp import MLP, MLPConfig
 from mrl_jax.encoders.static import Static, StaticConfig
 from mrl_jax.encoders.towers import Towers, TowersConfig
-from mrl_jax.encoders.transformer import Transformer, TransformerConfig
+from mrl_jax.encoders.transformer import Transformer
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.encoders.vit import ViT, ViTConfig
 from mrl_jax.system.errors import UserError
 from mrl_jax.text.tokenizers import Preprocessor
@@ -84,11 +97,11 @@ ENCODERS: dict[str, EncoderType[Any]] = {
         learnt_from=("weights", "vocabulary", "max_length", "mask_token"),
         gives_states=True,
         rates={"dropout": "dropout", "attention_dropout": "attention_dropout"},
-        prompts=transformer.prompts,
-        standalone=transformer.standalone,
-        digest=transformer.digest,
-        check_width=transformer.check_width,
-        blocks=transformer.blocks,
+        prompts=transformer_settings.prompts,
+        standalone=transformer_settings.standalone,
+        digest=transformer_settings.digest,
+        check_width=transformer_settings.check_width,
+        blocks=transformer_settings.blocks,
         rotate=transformer.rotate,
         trained=lora.trained,
         module_inputs=transformer.module_inputs,

@@ -28,7 +28,8 @@ from mrl_jax.encoders import huggingface
 from mrl_jax.encoders.folder_settings import STATIC, list_modules, read_prompts
 from mrl_jax.encoders.layers import frozen
 from mrl_jax.encoders.pretrained import TABLES
-from mrl_jax.encoders.transformer import Transformer, TransformerConfig
+from mrl_jax.encoders.transformer import Transformer
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.evaluate import compress
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import sha256_of

@@ -8,8 +8,8 @@ from mrl_jax.encoders.families import Architecture
 from mrl_jax.encoders.lora import merge
 from mrl_jax.encoders.onnx_graph import Graph, as_float32
 from mrl_jax.encoders.pooling import Pooling
-from mrl_jax.encoders.transformer import TransformerConfig, complete, standalone
 from mrl_jax.encoders.transformer_block import Sizes, frequencies, relative_buckets
+from mrl_jax.encoders.transformer_settings import TransformerConfig, complete, standalone
 from mrl_jax.text.tokenizers import Subwords
 
 

@@ -23,6 +23,7 @@ from flax import nnx
 from mrl_jax.encoders import huggingface, image_rules, lora, vit_folder
 from mrl_jax.encoders.augmentation import Augmentation, center_crop, in_training
 from mrl_jax.encoders.base import EncoderConfig, rotate_layers
+from mrl_jax.encoders.block_settings import SIZES, check_agreement, check_blocks
 from mrl_jax.encoders.image_rules import ImageRule
 from mrl_jax.encoders.layers import Linear, drop, initial
 from mrl_jax.encoders.mixing import mixed
@@ -35,8 +36,8 @@ from mrl_jax.system.errors import UserError, at_least, limited, one_of
 
 # Those of ViT-S/16, where nothing else is given.
 SCRATCH: dict[str, Any] = {"layers": 12, "hidden": 384, "heads": 6, "intermediate": 1536, "patch": 16, "registers": 0}
-OF_WEIGHTS = ("layers", "hidden", "heads", "intermediate", "patch", "registers", "layer_norm_eps", "layer_scale",
-              "class_token", "family", "function", "position")  # fmt: skip
+# A setting that is given must agree with the weights.
+OF_WEIGHTS = (*SIZES, "patch", "registers", "layer_scale", "class_token", "family", "function", "position")
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,7 @@ def complete(config: ViTConfig, shape: tuple[int, ...]) -> tuple[ViTConfig, Arch
         architecture = replace(described.architecture, pooling=config.pooling or described.architecture.pooling)
         if described.projected is not None:
             config = replace(config, projection=True)
-        for key, value in given.items():
-            if value != (theirs := getattr(architecture, key)):
-                raise UserError(f"encoder.{key}={value} is not allowed; encoder.weights={config.weights} have {theirs}")
+        check_agreement(config, given, architecture)
         mean, std = config.mean or described.mean, config.std or described.std
     found = {key: getattr(architecture, key) for key in (*OF_WEIGHTS, "pooling")}
     config = replace(config, **found, mean=tuple(mean), std=tuple(std))  # a list would not hash under jit
@@ -130,9 +129,7 @@ def _from_scratch(config: ViTConfig, given: dict[str, Any], shape: tuple[int, ..
 
 def check(config: ViTConfig, a: Architecture) -> None:
     """Raise `UserError` for a setting of a completed config that is out of range."""
-    for key in ("layers", "hidden", "heads", "intermediate", "layer_norm_eps"):
-        if not getattr(config, key) > 0:
-            raise UserError(f"encoder.{key}={getattr(config, key)} is not allowed; a number above 0")
+    check_blocks(config)
     for key in ("registers", "layer_scale"):
         if not getattr(config, key) >= 0:
             raise UserError(f"encoder.{key}={getattr(config, key)} is not allowed; at least 0")
@@ -142,21 +139,12 @@ def check(config: ViTConfig, a: Architecture) -> None:
     one_of("encoder.position", config.position, get_args(Position))
     one_of("encoder.pooling", config.pooling, get_args(VitPooling))
     one_of("encoder.augment", config.augment, get_args(Augmentation))
-    one_of("encoder.attention", config.attention, ("plain", "fused"))
-    one_of("encoder.dtype", config.dtype, ("float32", "bfloat16"))
     if a.position == "sincos" and a.hidden % 4:
         raise UserError(f"encoder.hidden={a.hidden} is not allowed with encoder.position=sincos; a multiple of 4")
     if a.pooling == "cls" and not a.class_token:
         raise UserError("encoder.pooling=cls needs a class token, which this one does not have; use mean")
     if config.weights and a.pooling == "attention" and not a.described.attention_pooling:
         raise UserError(f"encoder.pooling=attention is not allowed; encoder.weights={config.weights} have no such part")
-    for key in ("dropout", "attention_dropout"):
-        if not 0 <= getattr(config, key) < 1:
-            raise UserError(f"encoder.{key}={getattr(config, key)} is not allowed; 0 ≤ value < 1")
-    if config.attention == "fused" and config.attention_dropout:
-        raise UserError(
-            f"encoder.attention_dropout={config.attention_dropout} is not allowed with encoder.attention=fused; 0"
-        )
     assert config.mean is not None
     assert config.std is not None
     for key, values in (("mean", config.mean), ("std", config.std)):

@@ -5,7 +5,7 @@ from mrl_jax.config import LossConfig, OptimizerConfig
 from mrl_jax.encoders import EncoderConfig, huggingface, static_tables
 from mrl_jax.encoders.pretrained import PRETRAINED, TABLES
 from mrl_jax.encoders.static import StaticConfig
-from mrl_jax.encoders.transformer import TransformerConfig
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.model import EmbeddingModel
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import path_of

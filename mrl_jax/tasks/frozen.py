@@ -20,7 +20,8 @@ from mrl_jax.config import Config
 from mrl_jax.data import disk_cache
 from mrl_jax.encoders import EncoderConfig, huggingface, vit_folder
 from mrl_jax.encoders.layers import frozen
-from mrl_jax.encoders.transformer import Transformer, TransformerConfig
+from mrl_jax.encoders.transformer import Transformer
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.encoders.vit import ViT, ViTConfig
 from mrl_jax.system import console
 from mrl_jax.text.tokenizers import Preprocessor

@@ -20,7 +20,8 @@ from mrl_jax.data.readers.arrays import load_npz
 from mrl_jax.encoders import huggingface, static_tables
 from mrl_jax.encoders.layers import frozen
 from mrl_jax.encoders.pretrained import PRETRAINED, TABLES
-from mrl_jax.encoders.transformer import Transformer, TransformerConfig
+from mrl_jax.encoders.transformer import Transformer
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import need_file, path_of, sha256_of
 from mrl_jax.tasks.frozen import TOKEN_SHAPES, run_over

@@ -28,7 +28,7 @@ from mrl_jax.arms import Member
 from mrl_jax.config import Config, space
 from mrl_jax.data import Dataset, PairDataset, StreamedTexts
 from mrl_jax.encoders import huggingface
-from mrl_jax.encoders.transformer import TransformerConfig
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.runs import Log
 from mrl_jax.system import console, processes
 from mrl_jax.system.errors import UserError

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mrl_jax import encoders, train
 from mrl_jax.data.prompts import put
-from mrl_jax.encoders.transformer import TransformerConfig
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.runs import read_rows
 from mrl_jax.search.__main__ import main as run_search
 from mrl_jax.zero_shot.models import pretrained

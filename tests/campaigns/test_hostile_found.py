@@ -21,7 +21,7 @@ from mrl_jax import config, data, encoders
 from mrl_jax.data.classes import class_names
 from mrl_jax.data.readers import records
 from mrl_jax.encoders import huggingface
-from mrl_jax.encoders.transformer import TransformerConfig
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.report import compare, study
 from mrl_jax.runs import checkpoint, sweeps
 from mrl_jax.search.commands import load_model

@@ -24,8 +24,8 @@ from mrl_jax.data import DataConfig
 from mrl_jax.data.readers.artefacts import SourceUnavailableError
 from mrl_jax.encoders import families, huggingface
 from mrl_jax.encoders.families import FAMILIES, FamilyName
-from mrl_jax.encoders.transformer import TransformerConfig, complete, standalone
 from mrl_jax.encoders.transformer_block import relative_buckets
+from mrl_jax.encoders.transformer_settings import TransformerConfig, complete, standalone
 from mrl_jax.export import onnx, sentence_transformers, stablehlo
 from mrl_jax.export.folder import padding_token, special_tokens
 from mrl_jax.model import EmbeddingModel

@@ -18,7 +18,7 @@ from mrl_jax import encoders, export, train
 from mrl_jax.data.prompts import ROLES, put
 from mrl_jax.encoders import families, folder_settings, huggingface
 from mrl_jax.encoders.folder_settings import KEYS
-from mrl_jax.encoders.transformer import TransformerConfig
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.system.errors import UserError
 from mrl_jax.tasks import description
 

@@ -21,7 +21,8 @@ from mrl_jax import arms, config, train
 from mrl_jax.arms import Member
 from mrl_jax.data.readers.artefacts import SourceUnavailableError
 from mrl_jax.encoders import huggingface
-from mrl_jax.encoders.transformer import Transformer, TransformerConfig, complete
+from mrl_jax.encoders.transformer import Transformer
+from mrl_jax.encoders.transformer_settings import TransformerConfig, complete
 from mrl_jax.system.errors import UserError
 from mrl_jax.tasks import train_step
 from mrl_jax.training.batches import Examples

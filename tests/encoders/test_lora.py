@@ -16,7 +16,7 @@ from mrl_jax.arms import Row
 from mrl_jax.config import Config, LossConfig, TrainerConfig
 from mrl_jax.data import DataConfig
 from mrl_jax.encoders import huggingface
-from mrl_jax.encoders.transformer import TransformerConfig
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.export import onnx, sentence_transformers
 from mrl_jax.model import EmbeddingModel
 from mrl_jax.system.errors import UserError

@@ -17,7 +17,7 @@ import mrl_jax
 from mrl_jax import encoders, export, train
 from mrl_jax.encoders import static_tables
 from mrl_jax.encoders.static import StaticConfig
-from mrl_jax.encoders.transformer import TransformerConfig
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import sha256_of
 

@@ -12,7 +12,8 @@ from flax import nnx
 from scipy.special import erf
 
 from mrl_jax import config
-from mrl_jax.encoders.transformer import Transformer, TransformerConfig
+from mrl_jax.encoders.transformer import Transformer
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.system.errors import UserError
 from mrl_jax.text import packing
 

@@ -30,7 +30,7 @@ from mrl_jax.encoders.families import Architecture
 from mrl_jax.encoders.mlp import MLPConfig
 from mrl_jax.encoders.scaler import Scaler
 from mrl_jax.encoders.static import StaticConfig
-from mrl_jax.encoders.transformer import TransformerConfig, complete, standalone
+from mrl_jax.encoders.transformer_settings import TransformerConfig, complete, standalone
 from mrl_jax.export import embedder, onnx, rotation, sentence_transformers, stablehlo
 from mrl_jax.export.embedder import signature
 from mrl_jax.export.folder import say_dims

@@ -14,8 +14,8 @@ import mrl_jax
 from mrl_jax import config as configuration
 from mrl_jax import export, report, runs, tasks, train
 from mrl_jax.config import LossConfig
-from mrl_jax.encoders import transformer
-from mrl_jax.encoders.transformer import TransformerConfig
+from mrl_jax.encoders import transformer_settings
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.losses import nested_token_prediction
 from mrl_jax.runs import checkpoint
 from mrl_jax.tasks.tokens import TokenObjective
@@ -240,4 +240,4 @@ def test_a_mask_token_of_a_vocabulary_that_is_not_learnt_is_refused() -> None:
     with pytest.raises(
         mrl_jax.system.errors.UserError, match=r"encoder.mask_token=true is of a vocabulary that is learnt"
     ):
-        transformer.check_width(TransformerConfig(weights="minilm", mask_token=True), 384)
+        transformer_settings.check_width(TransformerConfig(weights="minilm", mask_token=True), 384)

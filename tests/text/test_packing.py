@@ -8,7 +8,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrl_jax.encoders.transformer import Transformer, TransformerConfig
+from mrl_jax.encoders.transformer import Transformer
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.text import packing
 
 LENGTHS = st.lists(st.integers(0, 16), min_size=1, max_size=40).map(np.array)

@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 from mrl_jax import arms
 from mrl_jax.arms import Row
 from mrl_jax.config import LossConfig, OptimizerConfig
-from mrl_jax.encoders.transformer import TransformerConfig
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.encoders.vit import ViTConfig
 from mrl_jax.tasks.classification import ClassObjective
 from mrl_jax.tasks.pair_objectives import ContrastiveObjective

@@ -18,7 +18,7 @@ from mrl_jax.encoders import ENCODERS
 from mrl_jax.encoders.bag import BagConfig
 from mrl_jax.encoders.mlp import MLPConfig
 from mrl_jax.encoders.static import StaticConfig
-from mrl_jax.encoders.transformer import TransformerConfig
+from mrl_jax.encoders.transformer_settings import TransformerConfig
 from mrl_jax.losses import heads
 from mrl_jax.tasks.classification import ClassObjective
 from mrl_jax.tasks.pair_objectives import ContrastiveObjective, SimilarityObjective
