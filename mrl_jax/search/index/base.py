@@ -140,7 +140,10 @@ def rerank(index: Index, queries: np.ndarray, k: int, size: int, dim: int | None
         `SearchResults` [Q, k]; the rows are handles.
     """
     count = ranked(index.description.kind, k, size) if dim in (None, queries.shape[1]) else size
-    handles = np.asarray(index.candidates(queries, count, *((size,) if count < size else ())))
+    if count < size:
+        handles = np.asarray(index.candidates(queries, count, view=size))
+    else:  # a back end of other kinds need not know `view`
+        handles = np.asarray(index.candidates(queries, size))
     best_of_queries = []
     at_once = max(1, MAX_RERANK_BYTES // (4 * queries.shape[1] * max(1, handles.shape[1])))
     for start in range(0, len(queries), at_once):
