@@ -25,7 +25,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, Pairs, Ranking
+from mrl_jax.data.base import Pairs, Ranking
+from mrl_jax.data.config import DataConfig
 from mrl_jax.data.readers.artefacts import Artefact, fetch
 from mrl_jax.data.sources import stsb, wordnet_pairs
 from mrl_jax.system.files import cache_folder

@@ -9,20 +9,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import get_args
 
-from mrl_jax.data.base import (
-    DataConfig,
-    Dataset,
-    LazyInputs,
-    PairDataset,
-    Pairs,
-    Ranking,
-    SourceConfig,
-    Split,
-    StreamedTexts,
-    Task,
-    check_numbers,
-)
+from mrl_jax.data.base import Dataset, PairDataset, Pairs, Ranking, Split
+from mrl_jax.data.config import DataConfig, SourceConfig, Task, check_numbers
 from mrl_jax.data.hold_out import hold_out
+from mrl_jax.data.inputs import LazyInputs, StreamedTexts
 from mrl_jax.data.mixture import MixedDataset
 from mrl_jax.data.unlabelled import TextDataset
 from mrl_jax.system.errors import UserError, one_of

@@ -1,106 +1,22 @@
-"""What every data source delivers (`Dataset`, `PairDataset`), what it is asked for (`DataConfig`), how parts are cut.
+"""What every data source delivers, `Dataset` or `PairDataset`, and how their parts are cut.
 
 Texts are a list of str, images uint8 `[n, h, w, c]`, features float32 `[n, d]`; labels are int32 `[n]`, indices into
 `classes`. Images that exceed memory are a lazy object with `__len__`, `__getitem__(int array)` and `subset`; texts that
 exceed it are `StreamedTexts`. Pairs are row numbers of a table of distinct texts or vectors.
 """
 
-import hashlib
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 
 from mrl_jax.data import cuts
-from mrl_jax.system.errors import UserError, limited
+from mrl_jax.data.config import DataConfig, Task
+from mrl_jax.data.inputs import Inputs, LazyInputs, Table, compact, take
+from mrl_jax.system.errors import UserError
 
-STREAMING_MIN_BYTES = 1 << 30  # a data.train of at least this size (uncompressed, if Parquet) stays on disk
 DOCUMENTS_PER_QUERY = 10  # of a ranking that `data.limit` cuts
-
-Task = Literal["classes", "pairs", "texts", "mixture"]
-
-
-@runtime_checkable
-class LazyInputs(Protocol):
-    """Inputs that are read on demand."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """The inputs at these rows, `[len(rows), …]`."""
-        ...
-
-    def subset(self, rows: np.ndarray) -> "LazyInputs":
-        """A view of these rows."""
-        ...
-
-
-@dataclass(frozen=True)
-class StreamedTexts:
-    """Texts that exceed memory: read from their source, in its order, each time they are iterated over."""
-
-    read: Callable[[], Iterator[str]]  # yields every text of the source
-    total: int  # number of texts of the source
-    digest: str  # identifies the content of the source
-    rows: np.ndarray | None = None  # int32, ascending: the selected texts of the source; None: all
-
-    def __len__(self) -> int:
-        return self.total if self.rows is None else len(self.rows)
-
-    def __iter__(self) -> Iterator[str]:
-        if self.rows is None:
-            return self.read()
-        if not len(self.rows):
-            return iter(())
-        wanted = np.zeros(self.rows[-1] + 1, np.uint8)  # nothing is read beyond the last one
-        wanted[self.rows] = 1
-        return itertools.compress(self.read(), wanted.tobytes())
-
-    def subset(self, rows: np.ndarray) -> "StreamedTexts":
-        """A view of these rows, which must ascend."""
-        rows = rows.astype(np.int32) if self.rows is None else self.rows[rows]
-        return replace(self, rows=rows)
-
-    @property
-    def key(self) -> str:
-        """SHA-256 that identifies these texts."""
-        rows = b"" if self.rows is None else np.ascontiguousarray(self.rows).tobytes()
-        return hashlib.sha256(f"{self.digest} {len(self)} ".encode() + rows).hexdigest()
-
-
-Table = Sequence[str] | np.ndarray | StreamedTexts  # t texts, or features float32 [t, d]
-Inputs = Table | LazyInputs
-
-AnyInputs = TypeVar("AnyInputs", bound=Inputs)
-AnyTable = TypeVar("AnyTable", bound=Table)
-
-
-def take(inputs: AnyInputs, rows: np.ndarray) -> AnyInputs:
-    """The inputs at these row numbers, in their order; row numbers of streamed texts must ascend."""
-    if isinstance(inputs, np.ndarray):
-        return inputs[rows]  # type: ignore[no-any-return]
-    subset: Any = getattr(inputs, "subset", None)
-    if subset is not None:  # of what is read on demand, or holds texts and images
-        return subset(rows)  # type: ignore[no-any-return]
-    texts: Any = inputs
-    return [texts[row] for row in rows]  # type: ignore[return-value]
-
-
-def compact(table: AnyTable, rows: np.ndarray) -> tuple[AnyTable, np.ndarray]:
-    """The part of a table that is used.
-
-    Args:
-        table: t texts, or features [t, d].
-        rows: the row numbers that are used, int of any shape.
-
-    Returns:
-        The used rows of the table in its order, and `rows` renumbered for it, int32.
-    """
-    used = np.zeros(len(table), bool)
-    used[rows] = True
-    return take(table, np.flatnonzero(used)), (np.cumsum(used, dtype=np.int32) - 1)[rows]
 
 
 @dataclass(frozen=True)
@@ -152,7 +68,7 @@ class Dataset:
     test: Split
     probes: Mapping[str, Split] = field(default_factory=dict)  # further examples that are only evaluated on
 
-    def assemble(self, config: "DataConfig") -> "Dataset":
+    def assemble(self, config: DataConfig) -> "Dataset":
         """Apply `validation_fraction` (only where `validation` is empty) and `limit`."""
         train, validation = cut_validation(self.train, self.validation, config)
         return replace(
@@ -307,7 +223,7 @@ class PairDataset:
     validation: Pairs
     test: Ranking | Pairs
 
-    def assemble(self, config: "DataConfig") -> "PairDataset":
+    def assemble(self, config: DataConfig) -> "PairDataset":
         """Apply `validation_fraction` (only where `validation` is empty) and `limit`."""
         train, validation = cut_validation(self.train, self.validation, config)
         test = self.test.first(config.limit)
@@ -316,61 +232,6 @@ class PairDataset:
     def without_test(self) -> "PairDataset":
         """The data set as a trial may see it: the validation split stands for the test split."""
         return replace(self, test=self.validation)
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which data to read."""
-
-    source: str  # name of the data source, one of `mrl_jax.data.SOURCES`
-    task: Task | None = None  # wordnet, features: whether to learn classes or pairs; null: classes
-    path: str | None = None  # beir, cifar: folder, with corpus.jsonl, queries.jsonl and qrels/, or the .bin files
-    name: str | None = None  # tfds: name in the TFDS catalogue, such as ag_news_subset or name/config
-    train: str | None = None  # files, features, pairs, image_text: training file; images: folder; beir: your own pairs
-    test: str | None = None  # files, features, pairs, image_text: test file; images: folder
-    validation: str | None = None  # as data.test; null: cut from the training data
-    train_labels: str | None = None  # features as .npy: file with the labels of data.train
-    test_labels: str | None = None  # features as .npy: file with the labels of data.test
-    validation_labels: str | None = None  # features as .npy: file with the labels of data.validation
-    packed_bits: bool | None = None  # features: whether each byte packs eight binary coordinates; null: numbers
-    validation_fraction: float = 0.1  # share of each class or the anchors held out; 0 if there is a validation part
-    group_repeats: bool = False  # keep examples of equal texts (case and punctuation aside) on one side of that cut
-    prompts: Mapping[str, str] | None = limited(
-        None,
-        "names with texts that UTF-8 can encode",
-        lambda prompts: all(prompts) and all(_is_unicode(word) for word in [*prompts, *prompts.values()]),
-    )  # before texts, by use: {query: "query: ", document: "passage: "} or {default: …}; null: those of the weights
-    image_size: int | None = None  # tfds, images, image_text: side in pixels; null: as stored, or as the weights want
-    cache_dir: str | None = None  # folder of downloads and prepared data; null: $MRL_JAX_CACHE, or ~/.cache/mrl_jax
-    streaming: bool | None = None  # files, tfds, pairs, images, image_text: read from disk; null: only large data
-    workers: int | None = limited(
-        None, "at least 1, or null", lambda n: n >= 1
-    )  # tfds, images: processes that decode what is read from disk; null: the threads of this one
-    limit: int | None = None  # maximum number of examples (pairs, queries) per split, for smoke runs
-    hold_out: tuple[str | int, ...] | None = None  # classes to leave out; their test examples are of unknown classes
-    sources: Mapping[str, "SourceConfig"] | None = None  # mixture: by a name of yours, {name: {source: …, loss: {…}}}
-    mixing: Literal["proportional", "uniform", "temperature"] | None = None  # mixture: steps of a source; null: by size
-    mixing_temperature: float | None = limited(None, "at least 1", lambda t: t >= 1)  # mixture: T in size^(1/T)
-
-
-@dataclass(frozen=True)
-class SourceConfig(DataConfig):
-    """One source of a mixture: the keys of `data` for it alone, and how it is learnt from."""
-
-    loss: Mapping[str, Any] | None = None  # keys of `loss` that differ from the run's: {name: cosent}
-    weight: float = limited(1.0, "more than 0", lambda w: w > 0)  # factor of its share of the steps
-
-
-def _is_unicode(word: str) -> bool:
-    return word == word.encode(errors="ignore").decode()
-
-
-def check_numbers(config: DataConfig) -> None:
-    """Raise `UserError` for a `validation_fraction` or `limit` out of range."""
-    if not 0 <= config.validation_fraction < 1:
-        raise UserError(f"data.validation_fraction={config.validation_fraction} must be at least 0 and less than 1")
-    if config.limit is not None and config.limit < 1:
-        raise UserError(f"data.limit={config.limit} must be at least 1")
 
 
 Examples = TypeVar("Examples", Split, Pairs)

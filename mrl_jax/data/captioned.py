@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mrl_jax.data.base import take
+from mrl_jax.data.inputs import take
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, Dataset, PairDataset, Split
+from mrl_jax.data.base import Dataset, PairDataset, Split
+from mrl_jax.data.config import DataConfig
 from mrl_jax.data.mixture import MixedDataset
 from mrl_jax.system.errors import UserError, one_of
 

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, Dataset, PairDataset, Task
+from mrl_jax.data.base import Dataset, PairDataset
+from mrl_jax.data.config import DataConfig, Task
 
 
 @dataclass(frozen=True)

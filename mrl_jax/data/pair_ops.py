@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from mrl_jax.data.base import PairDataset, Pairs, Ranking, StreamedTexts, Table, take
+from mrl_jax.data.base import PairDataset, Pairs, Ranking
+from mrl_jax.data.inputs import StreamedTexts, Table, take
 from mrl_jax.data.relevance import search_of
 from mrl_jax.system.errors import UserError
 

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 from tokenizers import Tokenizer
 
-from mrl_jax.data.base import Dataset, LazyInputs, PairDataset, Pairs, Ranking, Split, StreamedTexts, Table, compact
+from mrl_jax.data.base import Dataset, PairDataset, Pairs, Ranking, Split
+from mrl_jax.data.inputs import LazyInputs, StreamedTexts, Table, compact
 from mrl_jax.system.errors import UserError, nearest, one_of
 
 DEFAULT = "default"

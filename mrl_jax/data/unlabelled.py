@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mrl_jax.data.base import Dataset, Split, Task
+from mrl_jax.data.base import Dataset, Split
+from mrl_jax.data.config import Task
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import numpy as np
 from mrl_jax import config as configuration
 from mrl_jax import data, runs
 from mrl_jax.data import MixedDataset, Pairs
-from mrl_jax.data.base import take
 from mrl_jax.data.captioned import CaptionedImages
+from mrl_jax.data.inputs import take
 from mrl_jax.encoders import ENCODERS
 from mrl_jax.evaluate import compress
 from mrl_jax.losses import heads

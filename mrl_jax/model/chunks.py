@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mrl_jax.data.base import LazyInputs
+from mrl_jax.data.inputs import LazyInputs
 
 
 def chunks(raw: Iterable[Any] | np.ndarray, size: int) -> Iterator[Any]:

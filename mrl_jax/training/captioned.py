@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mrl_jax.data.base import take
 from mrl_jax.data.captioned import split_rows
+from mrl_jax.data.inputs import take
 from mrl_jax.training.batches import Examples
 
 

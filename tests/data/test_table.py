@@ -10,7 +10,7 @@ import pytest
 
 import mrl_jax.data.sources
 from mrl_jax.data import GENERAL_KEYS, SOURCES, DataConfig, Dataset, MixedDataset, PairDataset, TextDataset, load
-from mrl_jax.data.base import Task
+from mrl_jax.data.config import Task
 from mrl_jax.system.errors import UserError
 
 KEYS = [field.name for field in dataclasses.fields(DataConfig)]

@@ -13,7 +13,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from mrl_jax.data.base import STREAMING_MIN_BYTES, DataConfig
+from mrl_jax.data.config import DataConfig
+from mrl_jax.data.inputs import STREAMING_MIN_BYTES
 from mrl_jax.data.readers import delimited
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import need_file, path_of

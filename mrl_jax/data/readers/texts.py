@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mrl_jax.data.base import StreamedTexts
+from mrl_jax.data.inputs import StreamedTexts
 from mrl_jax.data.readers.arrays import check_features, load_npy, load_npz
 from mrl_jax.data.readers.records import (
     FORMATS,

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, PairDataset, Pairs, Ranking
+from mrl_jax.data.base import PairDataset, Pairs, Ranking
+from mrl_jax.data.config import DataConfig
 from mrl_jax.data.pair_ops import build_pairs, separate_anchors
 from mrl_jax.data.readers.delimited import tab_fields
 from mrl_jax.data.readers.records import Record, abbreviate, json_records, lines, need_unicode

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, Dataset, Split
+from mrl_jax.data.base import Dataset, Split
+from mrl_jax.data.config import DataConfig
 from mrl_jax.system.errors import UserError
 from mrl_jax.system.files import path_of
 

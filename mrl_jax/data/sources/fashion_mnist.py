@@ -19,7 +19,8 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mrl_jax.data.base import DataConfig, Dataset, Split
+from mrl_jax.data.base import Dataset, Split
+from mrl_jax.data.config import DataConfig
 from mrl_jax.data.readers import tfds as builders
 from mrl_jax.data.readers.artefacts import (
     Artefact,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, PairDataset, Pairs
+from mrl_jax.data.base import PairDataset, Pairs
+from mrl_jax.data.config import DataConfig
 from mrl_jax.data.pair_ops import build_pairs, ranking, separate_anchors
 from mrl_jax.data.readers.arrays import check_features, check_scores, hint_packed, load_npz
 from mrl_jax.data.readers.records import require_file

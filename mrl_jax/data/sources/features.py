@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, Dataset, Split
+from mrl_jax.data.base import Dataset, Split
 from mrl_jax.data.classes import class_names, class_numbers
+from mrl_jax.data.config import DataConfig
 from mrl_jax.data.readers.arrays import check_features, check_labels, hint_packed, load_npy, load_npz
 from mrl_jax.data.readers.records import require_file
 from mrl_jax.system.errors import UserError

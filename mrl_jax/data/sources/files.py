@@ -13,8 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_jax.data import disk_cache
-from mrl_jax.data.base import DataConfig, Dataset, Split, StreamedTexts
+from mrl_jax.data.base import Dataset, Split
 from mrl_jax.data.classes import class_names, class_numbers, say_alike
+from mrl_jax.data.config import DataConfig
+from mrl_jax.data.inputs import StreamedTexts
 from mrl_jax.data.readers.records import (
     FORMATS,
     Record,

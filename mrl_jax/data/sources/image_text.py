@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrl_jax.data import disk_cache
-from mrl_jax.data.base import DataConfig, PairDataset, Pairs, Ranking
+from mrl_jax.data.base import PairDataset, Pairs, Ranking
 from mrl_jax.data.captioned import CaptionedImages
+from mrl_jax.data.config import DataConfig
 from mrl_jax.data.pair_ops import row_ids
 from mrl_jax.data.readers import image_files
 from mrl_jax.data.readers.images import Cover, StoredImages

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, Dataset, Split
+from mrl_jax.data.base import Dataset, Split
 from mrl_jax.data.classes import class_names, class_numbers, say_alike
+from mrl_jax.data.config import DataConfig
 from mrl_jax.data.readers import image_files
 from mrl_jax.data.readers.decoders import of_workers
 from mrl_jax.data.readers.images import Cover, StoredImages

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from mrl_jax import data
-from mrl_jax.data.base import DataConfig, StreamedTexts
+from mrl_jax.data.config import DataConfig
+from mrl_jax.data.inputs import StreamedTexts
 from mrl_jax.data.mixture import MixedDataset
 from mrl_jax.system.errors import UserError, within
 

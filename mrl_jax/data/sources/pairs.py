@@ -19,7 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_jax.data import disk_cache
-from mrl_jax.data.base import DataConfig, PairDataset, Pairs, StreamedTexts
+from mrl_jax.data.base import PairDataset, Pairs
+from mrl_jax.data.config import DataConfig
+from mrl_jax.data.inputs import StreamedTexts
 from mrl_jax.data.pair_ops import build_pairs, ranking, separate_anchors
 from mrl_jax.data.readers.records import (
     FORMATS,

