@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mrl_jax import report, train
-from mrl_jax.report import study
+from mrl_jax.report.gather import gather
 from mrl_jax.runs import Log, read_rows
 from mrl_jax.system.errors import UserError
 from mrl_jax.tasks import trials
@@ -199,7 +199,7 @@ def test_the_report_says_which_setting_each_arm_has(tuned: Path, tmp_path: Path)
         row = next(line for line in text.splitlines() if line.startswith(f"| {label} |") and "optimizer" not in line
                    and f"{100 * entry['validation']:.2f}" in line)  # fmt: skip
         assert f"{entry['settings']['optimizer.learning_rate']:.3g}" in row
-    found = study.gather([tuned]).tuned
+    found = gather([tuned]).tuned
     assert {(series.arm, width) for series, width in found} == {("mrl", None), ("ff", 4), ("ff", 8), ("ff", 16)}
 
 
@@ -221,7 +221,7 @@ def test_a_damaged_record_is_named(change: object, tuned: Path) -> None:
     try:
         path.write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"tuned\.json is damaged"):
-            study.gather([tuned])
+            gather([tuned])
     finally:
         path.write_text(whole)
 

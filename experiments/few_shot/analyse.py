@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mrl_jax.report import statistics, study
+from mrl_jax.report import statistics
+from mrl_jax.report.gather import gather
 
 DAMAGE = ("typos", "dropped_words")
 MARGIN = 1.0  # points within which a prefix is called as robust as the full width
@@ -43,7 +44,7 @@ def verdict(low: float, high: float) -> str:
 
 def costs(run: Path) -> Iterator[Cost]:
     """The lines of one run."""
-    gathered = study.gather([run])
+    gathered = gather([run])
     series = gathered.find("mrl_e")
     assert series is not None
     clean = gathered.outcomes(series, "linear_top1")

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 
 from mrl_jax import config, data, runs
 from mrl_jax.data import Dataset
-from mrl_jax.report import statistics, study
+from mrl_jax.report import statistics
+from mrl_jax.report.gather import gather
 from mrl_jax.report.study import Series, Study
 
 ARMS = ("mrl", "mrl_e", "ff")
@@ -168,7 +169,7 @@ def main() -> int:
     confused: list[Confusion] = []
     for path in options.runs:
         settings = config.from_yaml(runs.find(path) / "config.yaml")
-        found, dataset = study.gather([path]), data.load(settings.data)
+        found, dataset = gather([path]), data.load(settings.data)
         if not np.array_equal(found.labels, dataset.test.labels):
             sys.exit(f"error: the test split of {path} is not the one that data={dataset.name} has now")
         rows += losses(settings.name, found, dataset)

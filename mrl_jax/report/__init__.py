@@ -19,7 +19,8 @@ import numpy as np
 
 from mrl_jax.arms import ARMS, CLASSICAL, TRAINED
 from mrl_jax.evaluate.metrics import COMPARED, find, ordered
-from mrl_jax.report import across, compare, figures, formats, page, plots, study, validate
+from mrl_jax.report import across, compare, figures, formats, page, plots, validate
+from mrl_jax.report.gather import gather
 from mrl_jax.report.sections import sections
 from mrl_jax.system import console, files
 from mrl_jax.system.errors import UserError
@@ -31,7 +32,7 @@ def report(paths: list[Path], out: Path) -> tuple[list[Path], str]:
     Raises:
         UserError: no runs, runs that cannot be compared, damaged files, or a folder that cannot be written.
     """
-    gathered = study.gather(paths)
+    gathered = gather(paths)
     total = len(compare.pairs(gathered)) * len(gathered.compared)
     with console.progress(total + 3, "read", "step") as bar:
 
@@ -109,7 +110,7 @@ def outcomes(directory: Path, metric: str) -> dict[str, dict[int, np.ndarray]]:
     Raises:
         UserError: no run there, several configurations, or a damaged file.
     """
-    gathered = study.gather([directory])
+    gathered = gather([directory])
     if len(gathered.variants) > 1:
         raise UserError(f"{directory} has runs of {len(gathered.variants)} configurations; expected a single run")
     of = {series.arm: gathered.outcomes(series, metric) for series in gathered.series}
@@ -145,7 +146,7 @@ def behind(directory: Path) -> str:
 def draw(directory: Path) -> list[Path]:
     """Draw `plots/accuracy`, `plots/training` and, where it was measured, `plots/generalisation` of a run, as PNG and
     SVG; returns the files."""
-    gathered = study.gather([directory])
+    gathered = gather([directory])
     curves = [figure for figure in (figures.generalisation(gathered),) if figure.panels]
     return plots.save([figures.accuracy(gathered), *curves, figures.training(gathered)], directory / "plots")
 

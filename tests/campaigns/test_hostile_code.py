@@ -22,7 +22,7 @@ import mrl_jax
 from mrl_jax import config, data
 from mrl_jax.data.readers import images
 from mrl_jax.encoders import huggingface
-from mrl_jax.report import study
+from mrl_jax.report.gather import gather
 from mrl_jax.runs import checkpoint
 from mrl_jax.system import files
 from mrl_jax.system.errors import UserError
@@ -83,7 +83,7 @@ def test_predictions_of_a_run_are_not_unpickled(witness: Path, tmp_path: Path) -
     path = run / "predictions" / "mrl-seed0.npz"
     np.savez(path, **{"test/label": np.array([Evil(witness)] * 8, object)}, allow_pickle=True)
     with pytest.raises(UserError, match=r"mrl-seed0\.npz cannot be read"):
-        study.gather([run])
+        gather([run])
     assert not witness.exists()
 
 

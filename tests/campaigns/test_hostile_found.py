@@ -22,7 +22,8 @@ from mrl_jax.data.classes import class_names
 from mrl_jax.data.readers import records
 from mrl_jax.encoders import huggingface
 from mrl_jax.encoders.transformer_settings import TransformerConfig
-from mrl_jax.report import compare, study
+from mrl_jax.report import compare
+from mrl_jax.report.gather import gather
 from mrl_jax.runs import checkpoint, sweeps
 from mrl_jax.search.commands import load_model
 from mrl_jax.search.corpus import parse_document, read_lines
@@ -339,7 +340,7 @@ def test_a_damaged_run_is_not_reported(name: str, change: Any, said: str, tmp_pa
     (run / name).write_text(change(text))
     assert (run / name).read_text() != text
     with pytest.raises(UserError, match=said):
-        study.gather([run])
+        gather([run])
 
 
 @pytest.mark.parametrize(
@@ -361,7 +362,7 @@ def test_damaged_predictions_are_named(key: str, array: np.ndarray, said: str, t
         arrays = dict(stored) | {key: array}
     np.savez(path, allow_pickle=False, **arrays)
     with pytest.raises(UserError, match=said):
-        compare.compare(study.gather([run]))
+        compare.compare(gather([run]))
 
 
 def test_predictions_of_other_examples_than_the_rest_are_named(tmp_path: Path) -> None:
@@ -370,14 +371,14 @@ def test_predictions_of_other_examples_than_the_rest_are_named(tmp_path: Path) -
     with np.load(path) as stored:
         arrays = {key: array[:-1] for key, array in stored.items()}
     np.savez(path, allow_pickle=False, **arrays)
-    gathered = study.gather([run])
+    gathered = gather([run])
     with pytest.raises(UserError, match="other test examples"):
         gathered.outcomes(gathered.series[0], "linear_top1")
 
 
 def test_damaged_lines_of_a_log_are_left_out_and_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path, examples=8, arms=("mrl",), seeds=1)
-    good = study.gather([run]).log
+    good = gather([run]).log
     base = {"step": 5, "split": "validation", "member": "mrl-seed0", "arm": "mrl", "seed": 0, "accuracy": {"4": 1.0}}
     bad = [
         {"step": "x"},
@@ -389,7 +390,7 @@ def test_damaged_lines_of_a_log_are_left_out_and_counted(tmp_path: Path) -> None
     ]
     with (run / "metrics.jsonl").open("a") as file:
         file.write("".join(json.dumps(base | change) + "\n" for change in bad) + "[" * 10**5 + "\n")
-    found = study.gather([run])
+    found = gather([run])
     assert found.log == good
     assert any("6 damaged lines of metrics.jsonl" in note for note in found.notes)
 

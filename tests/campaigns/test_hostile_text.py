@@ -12,7 +12,8 @@ from made_runs import make_run
 
 from mrl_jax import report
 from mrl_jax.config import OptimizerConfig
-from mrl_jax.report import figures, formats, page, plots, study
+from mrl_jax.report import figures, formats, page, plots
+from mrl_jax.report.gather import gather
 from mrl_jax.report.sections import sections
 
 pytestmark = pytest.mark.slow
@@ -128,7 +129,7 @@ def test_figures_show_names_and_do_not_set_them(written: Path, tmp_path: Path) -
     assert "$\\input{x}$" in texts
     assert not {"script", "img"} & set(Tags(texts).tags)
     folder = written.parent / "runs"
-    gathered = study.gather([folder])
+    gathered = gather([folder])
     assert all(path.stat().st_size for path in plots.save([figures.training(gathered)], tmp_path))
 
 
@@ -140,7 +141,7 @@ def test_long_and_broken_names_of_folders_can_be_reported(tmp_path: Path) -> Non
     )
     run.rename(run.with_name("é" * 100 + "a"))
     other.rename(other.with_name("é" * 100 + "\udcff"))
-    gathered = study.gather([tmp_path])
+    gathered = gather([tmp_path])
     keys = [series.key for series in gathered.series]
     assert len(set(keys)) == 2
     assert max(map(len, keys)) < 200

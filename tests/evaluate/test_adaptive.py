@@ -10,7 +10,7 @@ import pytest
 from mrl_jax import evaluate, report, train
 from mrl_jax.config import EvaluationConfig
 from mrl_jax.evaluate import adaptive, cascade
-from mrl_jax.report import study
+from mrl_jax.report.gather import gather
 from mrl_jax.runs import read_rows
 from mrl_jax.system.errors import UserError
 
@@ -64,7 +64,7 @@ def test_the_report_shows_them(run: Path, tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text()
     assert "## Adaptive classification" in text
     (line,) = (line for line in text.splitlines() if line.startswith("| MRL-E, greedy"))
-    gathered = study.gather([run])
+    gathered = gather([run])
     series = gathered.find("mrl_e")
     full = gathered.values(series, "linear_top1")[16].mean()
     answered = gathered.values(series, "cascade_greedy_top1")[16].mean()

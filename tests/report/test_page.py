@@ -18,9 +18,10 @@ from made_runs import make_run
 from mrl_jax.config import OptimizerConfig
 from mrl_jax.report import figures, page
 from mrl_jax.report.compare import Comparison
+from mrl_jax.report.gather import gather
 from mrl_jax.report.sections import sections
 from mrl_jax.report.statistics import Crossover, Difference, mean_interval
-from mrl_jax.report.study import Series, Study, gather
+from mrl_jax.report.study import Series, Study
 
 DIMS = (2, 4, 8)
 CLASSES = (

@@ -16,9 +16,10 @@ from mrl_jax.arms import ARMS, ArmType, names_of, suited_to
 from mrl_jax.report import compare, figures, page_plots, plots
 from mrl_jax.report.compare import Comparison
 from mrl_jax.report.figures import Axis, Figure
+from mrl_jax.report.gather import gather
 from mrl_jax.report.sections import sections
 from mrl_jax.report.statistics import Crossover, Difference, mean_interval
-from mrl_jax.report.study import Series, Study, gather
+from mrl_jax.report.study import Series, Study
 
 
 @pytest.fixture(scope="module")

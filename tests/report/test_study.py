@@ -10,8 +10,9 @@ from made_runs import DIMS, make_run
 
 from mrl_jax import report
 from mrl_jax.config import LossConfig, OptimizerConfig, TrainerConfig
+from mrl_jax.report.gather import gather
 from mrl_jax.report.labels import short as shorten
-from mrl_jax.report.study import Series, Study, gather
+from mrl_jax.report.study import Series, Study
 from mrl_jax.system.errors import UserError
 
 

@@ -14,7 +14,8 @@ from mrl_jax.arms import CLASSICAL
 from mrl_jax.data import Dataset, Split
 from mrl_jax.evaluate import baselines as classifiers
 from mrl_jax.report import compare, figures
-from mrl_jax.report.study import Series, gather
+from mrl_jax.report.gather import gather
+from mrl_jax.report.study import Series
 from mrl_jax.system.errors import UserError
 from mrl_jax.tasks import baselines
 

@@ -19,7 +19,8 @@ from mrl_jax import report, zero_shot
 from mrl_jax.evaluate import bm25, compress, neighbours, quantised, ranking
 from mrl_jax.model import vectors
 from mrl_jax.model.pretrained import pretrained
-from mrl_jax.report import study, validate
+from mrl_jax.report import validate
+from mrl_jax.report.gather import gather
 from mrl_jax.system.errors import UserError
 from mrl_jax.zero_shot import collections, models, scores
 
@@ -258,7 +259,7 @@ def test_embeddings_are_made_once_and_continue_after_a_kill(
 
 
 def test_reports_read_the_folders(evaluated: Path) -> None:
-    gathered = study.gather([evaluated / "out" / "small"])
+    gathered = gather([evaluated / "out" / "small"])
     assert {series.arm for series in gathered.series} == {"untuned", "untuned_pca", "random_projection", "bm25"}
     series = gathered.find("untuned")
     assert series is not None
@@ -325,7 +326,7 @@ def test_labelled_texts_are_classified_by_neighbours_and_by_a_linear_classifier(
         assert values["untuned", "knn_top1", dim] == pytest.approx(by_hand, abs=1e-6)
         assert values["untuned", "refit_top1", dim] > 0.8
     assert {"int8_knn_top1", "bit_knn_top1"} <= {metric for _, metric, _ in values}
-    assert study.gather([tmp_path / "out" / "animals"]).find("untuned_pca")
+    assert gather([tmp_path / "out" / "animals"]).find("untuned_pca")
 
 
 @pytest.mark.slow
@@ -333,7 +334,7 @@ def test_two_arms_of_a_run_are_two_models_of_a_report(trained: Path, tmp_path: P
     on = write_collection(tmp_path / "small")
     for words in ((), ("--arm", "mrl_e")):
         assert run(tmp_path, str(trained), "--on", str(on), *words) == 0
-    gathered = study.gather([tmp_path / "out" / "small"])
+    gathered = gather([tmp_path / "out" / "small"])
     assert len([series for series in gathered.series if series.arm == "pca"]) == 2
     assert not [note for note in gathered.notes if "newer" in note or "cut short" in note]
 
@@ -356,7 +357,7 @@ def test_a_trained_run_is_scored_under_its_arm(arm: str, own: str, trained: Path
     width = 8 if arm == "ff8" else 16
     assert {row["arm"] for row in rows} == {own, "pca", "random_projection", "bm25"}
     assert max(int(row["dim"]) for row in rows) == width
-    gathered = study.gather([tmp_path / "out" / "small"])
+    gathered = gather([tmp_path / "out" / "small"])
     assert gathered.width == width
     assert not [note for note in gathered.notes if "cut short" in note]
 
@@ -497,14 +498,14 @@ def test_a_table_of_token_vectors_is_a_model(evaluated: Path, tmp_path: Path) ->
     z = models.find(str(folder), cache_dir=str(tmp_path / "cache")).embed(collection, collection.first)
     expected = np.stack([table[tokenizer.encode(text).ids].mean(axis=0, dtype=np.float64) for text in QUERIES])
     np.testing.assert_allclose(z, expected / np.linalg.norm(expected, axis=1)[:, None], atol=1e-6)
-    assert study.gather([tmp_path / "out" / "small"]).width == 8
+    assert gather([tmp_path / "out" / "small"]).width == 8
 
 
 def test_an_evaluation_that_was_killed_is_not_to_be_resumed(evaluated: Path, tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         shutil.copytree(evaluated / "out" / "small" / "tiny", tmp_path / name)
     (tmp_path / "killed" / "evaluation.csv").unlink()
-    (note,) = (note for note in study.gather([tmp_path]).notes if "cut short" in note)
+    (note,) = (note for note in gather([tmp_path]).notes if "cut short" in note)
     assert note.startswith("killed was cut short")
     assert "resume" not in note
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from made_runs import make_run
 
-from mrl_jax.report import compare, formats, page, plots, study
+from mrl_jax.report import compare, formats, page, plots
+from mrl_jax.report.gather import gather
 from mrl_jax.report.sections import sections
 from mrl_jax.search.dispatch import saved_plan, search_index
 from mrl_jax.search.index import Description, Document, create_index, open_index, rerank
@@ -24,7 +25,7 @@ def report(draw: bool) -> Reader:
         return [str(path.relative_to(folder)) for path in sorted(directory.rglob("*")) if path.is_file()]
 
     def read(folder: Path) -> object:
-        gathered = study.gather([folder])
+        gathered = gather([folder])
         comparisons = compare.compare(gathered)
         parts = sections(gathered, comparisons)
         drawn = [plots.draw(figure) for part in parts for figure in part.figures] if draw else []
