@@ -281,7 +281,7 @@ class Answers:
             handles, vectors = sample_of(self.index.blocks())
             sample = self.index.documents(handles)
             ids = [one.id for one in sample] if self.facts.pictures else None
-            self._map = Map(vectors, [one.text for one in sample], self.facts.dims, ids)
+            self._map = Map(vectors, [one.text for one in sample], ids)
         return [self._map.at(dim) for dim in items]
 
     def _find(self, _: Hashable, items: list[str]) -> list[Document | None]:

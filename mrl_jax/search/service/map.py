@@ -44,17 +44,14 @@ def sample_of(
 class Map:
     """Of a sample of documents; what is computed for a dim is kept."""
 
-    def __init__(
-        self, vectors: np.ndarray, texts: Sequence[str], dims: Sequence[int], ids: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, vectors: np.ndarray, texts: Sequence[str], ids: Sequence[str] | None = None) -> None:
         """
         Args:
             vectors: float32 [n, D], of the sample.
             texts: of the documents.
-            dims: that may be asked for, ending at D.
             ids: of documents that are to be shown by them: pictures.
         """
-        self._vectors, self._width = unit(vectors).astype(np.float64), dims[-1]
+        self._vectors = unit(vectors).astype(np.float64)
         self._texts = [" ".join(text.split())[:TEXT_CHARACTERS] for text in texts]
         self._by_dim: dict[int, dict[str, Any]] = {}
         self._axes = _two_components(self._vectors)
