@@ -51,6 +51,7 @@ SEALED_FILES = (
     "ngrams.json",
     "scaler.json",
 )
+REWRITTEN_FILES = SEALED_FILES[3:]  # what resume=true writes again where it is gone
 
 
 def refuse_existing(config: configuration.Config) -> None:
@@ -210,7 +211,7 @@ def _check_seal(directory: Path) -> None:
     for name, expected in hashes.items():
         file = directory / name
         if file.is_file() and sha256_of(file) != expected:
-            remedy = "; delete it and use resume=true to write it again" if name in SEALED_FILES[3:] else ""
+            remedy = "; delete it and use resume=true to write it again" if name in REWRITTEN_FILES else ""
             raise UserError(f"{file} is not what SHA256SUMS says: one of the two is damaged; restore it{remedy}")
 
 
