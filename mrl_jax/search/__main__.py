@@ -46,10 +46,12 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_target(command: argparse.ArgumentParser) -> None:
         command.add_argument("--k", type=console.positive, default=10)
-        command.add_argument("--recall", type=float, default=0.99, help="recall@k (or nDCG@k, with --metric) to keep")
+        command.add_argument(
+            "--recall", type=console.share, default=0.99, help="recall@k (or nDCG@k, with --metric) to keep"
+        )
         command.add_argument("--metric", choices=("recall", "ndcg"), default="recall", help="against exact search")
         command.add_argument(
-            "--delta", type=float, default=0.05, help="probability with which the target may be missed"
+            "--delta", type=console.share, default=0.05, help="probability with which the target may be missed"
         )
         command.add_argument(
             "--together", type=console.positive, default=1, help="queries that come at a time, for --kind"

@@ -97,6 +97,17 @@ def positive(word: str) -> int:
     return int(word)
 
 
+def share(word: str) -> float:
+    """The type of an argument that is a share or a probability, neither 0 nor 1."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{word} is not allowed; it must be between 0 and 1")
+    return value
+
+
 def run(
     parser: argparse.ArgumentParser,
     act: Callable[[argparse.Namespace], None],

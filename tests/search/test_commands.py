@@ -305,14 +305,12 @@ def test_mistakes_in_the_command_are_named(run: Path, corpus: Path, built: Path,
         (["query", str(built), "x", "--plan", "4:5", "--k", "6"], "a stage keeps 5 documents; at least k=6"),
         (["plan", str(built), "--queries", str(queries)], "line 2: text is missing"),
         (["plan", str(built), "--queries", str(few)], "1 held-out queries cannot certify recall 0.99"),
-        (["plan", str(built), "--queries", str(few), "--recall", "2"], "target=2.0 is not allowed"),
         (["query", "http://127.0.0.1:1", "x"], "127.0.0.1:1"),
         (["build", str(run), str(corpus), "--index", "x", "--kind", "auto"], "--kind=auto needs --queries"),
         (
             ["build", str(run), str(corpus), "--index", "x", "--kind", "auto", "--queries", str(few)],
             "1 held-out queries cannot certify recall 0.99",
         ),
-        (["plan", str(built), "--queries", str(few), "--kind", "auto", "--recall", "2"], "target=2.0 is not allowed"),
         (
             ["plan", str(built), "--queries", str(few), "--kind", "faiss-hnws"],
             "--kind=faiss-hnws is unknown (did you mean faiss-hnsw?); allowed: exact, faiss-flat",
@@ -326,6 +324,9 @@ def test_mistakes_in_the_command_are_named(run: Path, corpus: Path, built: Path,
     assert not Path("x").exists()
     for words in (["query", str(built), "x", "--k", "0"], ["quary"], []):
         assert search.main(words) == 2
+    for flag, word in (("--recall", "2"), ("--recall", "most"), ("--delta", "0")):
+        assert search.main(["plan", str(built), "--queries", str(few), flag, word]) == 2
+        assert f"argument {flag}: {word} is not allowed; it must be between 0 and 1" in capsys.readouterr().err
     assert search.main(["query", str(built), "orbit1", "--k", "999"]) == 0
     assert "there are only 240 documents" in capsys.readouterr().err
 
