@@ -7,7 +7,7 @@ from mrl_jax.encoders import slices
 from mrl_jax.system.errors import UserError
 
 if TYPE_CHECKING:
-    from mrl_jax.model import EmbeddingModel
+    from mrl_jax.model.embedding_model import EmbeddingModel
 
 WHAT = ("layers", "hidden")
 
