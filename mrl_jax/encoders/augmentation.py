@@ -3,6 +3,7 @@
 Every example draws its own crop and mirror.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, assert_never
@@ -15,6 +16,7 @@ from mrl_jax.encoders.randaugment import randaugment
 Augmentation = Literal["none", "flip", "flip_crop", "resized_crop"]
 
 PADDING = 4  # pixels around a small image before its random crop
+MAX_TAPS = 16  # pixels below a filter up to which a CPU gathers them: an image of eight times the size of its crop
 
 
 def in_training(config: Any, draw: Callable[[], jax.Array], images: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -68,7 +70,7 @@ def resized_crop(key: jax.Array, images: jax.Array, size: tuple[int, int]) -> ja
     """Crop a random box (`random_boxes`), resize it to `size`, mirror: the ImageNet recipe. Returns float32 0–255."""
     box_key, flip_key = jax.random.split(key)
     boxes = random_boxes(box_key, len(images), images.shape[1], images.shape[2])
-    return flip(flip_key, crop_and_resize(images, boxes, size))
+    return crop_and_resize(images, boxes, size, jax.random.bernoulli(flip_key, shape=(len(images),)))
 
 
 def random_boxes(key: jax.Array, count: int, height: int, width: int) -> jax.Array:
@@ -89,26 +91,79 @@ def random_boxes(key: jax.Array, count: int, height: int, width: int) -> jax.Arr
     return jnp.concatenate([corners, sides], -1)
 
 
-def crop_and_resize(images: jax.Array, boxes: jax.Array, size: tuple[int, int]) -> jax.Array:
+def crop_and_resize(
+    images: jax.Array, boxes: jax.Array, size: tuple[int, int], mirrored: jax.Array | None = None
+) -> jax.Array:
     """Bilinear, antialiased resize of every image's box to `size`: float32 [B, *size, c]. Boxes as in `random_boxes`.
 
-    Interpolation is separable, so it is two small matmuls per image: no gather, and one compiled program for boxes of
-    all sizes.
+    Interpolation is separable, columns first and then rows, and one compiled program serves boxes of all sizes. A CPU
+    reads the few pixels below each filter, O(taps) per output pixel. Accelerators, which multiply matrices faster than
+    they gather, take two dense matmuls per image, O(height + width) per output pixel; so do filters of many taps.
+
+    Args:
+        images: [B, h, w, c].
+        boxes: int [B, 4].
+        size: height and width of the result.
+        mirrored: bool [B], whether to mirror the result left to right; None: no image is mirrored.
     """
-    rows = jax.vmap(partial(interpolation, pixels=images.shape[1], out=size[0]))(boxes[:, 0], boxes[:, 2])
-    columns = jax.vmap(partial(interpolation, pixels=images.shape[2], out=size[1]))(boxes[:, 1], boxes[:, 3])
+    mirrored = jnp.zeros(len(images), bool) if mirrored is None else mirrored
+    by_matmuls = partial(_resize_by_matmuls, size=size)
+    if max(map(_count_taps, images.shape[1:3], size)) > MAX_TAPS:
+        return by_matmuls(images, boxes, mirrored)
+    by_taps = partial(_resize_by_taps, size=size)
+    resized: jax.Array = jax.lax.platform_dependent(images, boxes, mirrored, cpu=by_taps, default=by_matmuls)
+    return resized
+
+
+def _resize_by_matmuls(images: jax.Array, boxes: jax.Array, mirrored: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """As `crop_and_resize`, with weights for all pixels of a line."""
+
+    def weigh(start: jax.Array, length: jax.Array, pixels: int, out: int) -> jax.Array:
+        return interpolation(start, length, out, jnp.arange(pixels))
+
+    rows = jax.vmap(partial(weigh, pixels=images.shape[1], out=size[0]))(boxes[:, 0], boxes[:, 2])
+    columns = jax.vmap(partial(weigh, pixels=images.shape[2], out=size[1]))(boxes[:, 1], boxes[:, 3])
+    columns = jnp.where(mirrored[:, None, None], columns[:, ::-1], columns)
     return jnp.einsum("bih,bhwc,bjw->bijc", rows, images.astype(jnp.float32), columns)
 
 
-def interpolation(start: jax.Array, length: jax.Array, pixels: int, out: int) -> jax.Array:
-    """Weights [out, pixels] that resize the segment `[start, start + length)` of a line of `pixels` to `out` pixels.
+def _resize_by_taps(images: jax.Array, boxes: jax.Array, mirrored: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """As `crop_and_resize`, with weights for the pixels below each filter."""
+
+    def taps(start: jax.Array, length: jax.Array, pixels: int, out: int) -> tuple[jax.Array, jax.Array]:
+        centres, reach = _filters(start, length, out)
+        at = jnp.floor(centres - reach).astype(jnp.int32)[:, None] + 1 + jnp.arange(_count_taps(pixels, out))
+        return at, interpolation(start, length, out, at)
+
+    rows = jax.vmap(partial(taps, pixels=images.shape[1], out=size[0]))(boxes[:, 0], boxes[:, 2])
+    columns = jax.vmap(partial(taps, pixels=images.shape[2], out=size[1]))(boxes[:, 1], boxes[:, 3])
+    columns = jax.tree.map(lambda x: jnp.where(mirrored[:, None, None], x[:, ::-1], x), columns)
+    for axis, (at, weights) in ((1, columns), (0, rows)):  # of an image: bytes are cheaper to gather one by one
+        take = jax.vmap(partial(jnp.take, axis=axis, mode="clip"))
+        across = jnp.expand_dims(weights, (2 - axis, 3))
+        images = sum((across[..., k] * take(images, at[:, :, k]) for k in range(at.shape[2])), jnp.float32(0))
+    return images
+
+
+def interpolation(start: jax.Array, length: jax.Array, out: int, at: jax.Array) -> jax.Array:
+    """Weights [out, n] of the pixels `at` of a line, [n] or [out, n], that resize its segment `[start, start + length)`
+    to `out` pixels.
 
     A triangle filter as wide as an output pixel (at least as an input pixel), over pixels of the segment only: exactly
     the same as cropping first and resizing then.
     """
-    scale = length / out
-    centres = start + (jnp.arange(out) + 0.5) * scale - 0.5
-    at = jnp.arange(pixels)
-    weights = jnp.maximum(0, 1 - jnp.abs(centres[:, None] - at) / jnp.maximum(scale, 1))
+    centres, reach = _filters(start, length, out)
+    weights = jnp.maximum(0, 1 - jnp.abs(centres[:, None] - at) / reach)
     weights = jnp.where((at >= start) & (at < start + length), weights, 0)
     return weights / weights.sum(1, keepdims=True)
+
+
+def _filters(start: jax.Array, length: jax.Array, out: int) -> tuple[jax.Array, jax.Array]:
+    """Where the `out` filters of a segment have their centres, [out], and how far they reach to either side."""
+    scale = length / out
+    return start + (jnp.arange(out) + 0.5) * scale - 0.5, jnp.maximum(scale, 1)
+
+
+def _count_taps(pixels: int, out: int) -> int:
+    """How many pixels at most lie below a filter that resizes a segment of `pixels` or fewer to `out`."""
+    return math.ceil(2 * max(pixels / out, 1))

@@ -1,5 +1,7 @@
 """Augmentation against plain slicing and resizing."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,18 +62,35 @@ def test_boxes_are_inside_and_follow_the_recipe():
     assert ((long[:, 0] + long[:, 2] <= 3) & (long[:, 1] + long[:, 3] <= 400) & (long[:, 2:].min(1) >= 1)).all()
 
 
-@pytest.mark.parametrize("size", [(12, 10), (5, 7), (24, 20)])
-@pytest.mark.slow
-def test_crop_and_resize_equals_cutting_then_resizing(size):
-    whole = augmentation.crop_and_resize(PICTURE, jnp.array([[0, 0, 12, 10]]), size)
-    np.testing.assert_allclose(
-        whole[0], jax.image.resize(PICTURE[0].astype(jnp.float32), (*size, 3), "linear"), atol=1e-2
-    )
-    boxes = jnp.array([[0, 0, 3, 4], [5, 2, 7, 8], [11, 9, 1, 1]])
-    out = augmentation.crop_and_resize(MANY[:3], boxes, size)
-    for image, (top, left, height, width) in zip(out, boxes.tolist(), strict=True):
-        cut = PICTURE[0, top : top + height, left : left + width].astype(jnp.float32)
-        np.testing.assert_allclose(image, jax.image.resize(cut, (*size, 3), "linear"), atol=1e-2)
+def of_pillow(image: np.ndarray, box: list[int], size: tuple[int, int]) -> np.ndarray:
+    """The box cut out, and resized by Pillow in floating point."""
+    top, left, height, width = box
+    planes = np.moveaxis(image[top : top + height, left : left + width].astype(np.float32), 2, 0)
+    resized = [Image.fromarray(plane).resize(size[::-1], Image.Resampling.BILINEAR) for plane in planes]
+    return np.stack([np.asarray(plane) for plane in resized], axis=2)
+
+
+@pytest.mark.parametrize("resize", [augmentation.crop_and_resize, augmentation._resize_by_matmuls])
+@pytest.mark.parametrize("size", [(48, 40), (17, 13), (70, 21), (2, 50)])  # the last has more than `MAX_TAPS`
+def test_crop_and_resize_is_pillows_of_what_was_cut_out_and_mirrors(resize, size):
+    boxes = [[0, 0, 48, 40], [5, 2, 30, 33], [47, 39, 1, 1], [11, 0, 2, 40]]
+    images = np.random.default_rng(1).integers(0, 256, (4, 48, 40, 3)).astype(np.uint8)
+    mirrored = np.array([False, True, False, True])
+    out = np.asarray(jax.jit(partial(resize, size=size))(images, jnp.array(boxes), mirrored=mirrored))
+    assert (size == (2, 50)) == (augmentation._count_taps(48, size[0]) > augmentation.MAX_TAPS)
+    for image, box, mirror, found in zip(images, boxes, mirrored, out, strict=True):
+        np.testing.assert_allclose(found[:, :: -1 if mirror else 1], of_pillow(image, box, size), atol=1e-2)
+
+
+def test_a_resized_crop_draws_its_box_and_then_whether_to_mirror():
+    @jax.jit
+    def step_by_step(key, images):
+        box_key, flip_key = jax.random.split(key)
+        boxes = augmentation.random_boxes(box_key, len(images), 12, 10)
+        return augmentation.flip(flip_key, augmentation.crop_and_resize(images, boxes, (8, 8)))
+
+    found = jax.jit(partial(augmentation.resized_crop, size=(8, 8)))(KEY, MANY)
+    np.testing.assert_allclose(found, step_by_step(KEY, MANY), atol=1e-2)
 
 
 def test_center_crop_takes_the_middle():
