@@ -22,6 +22,8 @@ from mrl_jax.losses.cosines import check_pairs, check_temperature, split_blocks
 from mrl_jax.losses.relevance import Guide, TextIds, check_candidates, left_out, nearer
 from mrl_jax.nesting import inverse_prefix_norms, nested_logits
 
+FEW_DIMS = 3  # granularities up to which a tile is of full height
+
 
 def nested_sigmoid(
     queries_BxD: jax.Array,
@@ -86,7 +88,8 @@ def nested_sigmoid(
             losses.append(jnp.sum(jax.nn.softplus(signs_TxN * logits_TxN), where=counts_TxN))
         return sums_K + jnp.stack(losses), None
 
-    size = min(row_tiles.TILE_ROWS, batch)
+    # Some three tiles per granularity are held at once, so several granularities take shorter ones.
+    size = min(row_tiles.TILE_ROWS if len(dims) <= FEW_DIMS else row_tiles.TILE_ROWS // 2, batch)
     rows = (queries_BxD, q_scales_BxK, valid_B, jnp.arange(batch), ids and ids.rows(), guide and guide.rows())
     start = jnp.zeros(len(dims), jnp.float32)
     sums_K, _ = jax.lax.scan(jax.checkpoint(add), start, row_tiles.split(row_tiles.pad(rows, size), size))
