@@ -85,7 +85,7 @@ def nested_sigmoid(
         losses = []
         for k, dots_TxN in enumerate(nested_logits(q_TxD, blocks, dims)):
             logits_TxN = dots_TxN * scales_TxK[:, k, None] * d_norms_KxN[k] + biases_K[k]
-            losses.append(jnp.sum(jax.nn.softplus(signs_TxN * logits_TxN), where=counts_TxN))
+            losses.append(jnp.sum(_softplus(signs_TxN * logits_TxN), where=counts_TxN))
         return sums_K + jnp.stack(losses), None
 
     # Some three tiles per granularity are held at once, so several granularities take shorter ones.
@@ -95,3 +95,14 @@ def nested_sigmoid(
     sums_K, _ = jax.lax.scan(jax.checkpoint(add), start, row_tiles.split(row_tiles.pad(rows, size), size))
     losses_K = sums_K / jnp.maximum(jnp.sum(valid_B), 1)
     return jnp.dot(weights, losses_K), losses_K
+
+
+@jax.custom_jvp
+def _softplus(x: jax.Array) -> jax.Array:
+    """log(1 + exp x), with σ(x) as its derivative: that of JAX, exp(x − softplus x), takes the logarithm once more."""
+    return jax.nn.softplus(x)
+
+
+@_softplus.defjvp
+def _softplus_jvp(x: tuple[jax.Array], tangent: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return _softplus(*x), jax.nn.sigmoid(*x) * tangent[0]
