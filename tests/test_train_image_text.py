@@ -1,5 +1,6 @@
 """Training two towers from the command line: what is learnt, measured both ways, kept, and refused."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 import mrl_jax
 from mrl_jax import config, runs, train
+from mrl_jax.data.base import Dataset, Split
 from mrl_jax.evaluate import ranking
 from tests.helpers import interrupt_after_two_checkpoints, run_digests
 from tests.image_text_files import COLOURS, table
@@ -153,3 +155,29 @@ def test_what_does_not_go_together_is_refused_in_a_sentence(
     assert message in said
     assert "Traceback" not in said
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_images_with_generated_captions_are_classified_by_prompts_at_every_dim(tmp_path: Path) -> None:
+    """The script of Fashion-MNIST, on pictures whose class is where a bright bar stands."""
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("fashion", root / "experiments" / "image_text" / "fashion_mnist.py")
+    assert spec is not None
+    assert spec.loader is not None
+    fashion = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fashion)
+    labels = np.arange(400) // 5 % 10  # every class with every template
+    images = np.random.default_rng(0).integers(0, 90, (400, 20, 20, 1)).astype(np.uint8)
+    images[np.arange(400), :, 2 * labels] = images[np.arange(400), :, 2 * labels + 1] = 255
+    part = Split(images, labels)
+    parts = {"train": ("train", 0, 300), "validation": ("train", 300, 350), "test": ("test", 350, 400)}
+    fashion.make(tmp_path, parts, Dataset("bars", "image", fashion.NAMES, part, part, part))
+    places = [f"data.{part}={tmp_path / part}.jsonl" for part in parts]
+    words = [
+        *("+experiment=image_text", *places, "data.image_size=20", f"data.cache_dir={tmp_path / 'cache'}"),
+        *("encoder.image.augment=none", "encoder.image.patch=4", "width=32", "nesting_dims=[4,32]"),
+        *("trainer.epochs=null", "trainer.steps=120", "trainer.batch_size=64", "optimizer.learning_rate=0.005"),
+    ]
+    accuracies = fashion.classify(str(run(words, tmp_path)), tmp_path, ())
+    assert accuracies.keys() == {4, 32}
+    assert min(accuracies.values()) > 0.5  # chance is 0.1
