@@ -385,6 +385,25 @@ def test_the_table_of_pretraining_pairs_the_seeds_of_each_start(tmp_path: Path) 
         analyse.read(tmp_path)
 
 
+def test_what_pretraining_adds_is_that_of_the_runs() -> None:
+    text, analyse = PAGES["mlm"].read_text(encoding="utf-8"), script("mlm")
+    for row in analyse.rows(analyse.read(ROOT / "results" / "reference" / "mlm_tuned")):
+        assert f"| {' | '.join(row)} |" in text
+    of = {start: read(f"mlm/{start}", "evaluation.csv") for start in ("nested", "full_width")}
+    for dim in ("8", "16", "32", "64", "128"):
+        cells = [dim]
+        for metric, factor, digits in (("masked_top1", 100, 1), ("perplexity", 1, 0)):
+            for rows in of.values():
+                values = [
+                    float(row["value"])
+                    for row in rows
+                    if (row["metric"], row["dim"], row["split"]) == (metric, dim, "test")
+                ]
+                assert len(values) == 3
+                cells.append(f"{factor * np.mean(values):,.{digits}f}")
+        assert f"| {' | '.join(cells)} |" in text
+
+
 def test_parts_of_encoders_are_those_of_the_runs() -> None:
     analyse, page = script("layers"), PAGES["layers"].read_text(encoding="utf-8")
     accuracies = analyse.read()

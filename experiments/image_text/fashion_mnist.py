@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 import mrl_jax
-from mrl_jax.data.base import DataConfig
+from mrl_jax.data import DataConfig
 from mrl_jax.data.sources import fashion_mnist
 
 NAMES = (

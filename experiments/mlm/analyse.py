@@ -45,7 +45,7 @@ def rows(accuracy: Accuracy) -> Iterator[list[str]]:
         yield [str(dim), *cells]
 
 
-HEADER = ["dim", *STARTS, *(f"{a} − {b}" for a, b in COMPARED)]
+HEADER = ["dims", *STARTS, *(f"{a} − {b}" for a, b in COMPARED)]
 
 
 def main() -> None:
