@@ -99,20 +99,21 @@ def peer(
     With `links_of`, the graph is that of another index, and only the vectors are other ones."""
     import faiss
 
-    started = time.perf_counter()
+    started, rows = time.perf_counter(), np.arange(len(x))
     graph = faiss.IndexHNSWFlat(x.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = 2 * HNSW_NODES
     if links_of is None:
         graph.add(x)
     else:
         other, distinct = links_of._searchable
-        graph.storage.add(np.ascontiguousarray(x[distinct.rows]))
+        rows = distinct.rows
+        graph.storage.add(np.ascontiguousarray(x[rows]))
         graph.ntotal, graph.hnsw = other.ntotal, faiss.downcast_index(other).hnsw
     built = time.perf_counter() - started
     found: dict[str, Any] = {"built in s": built, "bytes per document": len(faiss.serialize_index(graph)) / len(x)}
     for view in VIEWS:
         graph.hnsw.efSearch = view
-        found |= {"view": view, "recall": float(plan.recall(graph.search(queries, K)[1], truth).mean())}
+        found |= {"view": view, "recall": float(plan.recall(rows[graph.search(queries, K)[1]], truth).mean())}
         if found["recall"] >= target:
             break
 

@@ -40,6 +40,7 @@ MODEL, WIDTH, PREFIX, K = "wordllama", 256, 64, 10
 SHORTLISTS = (20, 50, 100, 200)
 SINGLE_QUERIES = 100  # that are timed one by one
 TTL_SECONDS = 5  # until a killed server is given up by the one that is started in its place; 30 by default
+MAX_STARTS = 3  # of a server that was killed
 MAX_WAIT_SECONDS = 300  # for a build to go on
 
 
@@ -110,6 +111,18 @@ def lost(place: str, ids: list[str], documents: list[str]) -> list[str]:
     return [id_ for id_ in ids if id_ not in stored or stored[id_].text != documents[int(id_)]]
 
 
+def start(server: MilvusServer) -> int:
+    """Start the server; how often it aborted before: one that waits too long for a processor loses its session."""
+    for attempt in range(MAX_STARTS - 1):
+        try:
+            server.start()
+            return attempt
+        except RuntimeError as error:
+            print(error, file=sys.stderr, flush=True)
+    server.start()
+    return MAX_STARTS - 1
+
+
 def campaign(server: MilvusServer, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Build with kills, compare what is there, measure."""
     documents, asked = texts(options.documents, options.queries)
@@ -126,7 +139,7 @@ def campaign(server: MilvusServer, folder: Path, options: argparse.Namespace) ->
             running.process.wait()
         before = running.acknowledged()
         down = time.monotonic()
-        server.start()
+        aborted = start(server)
         ready = time.monotonic() - down
         if number % 2:
             running.start()
@@ -134,6 +147,7 @@ def campaign(server: MilvusServer, folder: Path, options: argparse.Namespace) ->
         running.wait(len(before))
         kills.append({
             "acknowledged": len(before), "lost": len(missing), "build_killed": bool(number % 2),
+            "starts_aborted": aborted,
             "seconds_to_start": round(ready, 1), "seconds_to_next": round(time.monotonic() - down, 1),
         })  # fmt: skip
         print(kills[-1], file=sys.stderr, flush=True)
