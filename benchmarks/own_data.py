@@ -40,7 +40,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from mrl_jax import data
-from mrl_jax.data.base import class_names, cut
+from mrl_jax.data.base import class_names
+from mrl_jax.data.cuts import cut
 from mrl_jax.data.readers.artefacts import TEXTS, Artefact, fetch
 
 Rows = list[tuple[str, str]]  # text, label

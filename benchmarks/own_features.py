@@ -23,7 +23,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mrl_jax.data.base import cut
+from mrl_jax.data.cuts import cut
 from mrl_jax.model.pretrained import pretrained
 
 Part = tuple[np.ndarray, np.ndarray]  # features float32 [n, d] and labels [n]

@@ -19,7 +19,7 @@ import pytest
 
 import mrl_jax
 from mrl_jax import arms, config, report, train
-from mrl_jax.data.base import cut
+from mrl_jax.data.cuts import cut
 from mrl_jax.evaluate.metrics import METRICS
 from mrl_jax.runs import Log, checkpoint, read_rows
 from mrl_jax.system.errors import UserError

@@ -76,7 +76,7 @@ SOURCES: dict[str, SourceType] = {
     "stsb": SourceType({"pairs": "stsb"}),
     "mixture": SourceType({"mixture": "mixture"}, keys=("sources", "mixing", "mixing_temperature")),
 }
-GENERAL_KEYS = ("source", "prompts", "validation_fraction", "cache_dir", "limit", "hold_out")
+GENERAL_KEYS = ("source", "prompts", "validation_fraction", "group_repeats", "cache_dir", "limit", "hold_out")
 
 
 def load(config: DataConfig | str) -> Dataset | PairDataset | MixedDataset:

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from mrl_jax.data import cuts
 from mrl_jax.system.errors import UserError, limited
 
 STREAMING_MIN_BYTES = 1 << 30  # a data.train of at least this size (uncompressed, if Parquet) stays on disk
-SPLIT_SEED = 0x5EED  # of the validation cut: never the training seed, so that every seed is validated on the same rows
 DOCUMENTS_PER_QUERY = 10  # of a ranking that `data.limit` cuts
 
 Task = Literal["classes", "pairs", "texts", "mixture"]
@@ -124,13 +124,18 @@ class Split:
         """The split at these row numbers, in their order."""
         return replace(self, inputs=take(self.inputs, rows), labels=self.labels[rows])
 
-    def cut(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers to train on and to validate on: of each class this fraction (see `cut`)."""
-        return cut(self.labels, fraction)
+    def cut(self, fraction: float, group_repeats: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers to train on and to validate on: of each class this fraction (see `cuts.cut`); with
+        `group_repeats` all examples that count as the same (`cuts.keys`) on one side."""
+        if not group_repeats:
+            return cuts.cut(self.labels, fraction)
+        if isinstance(self.inputs, LazyInputs) and not isinstance(self.inputs, np.ndarray):
+            raise UserError("data.group_repeats=true is not for images that stay on disk; use false")
+        return cuts.cut_whole_groups(self.labels, fraction, cuts.same(self.inputs), "example")
 
     def first(self, limit: int | None) -> "Split":
-        """The first examples of each class, `limit` in all (see `first_per_class`); None: all examples."""
-        return self if limit is None else self.take(first_per_class(self.labels, limit))
+        """The first examples of each class, `limit` in all (see `cuts.first_per_class`); None: all examples."""
+        return self if limit is None else self.take(cuts.first_per_class(self.labels, limit))
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,7 @@ class Dataset:
 
     def assemble(self, config: "DataConfig") -> "Dataset":
         """Apply `validation_fraction` (only where `validation` is empty) and `limit`."""
-        train, validation = cut_validation(self.train, self.validation, config.validation_fraction)
+        train, validation = cut_validation(self.train, self.validation, config)
         return replace(
             self,
             train=train.first(config.limit),
@@ -203,20 +208,40 @@ class Pairs:
         scores, text_ids = (None if array is None else array[rows] for array in (self.scores, self.text_ids))
         return Pairs(table, columns, scores, text_ids, self.held_out_by)
 
-    def cut(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    def cut(self, fraction: float, group_repeats: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers to train on and to validate on: all pairs of this fraction of the anchors (rounded; at least one
         anchor stays in training) are held out; of captions and pictures, of the pictures.
 
-        Depends on the pairs and the fraction only, so every run of a study has the same validation pairs.
+        Depends on the pairs and the fraction only, so every run of a study has the same validation pairs. With
+        `group_repeats` whole groups of anchors are held out, see `_groups`.
         """
         column = self.columns[:, self.held_out_by]
-        anchors = np.random.default_rng(SPLIT_SEED).permutation(np.unique(column))
-        held_out = np.isin(column, anchors[: min(round(fraction * len(anchors)), len(anchors) - 1)])
+        anchors = np.unique(column)
+        label = np.zeros(len(anchors), np.int32)
+        if group_repeats:
+            out = cuts.cut_whole_groups(label, fraction, self._groups(anchors), "anchor")[1]
+        else:
+            out = cuts.cut(label, fraction)[1]
+        held_out = np.isin(column, anchors[out])
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+    def _groups(self, anchors: np.ndarray) -> np.ndarray:
+        """The number of the group of each of these distinct anchors.
+
+        Anchors that count as the same (`cuts.keys`) are of one group. So are the two texts of a pair, if it has a
+        score: it is as similar whichever stands first. Without scores they are if the positive is an anchor, too, as
+        the pair could stand on both sides, once reversed. Documents alone may be on both sides: a search knows them.
+        """
+        if self.held_out_by:
+            raise UserError("data.group_repeats=true is not for pairs of captions and pictures; use false")
+        text = cuts.same(self.table)
+        a, b = text[self.columns[:, 0]], text[self.columns[:, 1]]
+        joined = np.isin(b, a) | (self.scores is not None)
+        return cuts.connected(len(self.table), a[joined], b[joined])[text[anchors]]
 
     def first(self, limit: int | None) -> "Pairs":
         """`limit` pairs, the same in every run, in their order; None: all pairs."""
-        return self if limit is None else self.take(first_rows(len(self), limit))
+        return self if limit is None else self.take(cuts.first_rows(len(self), limit))
 
 
 @dataclass(frozen=True)
@@ -244,7 +269,7 @@ class Ranking:
         documents per query; None: everything."""
         if limit is None:
             return self
-        queries = first_rows(len(self), limit)
+        queries = cuts.first_rows(len(self), limit)
         judgments = self.judgments[np.isin(self.judgments[:, 0], queries)]
         judged = np.unique(judgments[:, 1])
         others = np.setdiff1d(np.arange(len(self.document_ids)), judged, assume_unique=True)
@@ -284,7 +309,7 @@ class PairDataset:
 
     def assemble(self, config: "DataConfig") -> "PairDataset":
         """Apply `validation_fraction` (only where `validation` is empty) and `limit`."""
-        train, validation = cut_validation(self.train, self.validation, config.validation_fraction)
+        train, validation = cut_validation(self.train, self.validation, config)
         test = self.test.first(config.limit)
         return replace(self, train=train.first(config.limit), validation=validation.first(config.limit), test=test)
 
@@ -309,6 +334,7 @@ class DataConfig:
     validation_labels: str | None = None  # features as .npy: file with the labels of data.validation
     packed_bits: bool | None = None  # features: whether each byte packs eight binary coordinates; null: numbers
     validation_fraction: float = 0.1  # share of each class or the anchors held out; 0 if there is a validation part
+    group_repeats: bool = False  # keep examples of equal texts (case and punctuation aside) on one side of that cut
     prompts: Mapping[str, str] | None = limited(
         None,
         "names with texts that UTF-8 can encode",
@@ -350,43 +376,20 @@ def check_numbers(config: DataConfig) -> None:
 Examples = TypeVar("Examples", Split, Pairs)
 
 
-def cut_validation(train: Examples, validation: Examples, fraction: float) -> tuple[Examples, Examples]:
-    """Training and validation examples: `validation` where there is any, else cut from `train`."""
+def cut_validation(train: Examples, validation: Examples, config: DataConfig) -> tuple[Examples, Examples]:
+    """Training and validation examples: `validation` where there is any, else cut from `train`.
+
+    Raises `UserError` where repeats are to be grouped and nothing is cut.
+    """
     if len(validation):
+        if config.group_repeats:
+            raise UserError(
+                f"data.group_repeats=true is only for a validation part that is cut from train; data={config.source} "
+                "is given one"
+            )
         return train, validation
-    rows, held_out = train.cut(fraction)
+    rows, held_out = train.cut(config.validation_fraction, config.group_repeats)
     return train.take(rows) if len(held_out) else train, train.take(held_out)
-
-
-def cut(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers to train on and to hold out, both sorted: of each class this fraction is held out (rounded; at least
-    one example of a class stays in training).
-
-    Depends on the labels and the fraction only, so every run of a study has the same validation set.
-    """
-    generator = np.random.default_rng(SPLIT_SEED)
-    held_out = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        held_out[rows[: min(round(fraction * len(rows)), len(rows) - 1)]] = True
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
-
-
-def first_per_class(labels: np.ndarray, limit: int) -> np.ndarray:
-    """The first rows of each class in proportion to its size, sorted, `limit` in all.
-
-    Every class gets one row before any gets a second share: row r of a class of n is taken at quantile r/n.
-    """
-    quantile = np.empty(len(labels))
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        quantile[rows] = np.arange(len(rows)) / len(rows)
-    return np.sort(np.argsort(quantile, kind="stable")[:limit])
-
-
-def first_rows(count: int, limit: int) -> np.ndarray:
-    """`limit` of `count` row numbers, drawn at random but the same in every run, sorted."""
-    return np.sort(np.random.default_rng(SPLIT_SEED).permutation(count)[:limit])
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:

@@ -1,24 +1,20 @@
 """Examples that stand in train more than once, or in train and in another part: a model may know these by heart."""
 
-import hashlib
-import re
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from mrl_jax.data.base import Dataset
+from mrl_jax.data.cuts import keys
 
-NO_WORD = re.compile(r"\W+")
 PARTS = ("validation", "test")
 
 
 def count(dataset: Any) -> dict[str, int]:
     """How many examples repeat one of train: of train itself an earlier one, of validation and test any.
 
-    Texts are the same if they hold the same words in the same order, whatever their case and punctuation; images and
-    features if all their numbers are. Labels are not looked at. Pairs, mixtures and what stays on disk are not counted:
-    empty.
+    What counts as the same, `cuts.keys` says. Labels are not looked at. Pairs, mixtures and what stays on disk are not
+    counted: empty.
     """
     if not isinstance(dataset, Dataset):
         return {}
@@ -32,20 +28,6 @@ def count(dataset: Any) -> dict[str, int]:
     for name in PARTS:
         repeated[name] = sum(key in known for key in keys(getattr(dataset, name).inputs))
     return repeated
-
-
-def keys(inputs: Any) -> Iterator[bytes]:
-    """Bytes per example that are equal for examples that count as the same."""
-    if isinstance(inputs, np.ndarray):
-        contents: Iterable[Any] = (np.ascontiguousarray(row) for row in inputs)
-    else:
-        contents = (normal(str(text)).encode() for text in inputs)
-    return (hashlib.blake2b(content, digest_size=16).digest() for content in contents)
-
-
-def normal(text: str) -> str:
-    """The words of a text in lower case; a text without any as it is."""
-    return NO_WORD.sub(" ", text.casefold()).strip() or text
 
 
 def sentence(repeated: dict[str, int], dataset: Any) -> str | None:

@@ -10,7 +10,8 @@ import numpy as np
 from mrl_jax import config as configuration
 from mrl_jax.config import Config
 from mrl_jax.data import Dataset, MixedDataset, Split
-from mrl_jax.data.base import first_rows, take
+from mrl_jax.data.base import take
+from mrl_jax.data.cuts import first_rows
 from mrl_jax.data.mixture import AnyDataset
 from mrl_jax.data.readers.texts import Inputs
 from mrl_jax.evaluate import parts

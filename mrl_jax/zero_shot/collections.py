@@ -17,7 +17,7 @@ import numpy as np
 
 from mrl_jax import evaluate
 from mrl_jax.data import DataConfig, Dataset, Pairs, Ranking, pair_ops
-from mrl_jax.data.base import cut
+from mrl_jax.data.cuts import cut
 from mrl_jax.data.disk_cache import texts_digest
 from mrl_jax.data.readers.records import FORMATS
 from mrl_jax.data.sources import beir, files, pairs

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mrl_jax.data import DataConfig, Split, load
-from mrl_jax.data.base import class_names, cut, first_per_class
+from mrl_jax.data.base import class_names
+from mrl_jax.data.cuts import cut, first_per_class
 
 LABELS = hnp.arrays(np.int32, st.integers(1, 200), elements=st.integers(0, 7))
 FRACTIONS = st.floats(0, 0.95)

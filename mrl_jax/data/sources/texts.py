@@ -39,7 +39,7 @@ def read(config: DataConfig) -> TextDataset:
         for name, file in (("test", config.test), ("validation", config.validation))
     }
     if not config.test:
-        train, given["test"] = cut_validation(train, none, config.validation_fraction)
+        train, given["test"] = cut_validation(train, none, config)
     return TextDataset(Path(config.train).stem, "text", (), train, given["validation"], given["test"])
 
 
