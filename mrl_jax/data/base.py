@@ -237,7 +237,7 @@ class Pairs:
         text = cuts.same(self.table)
         a, b = text[self.columns[:, 0]], text[self.columns[:, 1]]
         joined = np.isin(b, a) | (self.scores is not None)
-        return cuts.connected(len(self.table), a[joined], b[joined])[text[anchors]]
+        return np.asarray(cuts.connected(len(self.table), a[joined], b[joined])[text[anchors]])
 
     def first(self, limit: int | None) -> "Pairs":
         """`limit` pairs, the same in every run, in their order; None: all pairs."""
