@@ -171,6 +171,12 @@ def names_of(*origins: str) -> tuple[str, ...]:
     return tuple(name for name, arm in ARMS.items() if arm.origin in origins)
 
 
+def counterpart(name: str) -> str | None:
+    """The arm that an arm is but for its settings; None where it has none."""
+    plain = (other for other in names_of("nested") if not ARMS[other].settings and ARMS[other].head == ARMS[name].head)
+    return next(plain) if ARMS[name].settings else None
+
+
 NAMES = names_of("nested", "fixed", "compressed", "untuned")
 NESTED = names_of("nested")
 TRAINED = names_of("nested", "fixed")
