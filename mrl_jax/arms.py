@@ -5,8 +5,8 @@ With K nesting dims and both kinds of heads a row has 2K entries, K for the sepa
     mrl          (1 … 1 | 0 … 0)      one head per granularity
     mrl_e        (0 … 0 | 1 … 1)      one tied head
     mrl_sampled  (1 … 1 | 0 … 0)      as mrl, but each step keeps a random few of the granularities
-    mrl_…        (1 … 1 | 0 … 0)      as mrl, with settings of its own: the weight of another loss, or how much of the
-                                      gradient of a longer prefix reaches a shorter one
+    mrl_…        (1 … 1 | 0 … 0)      as mrl, with settings of its own: the weight of another loss
+    mrl_e_…      (0 … 0 | 1 … 1)      as mrl_e, likewise: how much of a longer prefix's gradient reaches a shorter one
     ff(k)        (0 … 1 … 0 | 0 … 0)  the independently trained fixed-size model of width m_k
 
 Everything else (data order, initial parameters, dropout, optimiser, compiled step) is the same for the arms of a seed,
@@ -48,7 +48,6 @@ class ArmType:
         "circle", "square", "pentagon", "triangle-up", "triangle-down", "plus", "x", "diamond", "star", "hexagon",
         "thin-diamond", "triangle-left", "triangle-right", "octagon", "hexagon2", "star-diamond",
         "triangle-ne", "triangle-nw", "triangle-sw", "triangle-se", "star-square", "star-triangle-up",
-        "star-triangle-down",
     ]  # fmt: skip
     origin: Literal["nested", "fixed", "compressed", "untuned", "classical"]
     head: Literal["separate", "tied"] | None = None  # that a trained arm reads where classes are learnt
@@ -93,20 +92,10 @@ ARMS: dict[str, ArmType] = {
     "mrl_shortlist": ArmType(
         "MRL shortlist", "#aa4499", "triangle-sw", "nested", "separate", settings={"loss.shortlist": 1.0}, in_all=False
     ),
-    "mrl_detached": ArmType(
-        "MRL detached",
-        "#bb5566",
-        "star-triangle-up",
-        "nested",
-        "separate",
-        settings={"loss.prefix_gradient": 0.0},
-        in_all=False,
-        tasks=("classes",),
-    ),
     "mrl_e_detached": ArmType(
         "MRL-E detached",
         "#225522",
-        "star-triangle-down",
+        "star-triangle-up",
         "nested",
         "tied",
         settings={"loss.prefix_gradient": 0.0},

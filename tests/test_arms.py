@@ -96,6 +96,6 @@ def test_a_member_is_named_after_its_arm_and_seed():
 
 def test_an_arm_with_a_setting_has_a_counterpart_with_the_same_head() -> None:
     assert {name: other for name in arms.ARMS if (other := arms.counterpart(name))} == {
-        "mrl_distilled": "mrl", "mrl_shortlist": "mrl", "mrl_detached": "mrl", "mrl_e_detached": "mrl_e",
+        "mrl_distilled": "mrl", "mrl_shortlist": "mrl", "mrl_e_detached": "mrl_e",
         "mrl_binary": "mrl",
     }  # fmt: skip

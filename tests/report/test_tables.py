@@ -342,7 +342,7 @@ def test_a_difference_that_is_not_known_is_a_dash_or_an_empty_field():
 
 
 def test_an_arm_with_a_setting_is_compared_with_what_it_is_without():
-    names = ("mrl", "mrl_e", "mrl_e_detached", "mrl_detached", "ff")
+    names = ("mrl", "mrl_e", "mrl_e_detached", "mrl_distilled", "ff")
     series = [
         SimpleNamespace(arm=name, variant=None, origin=ARMS[name].origin, baseline=ARMS[name].baseline)
         for name in names

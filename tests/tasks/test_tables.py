@@ -113,7 +113,6 @@ def test_all_stands_for_every_arm_that_suits_the_task() -> None:
         "mrl_binary",
         "mrl_dims",
         "csr",
-        "mrl_detached",
         "mrl_e_detached",
     }  # asked for by name
     assert set(arms.suited_to("classes")) == {*arms.TRAINED, *arms.POSTHOC} - extra

@@ -272,26 +272,25 @@ def test_an_arm_with_settings_of_its_own_is_the_loss_that_it_names() -> None:
     assert arms.own_settings(arms.expand(["mrl", "ff"], DIMS), lambda key: 0.0)["mrl"] == ()
 
 
-def test_detached_arms_leave_others_as_they_are_and_begin_as_the_smallest_model() -> None:
+def test_a_detached_arm_leaves_others_as_they_are_and_begins_as_the_smallest_model() -> None:
     """Of a bag, whose coordinates share no parameters, the first block is FF's of that width: all to the bit."""
     step = program(BagConfig(), WORDS)
-    population = arms.expand(["mrl", "mrl_e", "mrl_detached", "mrl_e_detached", "ff"], DIMS)[:-2]
+    population = arms.expand(["mrl", "mrl_e", "mrl_e_detached", "ff"], DIMS)[:-2]
+    mrl, mrl_e, _, ff = population
     own, update = arms.own_settings(population, lambda key: 1.0), jax.jit(step.step)
 
-    def models(settings: Mapping[str, Any]) -> dict[str, Any]:
-        found = {}
-        for arm in population:
-            state, row = step.init(0), Member(arm, 0, settings.get(arm.label, ())).row(step.kinds)
-            for _ in range(STEPS):
-                state, _ = update(state, WORDS, row, jax.random.key(1))
-            found[arm.label] = state.model
-        return found
+    def model(arm: arms.Arm, settings: Any) -> Any:
+        state, row = step.init(0), Member(arm, 0, settings).row(step.kinds)
+        for _ in range(STEPS):
+            state, _ = update(state, WORDS, row, jax.random.key(1))
+        return state.model
 
-    together, alone = models(own), models({})
-    for label in ("mrl", "mrl_e", "ff2"):
-        jax.tree.map(np.testing.assert_array_equal, together[label], alone[label])
+    together = {arm.label: model(arm, own[arm.label]) for arm in population}
+    for arm in (mrl, mrl_e, ff):
+        jax.tree.map(np.testing.assert_array_equal, together[arm.label], model(arm, ()))
+    together["mrl_detached"] = model(mrl, (("loss.prefix_gradient", 0.0),))
     inputs = {name: array for name, array in WORDS.items() if name != "label"}
-    z = {label: np.asarray(step.embed(model, inputs)) for label, model in together.items()}
+    z = {label: np.asarray(step.embed(weights, inputs)) for label, weights in together.items()}
     np.testing.assert_array_equal(z["mrl_detached"][:, :2], z["ff2"][:, :2])
     for label in ("mrl", "mrl_e"):
         assert np.abs(z[label] - z[f"{label}_detached"])[:, :2].max() > 1e-4
