@@ -6,6 +6,7 @@ With K nesting dims and both kinds of heads a row has 2K entries, K for the sepa
     mrl_e        (0 … 0 | 1 … 1)      one tied head
     mrl_sampled  (1 … 1 | 0 … 0)      as mrl, but each step keeps a random few of the granularities
     mrl_…        (1 … 1 | 0 … 0)      as mrl, with settings of its own: the weight of another loss
+    mrl_e_…      (0 … 0 | 1 … 1)      as mrl_e, likewise: how much of a longer prefix's gradient reaches a shorter one
     ff(k)        (0 … 1 … 0 | 0 … 0)  the independently trained fixed-size model of width m_k
 
 Everything else (data order, initial parameters, dropout, optimiser, compiled step) is the same for the arms of a seed,
@@ -46,7 +47,7 @@ class ArmType:
     marker: Literal[
         "circle", "square", "pentagon", "triangle-up", "triangle-down", "plus", "x", "diamond", "star", "hexagon",
         "thin-diamond", "triangle-left", "triangle-right", "octagon", "hexagon2", "star-diamond",
-        "triangle-ne", "triangle-nw", "triangle-sw", "triangle-se", "star-square",
+        "triangle-ne", "triangle-nw", "triangle-sw", "triangle-se", "star-square", "star-triangle-up",
     ]  # fmt: skip
     origin: Literal["nested", "fixed", "compressed", "untuned", "classical"]
     head: Literal["separate", "tied"] | None = None  # that a trained arm reads where classes are learnt
@@ -90,6 +91,16 @@ ARMS: dict[str, ArmType] = {
     ),
     "mrl_shortlist": ArmType(
         "MRL shortlist", "#aa4499", "triangle-sw", "nested", "separate", settings={"loss.shortlist": 1.0}, in_all=False
+    ),
+    "mrl_e_detached": ArmType(
+        "MRL-E detached",
+        "#225522",
+        "star-triangle-up",
+        "nested",
+        "tied",
+        settings={"loss.prefix_gradient": 0.0},
+        in_all=False,
+        tasks=("classes",),
     ),
     "mrl_binary": ArmType(
         "MRL binary",
@@ -147,6 +158,12 @@ ARMS: dict[str, ArmType] = {
 def names_of(*origins: str) -> tuple[str, ...]:
     """The names of the arms that come to be in one of these ways, in the order of `ARMS`."""
     return tuple(name for name, arm in ARMS.items() if arm.origin in origins)
+
+
+def counterpart(name: str) -> str | None:
+    """The arm that an arm is but for its settings; None where it has none."""
+    plain = (other for other in names_of("nested") if not ARMS[other].settings and ARMS[other].head == ARMS[name].head)
+    return next(plain) if ARMS[name].settings else None
 
 
 NAMES = names_of("nested", "fixed", "compressed", "untuned")

@@ -10,6 +10,7 @@ Kusupati et al., "Matryoshka Representation Learning", NeurIPS 2022, arXiv:2205.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,11 @@ def blocks(dims: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 def nested_logits(
-    z_BxD: jax.Array, kernel: jax.Array | Sequence[jax.Array], dims: Sequence[int], bias: jax.Array | None = None
+    z_BxD: jax.Array,
+    kernel: jax.Array | Sequence[jax.Array],
+    dims: Sequence[int],
+    bias: jax.Array | None = None,
+    share: Any = 1.0,
 ) -> tuple[jax.Array, ...]:
     """Logits of every prefix under one tied head (MRL-E), block by block.
 
@@ -83,6 +88,8 @@ def nested_logits(
             fifth of the overhead at D = 2048, C = 1000).
         dims: the K nesting dims, ascending, the last D.
         bias: [C], shared by all prefixes, as in the paper; None for no bias.
+        share: of the gradient of a longer prefix that reaches the next shorter one, its rows of the kernel and the
+            bias: γ of `detached_prefixes`, a number or a scalar array.
 
     Returns:
         K arrays [B, C], float32.
@@ -93,9 +100,54 @@ def nested_logits(
     logits: list[jax.Array] = []
     for z, rows in zip(zs, kernels, strict=True):
         block_logits = jnp.matmul(z, rows, preferred_element_type=jnp.float32)
-        previous = logits[-1] if logits else bias
+        previous = scale_gradient(logits[-1], share) if logits else bias
         logits.append(block_logits if previous is None else previous + block_logits)
     return tuple(logits)
+
+
+def detached_prefixes(z_BxD: jax.Array, dims: Sequence[int], share: Any) -> tuple[jax.Array, ...]:
+    """All prefixes of an embedding, of whose losses L_k shorter prefixes are told only a share.
+
+        ∂L / ∂z_i  =  Σ_{k ≥ i} γ^(k − i) · ∂L_k / ∂z_i        for the i-th block of coordinates, m_{i−1} … m_i
+
+    With γ = 1 the first coordinates follow the losses of all granularities at once. With γ = 0 every block follows the
+    loss of the first prefix that holds it: the first m_1 coordinates are those of a model of that width, and each
+    further block learns what is left to learn beside the ones before, which do not move for it. Nested dropout has
+    such an order, as units that have converged are kept (Rippel, Gelbart and Adams, 2014, arXiv:1402.0915).
+
+    Args:
+        z_BxD: embeddings [B, D].
+        dims: the K nesting dims, ascending, the last D.
+        share: γ in [0, 1], a number or a scalar array.
+
+    Returns:
+        K arrays [B, m_k], the prefixes as they are.
+    """
+    if _is_one(share):
+        return tuple(z_BxD[:, :m] for m in dims)
+    first, *others = jnp.split(z_BxD, dims, axis=1)[: len(dims)]
+    prefixes = [first]
+    for block in others:
+        prefixes.append(jnp.concatenate([scale_gradient(prefixes[-1], share), block], axis=1))
+    return tuple(prefixes)
+
+
+def scale_gradient(x: jax.Array, factor: Any) -> jax.Array:
+    """`x` as it is, and its gradient times `factor`, a number or a scalar array."""
+    return x if _is_one(factor) else _scale_gradient(x, jnp.asarray(factor, x.dtype))
+
+
+def _is_one(factor: Any) -> bool:
+    """Whether it is the constant 1, so that it can be left out."""
+    return isinstance(factor, int | float) and factor == 1
+
+
+@jax.custom_vjp
+def _scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
+    return x
+
+
+_scale_gradient.defvjp(lambda x, factor: (x, factor), lambda factor, g: (factor * g, jnp.zeros_like(factor)))
 
 
 def truncate(z: jax.Array, dim: int) -> jax.Array:

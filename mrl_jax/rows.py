@@ -13,7 +13,7 @@ import numpy as np
 OPTIMIZER = ("learning_rate", "weight_decay", "momentum", "adaptivity", "warmup", "clip_norm")
 LOSS = (
     *("label_smoothing", "temperature", "distillation", "teacher_weight", "shortlist", "shortlist_temperature"),
-    "binary",
+    *("binary", "prefix_gradient"),
 )
 
 Settings = Mapping[str, float]  # by key, such as optimizer.learning_rate

@@ -92,3 +92,10 @@ def test_a_population_holds_only_the_heads_that_its_arms_read(names, needed):
 
 def test_a_member_is_named_after_its_arm_and_seed():
     assert Member(Arm("ff", "separate", (0.0, 1.0), 16), 3).label == "ff16-seed3"
+
+
+def test_an_arm_with_a_setting_has_a_counterpart_with_the_same_head() -> None:
+    assert {name: other for name in arms.ARMS if (other := arms.counterpart(name))} == {
+        "mrl_distilled": "mrl", "mrl_shortlist": "mrl", "mrl_e_detached": "mrl_e",
+        "mrl_binary": "mrl",
+    }  # fmt: skip

@@ -132,6 +132,59 @@ def test_gradients_of_nested_logits_are_the_sums_over_prefixes():
         np.testing.assert_allclose(g, exact, rtol=1e-4, atol=1e-4)
 
 
+# --- gradients of longer prefixes -----------------------------------------------------------------------------------
+
+
+SHARES = st.sampled_from([0.0, 0.3, 1.0]) | st.floats(0, 1, width=32)
+
+
+@settings(max_examples=12, deadline=None)
+@given(share=SHARES, traced=st.booleans(), seed=st.integers(0, 99))
+def test_a_share_of_the_gradient_reaches_shorter_prefixes(share, traced, seed):
+    """∂L / ∂z_i = Σ_{k ≥ i} γ^(k − i) · ∂L_k / ∂z_i, by central differences of each loss by itself."""
+    rng, dims = np.random.default_rng(seed), (2, 3, 7)
+    z, targets = rng.normal(size=(4, 7)), rng.normal(size=(3, 4, 7))
+
+    def loss(k, z):
+        return float(np.sum(np.sin(z[:, : dims[k]] * targets[k, :, : dims[k]]) ** 2))
+
+    wanted = np.zeros_like(z)
+    for k in range(3):
+        for place in np.ndindex(z.shape):
+            step = np.zeros_like(z)
+            step[place] = 1e-5
+            block = next(i for i, m in enumerate(dims) if place[1] < m)
+            if block <= k:
+                wanted[place] += share ** (k - block) * (loss(k, z + step) - loss(k, z - step)) / 2e-5
+
+    def summed(z, share):
+        prefixes = nesting.detached_prefixes(z, dims, share)
+        for m, prefix in zip(dims, prefixes, strict=True):
+            np.testing.assert_array_equal(prefix.shape, (4, m))
+        return sum(jnp.sum(jnp.sin(x * t[:, : x.shape[1]]) ** 2) for x, t in zip(prefixes, targets, strict=True))
+
+    value, got = jax.value_and_grad(summed)(jnp.float32(z), jnp.float32(share) if traced else float(share))
+    assert float(value) == pytest.approx(sum(loss(k, z) for k in range(3)), rel=1e-5)
+    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_a_share_of_the_gradient_reaches_the_rows_of_a_tied_head(share):
+    rng, dims = np.random.default_rng(3), (2, 3, 7)
+    z, kernel, bias = (rng.normal(size=shape) for shape in ((4, 7), (7, 5), (5,)))
+    factors = rng.normal(size=(3, 4, 5))  # of the logits, whose weighted sum is the loss
+
+    def loss(z, kernel, bias):
+        return sum(map(jnp.vdot, nesting.nested_logits(z, kernel, dims, bias, share), factors))
+
+    got = jax.grad(loss, argnums=(0, 1, 2))(*map(jnp.float32, (z, kernel, bias)))
+    for i, (low, high) in enumerate(nesting.blocks(dims)):
+        reaching = sum(share ** (k - i) * factors[k] for k in range(i, 3))
+        np.testing.assert_allclose(got[0][:, low:high], reaching @ kernel[low:high].T, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(got[1][low:high], z[:, low:high].T @ reaching, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got[2], sum(share**k * factors[k].sum(axis=0) for k in range(3)), rtol=1e-4, atol=1e-4)
+
+
 # --- truncation ---------------------------------------------------------------------------------------------------
 
 

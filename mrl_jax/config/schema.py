@@ -43,6 +43,9 @@ class LossConfig:
     whole_words: bool = False  # mlm: hide all tokens of a word together
     weights: tuple[float, ...] | None = None  # relative importance of each granularity; null: ones
     weighting: Literal["fixed", "uncertainty"] = "fixed"  # as given, or times a factor learned for each granularity
+    prefix_gradient: float = limited(
+        1.0, "0 ≤ value ≤ 1", lambda share: 0 <= share <= 1
+    )  # share of the gradient of a longer prefix that reaches the next shorter one; 1: all of it
     sampled: int = at_least(2, 1)  # granularities that arm mrl_sampled trains in a step, drawn anew each time
     label_smoothing: float = share(0.0)  # share of the target spread evenly over the classes
 

@@ -101,8 +101,10 @@ def of_arms(config: Config, population: Sequence[arms.Arm]) -> dict[str, tuple[t
 
 
 def giver(config: Config, key: str) -> str | None:
-    """What gives a loss of weight `key` to any member of a run: the key, an arm or the space, as messages name it."""
-    if (value := configured(config, key)) > 0:
+    """What gives another value than the default of `key`, the weight of a loss, say, to any member of a run: the key,
+    an arm or the space, as messages name it."""
+    section, _, name = key.rpartition(".")
+    if (value := configured(config, key)) != getattr(type(getattr(config, section))(), name):
         return f"{key}={as_word(value)}"
     arm = next((name for name in config.arms if key in arms.ARMS[name].settings), None)
     return f"arms={arm}" if arm else f"tune.space: {key}" if key in (config.tune.space or ()) else None

@@ -148,7 +148,7 @@ CONTRASTED = (
 )
 OF_CLASSES = (
     *("loss.label_smoothing", "loss.weighting", "loss.distillation", "evaluation.cascade", "evaluation.few_shot"),
-    "loss.shortlist",
+    *("loss.shortlist", "loss.prefix_gradient"),
     *("evaluation.by_frequency", "evaluation.superclass", "evaluation.unknown", "evaluation.corruption"),
 )
 TAUGHT = ("loss.distillation", "loss.teacher", "loss.teacher_weight", "loss.supervised", "loss.shortlist")

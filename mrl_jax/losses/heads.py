@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mrl_jax import losses
 from mrl_jax.losses import tiled
-from mrl_jax.nesting import nested_logits
+from mrl_jax.nesting import detached_prefixes, nested_logits
 
 IS_TIED = {"separate": False, "tied": True}  # by kind of head
 KINDS = tuple(IS_TIED)
@@ -43,7 +43,7 @@ def init(key: jax.Array, kind: str, dims: Sequence[int], classes: int) -> Head:
     return {"kernel": [draw[:m] / jnp.sqrt(m) for m in dims], "bias": [jnp.zeros(classes) for _ in dims]}
 
 
-def logits(head: Head, kind: str, z_BxD: jax.Array, dims: Sequence[int]) -> tuple[jax.Array, ...]:
+def logits(head: Head, kind: str, z_BxD: jax.Array, dims: Sequence[int], share: Any = 1.0) -> tuple[jax.Array, ...]:
     """Logits at each of `dims`.
 
     Operands narrower than float32 are accumulated in float32, and so is the gradient of z over separate heads.
@@ -53,6 +53,7 @@ def logits(head: Head, kind: str, z_BxD: jax.Array, dims: Sequence[int]) -> tupl
         kind: one of `KINDS`.
         z_BxD: embeddings [B, D].
         dims: for a tied head any ascending dims; for separate heads those it was initialised with.
+        share: of the gradient of a longer prefix that reaches a shorter one, γ of `nesting.detached_prefixes`.
 
     Returns:
         K arrays [B, C], float32.
@@ -60,12 +61,14 @@ def logits(head: Head, kind: str, z_BxD: jax.Array, dims: Sequence[int]) -> tupl
     if IS_TIED[kind]:
         head_dims = tuple(itertools.accumulate(len(rows) for rows in head["kernel"]))
         kernel = head["kernel"] if tuple(dims) == head_dims else jnp.concatenate(head["kernel"])
-        return nested_logits(z_BxD, kernel, dims, head["bias"])
+        return nested_logits(z_BxD, kernel, dims, head["bias"], share)
     # Widened once and narrowed again for each matmul, so that the K gradients are summed in float32.
     wide_BxD = z_BxD.astype(jnp.promote_types(z_BxD.dtype, jnp.float32))
     return tuple(
-        jnp.matmul(wide_BxD[:, :m].astype(z_BxD.dtype), kernel, preferred_element_type=jnp.float32) + bias
-        for m, kernel, bias in zip(dims, head["kernel"], head["bias"], strict=True)
+        jnp.matmul(prefix.astype(z_BxD.dtype), kernel, preferred_element_type=jnp.float32) + bias
+        for prefix, kernel, bias in zip(
+            detached_prefixes(wide_BxD, dims, share), head["kernel"], head["bias"], strict=True
+        )
     )
 
 
@@ -78,6 +81,7 @@ def nested_loss(
     dims: Sequence[int],
     label_smoothing: Any = 0.0,
     streamed: bool | None = None,
+    share: Any = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """`losses.nested_cross_entropy` of a head's logits.
 
@@ -94,15 +98,18 @@ def nested_loss(
         dims: as for `logits`.
         label_smoothing: in [0, 1).
         streamed: True or False to choose the form, None to choose by size.
+        share: as for `logits`; the streamed form takes 1 alone.
 
     Returns:
         The scalar loss, and the unweighted loss of each granularity, float32 [K].
 
     Raises:
-        ValueError: the numbers of dims and weights differ.
+        ValueError: the numbers of dims and weights differ, or a share is not for the streamed form.
     """
     if not _is_streamed(head, z_BxD, dims, streamed):
-        return losses.nested_cross_entropy(logits(head, kind, z_BxD, dims), labels_B, weights, label_smoothing)
+        return losses.nested_cross_entropy(logits(head, kind, z_BxD, dims, share), labels_B, weights, label_smoothing)
+    if not (isinstance(share, int | float) and share == 1):
+        raise ValueError("a share of the gradient is not for logits in tiles of classes")
     weights = jnp.asarray(weights, jnp.float32)
     if weights.shape != (len(dims),):
         raise ValueError(f"{len(dims)} granularities of logits need as many weights; got shape {weights.shape}")

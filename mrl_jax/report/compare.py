@@ -13,7 +13,7 @@ from typing import NamedTuple, assert_never
 
 import numpy as np
 
-from mrl_jax.arms import names_of
+from mrl_jax.arms import counterpart, names_of
 from mrl_jax.report import statistics
 from mrl_jax.report.statistics import Crossover, Difference, Interval
 from mrl_jax.report.study import Series, Study
@@ -54,7 +54,8 @@ Comparisons = Mapping[str, Mapping[str, Comparison]]  # metric â†’ label (`MRL â
 
 
 def pairs(study: Study) -> list[tuple[Series, Series]]:
-    """What is compared: nested arms with the baselines and with MRL, and each trained arm between variants."""
+    """What is compared: nested arms with the baselines, with MRL and with the arm that they are but for a setting, and
+    each trained arm between variants."""
     chosen: list[tuple[Series, Series]] = []
     first = names_of("nested")[0]
     for variant in study.variants:
@@ -62,6 +63,7 @@ def pairs(study: Study) -> list[tuple[Series, Series]]:
         nested = [s for s in present if s.origin == "nested"]
         chosen += itertools.product(nested, [s for s in present if s.baseline])
         chosen += [(a, b) for a in nested for b in nested if b.arm == first != a.arm]
+        chosen += [(a, b) for a in nested for b in nested if b.arm == counterpart(a.arm) != first]
     for arm in names_of("nested", "fixed"):
         same = [s for s in study.series if s.arm == arm]
         chosen += [(other, same[0]) for other in same[1:]]

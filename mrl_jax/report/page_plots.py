@@ -20,6 +20,7 @@ MARKERS = {
     "triangle-right": "triangle-right", "octagon": "octagon", "hexagon2": "hexagon2",
     "star-diamond": "star-diamond", "triangle-ne": "triangle-ne", "triangle-sw": "triangle-sw",
     "triangle-nw": "triangle-nw", "triangle-se": "triangle-se", "star-square": "star-square",
+    "star-triangle-up": "star-triangle-up",
 }  # fmt: skip
 PATTERNS = {"solid": "", "dash": "/", "dot": ".", "dashdot": "x", "longdash": "\\"}
 AXIS = {"gridcolor": "#e6e6e6", "linecolor": "#999", "zeroline": False, "automargin": True, "tickangle": 0}

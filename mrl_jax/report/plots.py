@@ -23,7 +23,7 @@ MARKERS: dict[str | None, Any] = {
     "star-diamond": (4, 1, 0),  # a star of four points
     # turned:
     "triangle-ne": (3, 0, -45), "triangle-sw": (3, 0, 135), "triangle-nw": (3, 0, 45), "triangle-se": (3, 0, -135),
-    "star-square": (4, 1, 45),
+    "star-square": (4, 1, 45), "star-triangle-up": (3, 1, 0),
     None: "",
 }  # fmt: skip
 STYLES: dict[str | None, Any] = {

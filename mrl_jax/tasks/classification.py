@@ -91,7 +91,14 @@ class ClassObjective:
         for kind, weights_K in zip(self.kinds, weights, strict=True):
             head = params["heads"][kind]
             loss, losses_K = heads.nested_loss(
-                head, kind, z_BxD, labels_B, weights_K, self.dims, self.options.label_smoothing
+                head,
+                kind,
+                z_BxD,
+                labels_B,
+                weights_K,
+                self.dims,
+                self.options.label_smoothing,
+                share=self.options.prefix_gradient,
             )
             if self.options.weighting == "uncertainty":
                 loss = uncertainty_weighted(losses_K, params["log_variances"][kind], weights_K)
@@ -99,7 +106,7 @@ class ClassObjective:
             each.append(losses_K)
             if not is_zero(self.options.distillation):
                 taught_K = where_taught(weights_K, None if of_arm is None else of_arm[self.kinds.index(kind)])
-                answers = heads.logits(head, kind, z_BxD, self.dims)
+                answers = heads.logits(head, kind, z_BxD, self.dims, self.options.prefix_gradient)
                 total += self.options.distillation * nested_logit_distillation(answers, taught_K)[0]
         if not is_zero(self.options.shortlist):
             taught_K = where_taught(jnp.sum(weights, axis=0), None if of_arm is None else jnp.sum(of_arm, axis=0))
@@ -149,7 +156,7 @@ class Classification:
             splits = (dataset.train, dataset.validation, *[dataset.test] * (1 + damaged), *dataset.probes.values())
             sparse.check(config.width, sum(map(len, splits)))
         refit.check(refit_kind(config), classes, config.width * (sparse.FEATURES if with_codes else 1))
-        self._check_distillation(config, classes)
+        self._check_direct(config, classes)
         if settings.cascade:
             adaptive.check(len(dataset.validation), settings.epsilon, settings.delta)
             examples = len(dataset.validation) + len(dataset.test)
@@ -157,10 +164,10 @@ class Classification:
         if isinstance(dataset.train.inputs, StreamedTexts):
             _check_memory(config, dataset)
 
-    def _check_distillation(self, config: Config, classes: int) -> None:
-        """Raise `UserError` where the answers that teach and are taught would not fit in memory: all logits at once."""
+    def _check_direct(self, config: Config, classes: int) -> None:
+        """Raise `UserError` where a loss that needs all logits at once would not fit in memory."""
         logits = config.trainer.batch_size * classes * len(config.nesting_dims)
-        given = space.giver(config, "loss.distillation")
+        given = space.giver(config, "loss.distillation") or space.giver(config, "loss.prefix_gradient")
         if given and logits > heads.DIRECT_ELEMENTS:
             raise UserError(
                 f"{given} needs the logits of all {classes:,} classes at once, {logits:,} per batch; at most "

@@ -61,3 +61,9 @@ def test_a_tied_head_answers_at_dims_it_was_not_made_for(tied):
 def test_separate_heads_answer_only_at_the_dims_they_were_made_for(separate):
     with pytest.raises(ValueError, match="longer"):
         heads.logits(separate, "separate", np.zeros((1, DIMS[-1]), np.float32), DIMS[:2])
+
+
+def test_a_share_of_the_gradient_is_not_for_tiles_of_classes(separate):
+    z, labels = np.ones((2, DIMS[-1]), np.float32), np.zeros(2, np.int32)
+    with pytest.raises(ValueError, match="a share of the gradient is not for logits in tiles of classes"):
+        heads.nested_loss(separate, "separate", z, labels, np.ones(3), DIMS, streamed=True, share=0.5)

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from made_runs import DIMS, make_run
 
 from mrl_jax import runs
+from mrl_jax.arms import ARMS
 from mrl_jax.config import LossConfig
 from mrl_jax.report import compare, formats, statistics
 from mrl_jax.report.compare import Comparison
@@ -338,3 +340,17 @@ def test_a_difference_that_is_not_known_is_a_dash_or_an_empty_field():
     unknown = Difference(4, 0.01, math.nan, math.nan, math.nan, math.nan)
     comparison = Comparison(Series("mrl"), Series("ff"), [unknown], Crossover("cannot_settle", None, None, None), None)
     assert formats.tidy({"knn_top1": {"MRL − FF": comparison}}).splitlines()[1] == "knn_top1,MRL,FF,4,0.01,,,,"
+
+
+def test_an_arm_with_a_setting_is_compared_with_what_it_is_without():
+    names = ("mrl", "mrl_e", "mrl_e_detached", "mrl_distilled", "ff")
+    series = [
+        SimpleNamespace(arm=name, variant=None, origin=ARMS[name].origin, baseline=ARMS[name].baseline)
+        for name in names
+    ]
+    chosen = [(a.arm, b.arm) for a, b in compare.pairs(SimpleNamespace(variants=(None,), series=series))]
+    assert chosen == [
+        *((name, "ff") for name in names[:-1]),
+        *((name, "mrl") for name in names[1:-1]),
+        ("mrl_e_detached", "mrl_e"),
+    ]

@@ -69,7 +69,7 @@ def test_an_option_of_another_loss_is_refused_with_its_default() -> None:
             "evaluation.by_frequency": "true", "evaluation.superclass": ".", "evaluation.unknown": "a.txt",
             "evaluation.corruption": "[typos]", "loss.binary": "0.5", "evaluation.quantised_search": "true",
             "loss.bias": "-5",
-            "loss.shortlist": "0.5", "loss.mask_rate": "0.3", "loss.whole_words": "true",
+            "loss.shortlist": "0.5", "loss.prefix_gradient": "0.5", "loss.mask_rate": "0.3", "loss.whole_words": "true",
         }  # fmt: skip
         assert given.keys() == {key for other in LOSSES.values() for key in other.options}
         for key, value in given.items():
@@ -107,7 +107,14 @@ def test_an_arm_says_how_it_comes_to_be_and_how_it_looks(name: str) -> None:
 
 
 def test_all_stands_for_every_arm_that_suits_the_task() -> None:
-    extra = {"mrl_distilled", "mrl_shortlist", "mrl_binary", "mrl_dims", "csr"}  # asked for by name
+    extra = {
+        "mrl_distilled",
+        "mrl_shortlist",
+        "mrl_binary",
+        "mrl_dims",
+        "csr",
+        "mrl_e_detached",
+    }  # asked for by name
     assert set(arms.suited_to("classes")) == {*arms.TRAINED, *arms.POSTHOC} - extra
     assert set(arms.suited_to("pairs")) == set(arms.NAMES) - {"mrl_e"} - extra
 

@@ -119,6 +119,7 @@ CASES: dict[str, tuple[Any, Mapping[str, np.ndarray], dict[str, Any], dict[str, 
         {"objective": ClassObjective(DIMS, ("separate", "tied"), CLASSES, LossConfig(shortlist=1.0))},
         {"loss.shortlist": 0.3, "loss.shortlist_temperature": 0.2},
     ),
+    "prefix gradient": (MLP, FEATURES, SGD, {"loss.prefix_gradient": 0.4, "loss.label_smoothing": 0.1}),
     "bag": (BagConfig(), WORDS, {}, {"encoder.word_dropout": 0.25, "encoder.dropout": 0.2}),
     "static": (StaticConfig(), WORDS, {}, {"encoder.token_dropout": 0.25, "encoder.dropout": 0.2}),
     "transformer": (TRANSFORMER, TOKENS, SGD, {"encoder.dropout": 0.3, "encoder.attention_dropout": 0.2}),
@@ -269,3 +270,27 @@ def test_an_arm_with_settings_of_its_own_is_the_loss_that_it_names() -> None:
         wanted, _ = trained(alone, Member(mrl, 0), FEATURES)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), together.model, wanted.model)
     assert arms.own_settings(arms.expand(["mrl", "ff"], DIMS), lambda key: 0.0)["mrl"] == ()
+
+
+def test_a_detached_arm_leaves_others_as_they_are_and_begins_as_the_smallest_model() -> None:
+    """Of a bag, whose coordinates share no parameters, the first block is FF's of that width: all to the bit."""
+    step = program(BagConfig(), WORDS)
+    population = arms.expand(["mrl", "mrl_e", "mrl_e_detached", "ff"], DIMS)[:-2]
+    mrl, mrl_e, _, ff = population
+    own, update = arms.own_settings(population, lambda key: 1.0), jax.jit(step.step)
+
+    def model(arm: arms.Arm, settings: Any) -> Any:
+        state, row = step.init(0), Member(arm, 0, settings).row(step.kinds)
+        for _ in range(STEPS):
+            state, _ = update(state, WORDS, row, jax.random.key(1))
+        return state.model
+
+    together = {arm.label: model(arm, own[arm.label]) for arm in population}
+    for arm in (mrl, mrl_e, ff):
+        jax.tree.map(np.testing.assert_array_equal, together[arm.label], model(arm, ()))
+    together["mrl_detached"] = model(mrl, (("loss.prefix_gradient", 0.0),))
+    inputs = {name: array for name, array in WORDS.items() if name != "label"}
+    z = {label: np.asarray(step.embed(weights, inputs)) for label, weights in together.items()}
+    np.testing.assert_array_equal(z["mrl_detached"][:, :2], z["ff2"][:, :2])
+    for label in ("mrl", "mrl_e"):
+        assert np.abs(z[label] - z[f"{label}_detached"])[:, :2].max() > 1e-4
