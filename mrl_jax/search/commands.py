@@ -217,13 +217,20 @@ def _size(index: Index, options: argparse.Namespace) -> int:
     return len(index)
 
 
-def _read_queries(index: Index, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_queries(
+    index: Index, options: argparse.Namespace, check: Callable[[int], None] = lambda count: None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """The embeddings of the queries in a file and, where some of them have the id of a document, its handle for each.
 
     That document is the query itself and would be its first result, so it is left out (BEIR's `ignore_identical_ids`).
+    `check` is called with the number of queries before any is embedded, to raise UserError or ValueError.
     """
     model = load_model(index, options.run)
     queries = corpus.read_queries(options.queries, pictures.reads(model))
+    try:
+        check(len(queries))
+    except ValueError as error:
+        raise UserError(str(error)) from None
     z = pictures.embed_queries(model, [one.picture or one.text for one in queries])
     ids = [one.id or pictures.id_of(index.description.pictures, one.picture) for one in queries]
     handles = index.handles([id_ for id_ in ids if id_ is not None])
@@ -250,9 +257,14 @@ def plan(options: argparse.Namespace) -> None:
     with contextlib.closing(open_index(options.index)) as opened:
         index = need_exact(opened, "plan without --kind")
         k = min(options.k, _size(index, options))
-        z, own = _read_queries(index, options)
         documents = index.prefixes
         dims = [m for m in documents.scan_dims if m < index.description.width]
+
+        def check(queries: int) -> None:
+            if dims:
+                plans.check_settleable(queries, options.recall, options.delta, len(dims), options.metric)
+
+        z, own = _read_queries(index, options, check)
         truth = leave_out(best_of_blocks(index.blocks(), z, plans.asked_of(k, own)), own).rows
         try:
             made = plans.plan(
@@ -284,9 +296,8 @@ def _choose(index: Index, kinds: Sequence[str], options: argparse.Namespace) -> 
     """Choose the fastest kind of index on this machine, and print what was tried."""
     assert isinstance(index, Store)
     k = min(options.k, _size(index, options))
-    z, own = _read_queries(index, options)
+    z, own = _read_queries(index, options, lambda queries: _check_choice(queries, options))
     together = options.together
-    _check_choice(len(z), options)
     print(f"{'method':>24}{options.metric:>9}{'p':>9}{f'ms for {together}':>12}{'MB':>9}{'built in s':>12}")
 
     def show(one: choose.Method) -> None:
