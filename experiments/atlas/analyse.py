@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from mrl_jax import arms
-from mrl_jax.data import repeats
+from mrl_jax.data import cuts
 from mrl_jax.report import cells
 
 METRIC, REFITTED = "linear_top1", "refit_top1"  # the arm's own classifier, and one that is fitted on its embeddings
@@ -118,8 +118,8 @@ def repeated(folder: Path) -> list[str]:
             for part in ("train", "test")
         )
         texts = [[row["text"] for row in part] for part in (train, test)]
-        known = set(repeats.keys(texts[0]))
-        same = sum(key in known for key in repeats.keys(texts[1]))
+        known = set(cuts.keys(texts[0]))
+        same = sum(key in known for key in cuts.keys(texts[1]))
         words = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, dtype=np.float32)
         of_train = words.fit_transform(texts[0]).T.tocsc()
         of_test = words.transform(texts[1])

@@ -184,10 +184,11 @@ def _try(
         def is_likely(size: int) -> bool:
             return plans.p_value(np.resize(losses(size), others), 1 - goal.target, level) <= level
 
-        place = bisect.bisect_left(sizes, True, key=is_likely)  # a longer one finds what a shorter one does
-        stages = [(dim, sizes[min(place, len(sizes) - 1)])]
-        method = Method(about.kind, stages, float(1 - losses(stages[0][1]).mean()), None, None, megabytes, built)
-        if place < len(sizes):
+        kept = is_likely(sizes[-1])  # if not, no shorter one is: of a list, a shorter one finds a part
+        place = bisect.bisect_left(sizes[:-1], True, key=is_likely) if kept else -1
+        stages = [(dim, sizes[place])]
+        method = Method(about.kind, stages, float(1 - losses(sizes[place]).mean()), None, None, megabytes, built)
+        if kept:
             method = method._replace(seconds=_seconds(_search(index, goal), queries, stages, together))
         yield method
 
