@@ -290,20 +290,28 @@ def test_the_weights_of_a_teacher_are_compared_on_validation() -> None:
         assert shown == [f"{value:.2f}" for value in found]
 
 
-def test_what_mined_negatives_change_is_that_of_the_runs() -> None:
-    """The page has the table of differences, whose means are those of the runs."""
-    page = PAGES["negatives"].read_text(encoding="utf-8")
-    with (PAGES["negatives"].parent / "differences.csv").open(encoding="utf-8") as file:
-        differences = {(row["contrast"], row["dim"]): row for row in csv.DictReader(file)}
-    means = {}
-    for run in ("none", "mined", "nearest", "guided"):
-        for row in read(f"negatives/{run}", "evaluation.csv"):
+def differences_of_negatives(
+    file: str, runs: str, conditions: tuple[str, ...]
+) -> dict[tuple[str, str], dict[str, str]]:
+    """By contrast and dim the rows of a table of differences, whose means are those of the runs."""
+    with (PAGES["negatives"].parent / file).open(encoding="utf-8") as lines:
+        differences = {(row["contrast"], row["dim"]): row for row in csv.DictReader(lines)}
+    means: dict[tuple[str, str], list[float]] = {}
+    for run in conditions:
+        for row in read(f"{runs}/{run}", "evaluation.csv"):
             if (row["split"], row["metric"]) == ("test", "ndcg@10"):
                 means.setdefault((run, row["dim"]), []).append(100 * float(row["value"]))
     for (contrast, dim), row in differences.items():
         for run, key in zip(contrast.split(" − "), ("first", "second"), strict=True):
             assert len(means[run, dim]) == 3
             assert np.mean(means[run, dim]) == pytest.approx(float(row[key]), abs=1e-3)
+    return differences
+
+
+def test_what_mined_negatives_change_is_that_of_the_runs() -> None:
+    """The page has the tables of differences."""
+    page = PAGES["negatives"].read_text(encoding="utf-8")
+    of_bag = differences_of_negatives("differences.csv", "negatives", ("none", "mined", "nearest", "guided"))
     dims = ("16", "32", "64", "128", "256")
 
     def shown(row: dict[str, str], *keys: str) -> str:
@@ -311,17 +319,32 @@ def test_what_mined_negatives_change_is_that_of_the_runs() -> None:
         return f"{mean} [{low}, {high}]"
 
     contrasts = ("mined − none", "nearest − none", "guided − none", "guided − nearest")
-    (first, second) = (lines for header, lines in tables(page) if header[0] == "dims")
-    assert first == [
+    bag, more_of_bag, minilm = (lines for header, lines in tables(page) if header[0] == "dims")
+    assert bag == [
         [
             dim,
-            f"{float(differences[contrasts[0], dim]['second']):.2f}",
-            *(shown(differences[contrast, dim], "difference", "low", "high") for contrast in contrasts),
+            f"{float(of_bag[contrasts[0], dim]['second']):.2f}",
+            *(shown(of_bag[contrast, dim], "difference", "low", "high") for contrast in contrasts),
         ]
         for dim in dims
     ]
     more = ("more_than_at_all", "more_low", "more_high")
-    assert second == [[dim, *(shown(differences[one, dim], *more) for one in contrasts[:3])] for dim in dims[:-1]]
+    assert more_of_bag == [[dim, *(shown(of_bag[one, dim], *more) for one in contrasts[:3])] for dim in dims[:-1]]
+    of_minilm = differences_of_negatives("differences_minilm.csv", "negatives_minilm", ("none", "mined"))
+    assert minilm == [
+        [
+            dim,
+            f"{float(row['second']):.2f}",
+            f"{float(row['first']):.2f}",
+            bold(shown(row, "difference", "low", "high"), float(row["p_holm"]) < statistics.LEVEL),
+            shown(row, *more) if row["more_low"] else "",
+        ]
+        for (_, dim), row in of_minilm.items()
+    ]
+
+
+def bold(text: str, settled: bool) -> str:
+    return f"**{text}**" if settled else text
 
 
 def test_documents_of_bits_are_those_of_the_runs() -> None:
