@@ -201,6 +201,21 @@ def test_collections_are_those_of_the_reference_runs() -> None:
         assert rows[-1][1 + 4 * column] == as_percent(value_of["bm25", "ndcg@10", "384"], "0.0"), name
 
 
+def test_collections_after_fine_tuning_are_those_of_the_runs() -> None:
+    columns = []
+    for name in ("cranfield", "cisi", "cacm"):
+        for folder in ("collections", "collections_tuned"):
+            rows = read(f"{folder}/{name}", "evaluation.csv")
+            asked = [row for row in rows if (row["arm"], row["metric"]) == ("untuned", "ndcg@10")]
+            columns.append({row["dim"]: f"{100 * float(row['value']):.1f}" for row in asked})
+    found = [
+        rows for header, rows in tables(PAGES["collections"].read_text(encoding="utf-8")) if "fine-tuned" in header
+    ]
+    assert found == [
+        [[dim, *(of[dim] for of in columns)] for dim in ("384", "256", "192", "128", "64", "32", "16", "8")]
+    ]
+
+
 def test_the_cost_of_damage_is_that_of_its_file() -> None:
     page = PAGES["few_shot"].read_text(encoding="utf-8")
     lines = [row for _, rows in tables(page) for row in rows]

@@ -217,8 +217,8 @@ def test_one_seed_and_missing_arms_are_noted(tmp_path):
 def test_without_a_nested_arm_there_is_nothing_to_compare(tmp_path):
     make_run(tmp_path, arms=("ff",))
     assert gather([tmp_path]).notes == (
-        "No nested arm (mrl, mrl_e, mrl_sampled, mrl_dims, mrl_distilled, mrl_shortlist, mrl_binary): there is nothing "
-        "to compare.",
+        "No nested arm (mrl, mrl_e, mrl_sampled, mrl_dims, mrl_distilled, mrl_shortlist, "
+        "mrl_e_detached, mrl_binary): there is nothing to compare.",
     )  # fmt: skip
 
 
