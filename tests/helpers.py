@@ -2,8 +2,10 @@
 
 import csv
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,17 @@ TRANSFORMER = [
     *("encoder=transformer", "encoder.layers=1", "encoder.hidden=32", "encoder.heads=2", "encoder.intermediate=32"),
     *("encoder.vocabulary=300", "encoder.max_length=32", "width=32", "nesting_dims=[8,32]"),
 ]
+
+
+def script(experiment: str, name: str = "analyse.py") -> Any:
+    """A script of an experiment, as a module."""
+    path = Path(__file__).parents[1] / "experiments" / experiment / name
+    spec = importlib.util.spec_from_file_location(f"{experiment}_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def write_table(path: Path, rows: list[dict]) -> str:

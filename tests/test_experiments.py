@@ -1,12 +1,11 @@
 """The numbers in the tables of experiments/*/README.md are those of the files that the pages come from."""
 
 import csv
-import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from mrl_jax import data
 from mrl_jax.arms import ARMS
 from mrl_jax.data import repeats
 from mrl_jax.report import statistics
+from tests.helpers import script
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.parent.name: path for path in sorted((ROOT / "experiments").glob("*/README.md"))}
@@ -240,16 +240,6 @@ def test_the_bot_is_the_one_that_was_measured() -> None:
         else:
             assert float(row["wrong_allowed"]) < 0.3
     assert shown == len(lines)
-
-
-def script(experiment: str) -> Any:
-    """The analyse.py of an experiment, as a module."""
-    spec = importlib.util.spec_from_file_location(experiment, ROOT / "experiments" / experiment / "analyse.py")
-    assert spec is not None
-    assert spec.loader is not None
-    analyse = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(analyse)
-    return analyse
 
 
 @pytest.mark.parametrize("encoder", ["bag"])

@@ -1,6 +1,5 @@
 """Training two towers from the command line: what is learnt, measured both ways, kept, and refused."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import mrl_jax
 from mrl_jax import config, runs, train
 from mrl_jax.data.base import Dataset, Split
 from mrl_jax.evaluate import ranking
-from tests.helpers import interrupt_after_two_checkpoints, run_digests
+from tests.helpers import interrupt_after_two_checkpoints, run_digests, script
 from tests.image_text_files import COLOURS, table
 
 VIT = "encoder.image={name: vit, patch: 4, layers: 1, hidden: 16, heads: 2, intermediate: 16, projection: true}"
@@ -160,12 +159,7 @@ def test_what_does_not_go_together_is_refused_in_a_sentence(
 @pytest.mark.slow
 def test_images_with_generated_captions_are_classified_by_prompts_at_every_dim(tmp_path: Path) -> None:
     """The script of Fashion-MNIST, on pictures whose class is where a bright bar stands."""
-    root = Path(__file__).parents[1]
-    spec = importlib.util.spec_from_file_location("fashion", root / "experiments" / "image_text" / "fashion_mnist.py")
-    assert spec is not None
-    assert spec.loader is not None
-    fashion = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fashion)
+    fashion = script("image_text", "fashion_mnist.py")
     labels = np.arange(400) // 5 % 10  # every class with every template
     images = np.random.default_rng(0).integers(0, 90, (400, 20, 20, 1)).astype(np.uint8)
     images[np.arange(400), :, 2 * labels] = images[np.arange(400), :, 2 * labels + 1] = 255

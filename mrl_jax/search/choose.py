@@ -12,6 +12,7 @@ embedded queries to results, reading from the file included.
 
 import bisect
 import contextlib
+import functools
 import itertools
 import sys
 import time
@@ -178,6 +179,7 @@ def _try(
     sizes = _sizes(goal.asked, len(index))
     for dim in _first_dims(about, about.kind) if sizes else ():
 
+        @functools.cache
         def losses(size: int, dim: int = dim) -> np.ndarray:
             return goal.losses(_search(index, goal)(queries, [(dim, size)]))
 

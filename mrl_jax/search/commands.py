@@ -223,14 +223,11 @@ def _read_queries(
     """The embeddings of the queries in a file and, where some of them have the id of a document, its handle for each.
 
     That document is the query itself and would be its first result, so it is left out (BEIR's `ignore_identical_ids`).
-    `check` is called with the number of queries before any is embedded, to raise UserError or ValueError.
+    `check` is called with the number of queries before any is embedded, to raise ValueError.
     """
     model = load_model(index, options.run)
     queries = corpus.read_queries(options.queries, pictures.reads(model))
-    try:
-        check(len(queries))
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    check(len(queries))
     z = pictures.embed_queries(model, [one.picture or one.text for one in queries])
     ids = [one.id or pictures.id_of(index.description.pictures, one.picture) for one in queries]
     handles = index.handles([id_ for id_ in ids if id_ is not None])
@@ -266,12 +263,9 @@ def plan(options: argparse.Namespace) -> None:
 
         z, own = _read_queries(index, options, check)
         truth = leave_out(best_of_blocks(index.blocks(), z, plans.asked_of(k, own)), own).rows
-        try:
-            made = plans.plan(
-                documents, z, k, options.recall, options.delta, options.budget, dims, truth, options.metric, own
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        made = plans.plan(
+            documents, z, k, options.recall, options.delta, options.budget, dims, truth, options.metric, own
+        )
         print(f"{'shortlist':>12}{options.metric:>9}{'p':>9}{'MFLOP':>9}{'MB':>9}")
         for one in made.tried:
             stages = ",".join(f"{dim}:{size}" for dim, size in one.stages)
@@ -285,11 +279,8 @@ def plan(options: argparse.Namespace) -> None:
 
 
 def _check_choice(queries: int, options: argparse.Namespace) -> None:
-    """Raises UserError for options of `--kind` with which nothing can be chosen."""
-    try:
-        choose.check_settleable(queries, options.recall, options.delta, options.metric)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    """Raises ValueError for options of `--kind` with which nothing can be chosen."""
+    choose.check_settleable(queries, options.recall, options.delta, options.metric)
 
 
 def _choose(index: Index, kinds: Sequence[str], options: argparse.Namespace) -> None:

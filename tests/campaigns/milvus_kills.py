@@ -113,14 +113,16 @@ def lost(place: str, ids: list[str], documents: list[str]) -> list[str]:
 
 def start(server: MilvusServer) -> int:
     """Start the server; how often it aborted before: one that waits too long for a processor loses its session."""
-    for attempt in range(MAX_STARTS - 1):
+    aborted = 0
+    while True:
         try:
             server.start()
-            return attempt
+            return aborted
         except RuntimeError as error:
+            aborted += 1
+            if aborted == MAX_STARTS:
+                raise
             print(error, file=sys.stderr, flush=True)
-    server.start()
-    return MAX_STARTS - 1
 
 
 def campaign(server: MilvusServer, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
