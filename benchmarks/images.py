@@ -2,6 +2,7 @@
 
     python benchmarks/images.py [--threads 2] [--images 512] [--json FILE]
     python benchmarks/images.py --workers 1 [--threads 1] [--images 512] [--json FILE]
+    python benchmarks/images.py --passes 390 --images 256 [--json FILE]       # resident memory over 100,000 images
 
 Files are photographs as far as a decoder is concerned: noise whose spectrum falls as that of photographs (1/f), 500 ×
 375 pixels as the average of ImageNet, at quality 90, and the same at 224 × 224. They are read as a run reads them from
@@ -87,11 +88,29 @@ def by_workers(folder: Path, count: int, workers: int) -> dict[str, Any]:
     return results
 
 
+def memory(work: Callable[[np.ndarray], Any], count: int, passes: int) -> dict[str, Any]:
+    """Resident memory in MiB after the first tenth of the passes over all images, after each further one, and speed."""
+    found, started = [], time.perf_counter()
+    for done in range(1, passes + 1):
+        for start in range(0, count - BATCH + 1, BATCH):
+            work(np.arange(start, start + BATCH))
+        if done % (passes // 10) == 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            found.append(round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1))
+    images = passes * (count // BATCH * BATCH)
+    return {
+        "images": images,
+        "resident_mib": found,
+        "images_per_second": round(images / (time.perf_counter() - started), 1),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--workers", type=int, help="compare so many processes that decode with threads")
+    parser.add_argument("--passes", type=int, help="measure memory over so many passes, ten or more, of crop and flip")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     pin(options.threads)
@@ -119,11 +138,11 @@ def main() -> None:
         "shortest 256, crop 224, bicubic": ImageRule("shortest", (256, 256), (SIDE, SIDE), 3, 3),
     }
     with tempfile.TemporaryDirectory() as place:
-        for height, width in ((375, 500), (SIDE, SIDE)):
+        for height, width in ((SIDE, SIDE),) if options.passes else ((375, 500), (SIDE, SIDE)):
             folder = Path(place) / f"{height}x{width}"
             size = write(folder, options.images, height, width)
             files = FilesBelow(folder, tuple(files_below(folder)))
-            for name, rule in rules.items():
+            for name, rule in rules.items() if not options.passes else ():
                 images = StoredImages(files, np.arange(len(files)), True, (rule,))
                 results[f"{width} × {height}, {size // 1024} kB, {name}"] = rate(images.__getitem__, options.images)
             images = StoredImages(files, np.arange(len(files)), True, (rules["data.image_size=224"],))
@@ -132,6 +151,9 @@ def main() -> None:
                 def both(rows: np.ndarray, images: Any = images, program: Any = program) -> None:
                     program(jax.random.key(0), images[rows]).block_until_ready()
 
+                if options.passes:
+                    results[name] = memory(both, options.images, options.passes)
+                    break
                 results[f"{width} × {height}, {name}"] = rate(both, options.images)
     report(options, results)
 
