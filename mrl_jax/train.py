@@ -107,6 +107,7 @@ def _prepare(config: Config, locks: contextlib.ExitStack, begun: list[Path]) -> 
             for (name, part), steps in zip(parts.items(), splits["train"].steps_of(step.steps).tolist(), strict=True):
                 part = configuration.assign(part, {"trainer.steps": steps})
                 runs.sources.create(directory, name, part, to_json(description["sources"][name]))
+        runs.raise_seeds(directory, config.seeds)
         runs.seal(directory)
     processes.on_process0(lambda: baselines.score(config, names, dataset, directory))
     return config, directory, trainer, splits

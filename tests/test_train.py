@@ -242,6 +242,18 @@ def test_resume_with_another_configuration_is_refused(
     assert "did you mean first?" in capsys.readouterr().err
 
 
+def test_a_finished_run_is_resumed_to_more_seeds(quick: list[str], undisturbed: Path, tmp_path: Path) -> None:
+    """The first seed stays as it is, and the second is that of a run which was begun with two."""
+    shutil.copytree(undisturbed, directory := tmp_path / "tiny" / "whole")
+    words = [*quick, f"results_dir={tmp_path}"]
+    assert train.main([*words, "run=whole", "seeds=2", "resume=true"]) == 0
+    assert train.main([*words, "run=begun", "seeds=2"]) == 0
+    assert comparable(directory) == comparable(tmp_path / "tiny" / "begun")
+    assert {row.seed for row in read_rows(directory / "evaluation.csv")} == {0, 1}
+    assert config.from_yaml(directory / "config.yaml").seeds == 2
+    assert mrl_jax.load(directory, seed=1).encode(["orbit1"]).shape == (1, 16)  # sealed again
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_a_run_resumes_to_the_same_bits(tiny: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mrl_jax.train", *tiny, "arms=[mrl,ff]", "nesting_dims=[4,16]"]
@@ -542,7 +554,9 @@ def test_configuration_survives_its_yaml(tmp_path: Path, tiny: list[str]) -> Non
     settings = config.from_command_line(tiny)
     (tmp_path / "config.yaml").write_text(config.to_yaml(settings))
     assert config.from_yaml(tmp_path / "config.yaml") == settings
-    assert config.differences(settings, config.from_command_line([*tiny, "seeds=2"])) == ["seeds=1 (now 2)"]
+    more = config.from_command_line([*tiny, "seeds=2"])
+    assert config.differences(more, settings) == ["seeds=2 (now 1)"]
+    assert config.differences(settings, more) == []  # seeds can be added
     files = ["data=files", "data.train=a.jsonl", "data.test=b.jsonl"]
     for encoder, differs in (
         ([], []),

@@ -124,7 +124,7 @@ class Config:
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     results_dir: str = "results"  # the folder of all runs
     run: str | None = None  # folder of this run; null: the date and time (or, with resume=true, the latest run)
-    resume: bool | str = False  # continue an interrupted run; auto: if there is one of that name
+    resume: bool | str = False  # continue a run, also to more seeds; auto: if there is one of that name
     recipe: str = "none"  # what chooses the keys that are auto: auto (trials on validation), fixed, none or its name
     open_keys: tuple[str, ...] = ()  # the keys that the recipe has yet to choose
 

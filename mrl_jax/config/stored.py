@@ -198,8 +198,11 @@ def _missing_in_run(raw: Any, path: Path) -> dict[str, dict[str, Any]]:
 def differences(old: Config, new: Config) -> list[str]:
     """`key=old (now new)` for every key in which two configurations differ, but for those of `NOT_COMPARED`.
 
-    With a frozen encoder texts in memory are in other batches than texts that stay on disk."""
+    With a frozen encoder texts in memory are in other batches than texts that stay on disk. More seeds are no
+    difference: a seed does not depend on how many there are."""
     ignored = {*NOT_COMPARED, *new.open_keys}  # what the new one leaves open is as it was in the old one
+    if new.seeds > old.seeds:
+        ignored.add("seeds")
     if getattr(old.encoder, "frozen", False):
         ignored.discard("data.streaming")
 

@@ -29,6 +29,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -194,6 +195,20 @@ def seal(directory: Path) -> None:
     """Write SHA256SUMS of the files that a model is built from; `read_dataset` verifies them."""
     sealed = [path for name in SEALED_FILES if (path := directory / name).is_file()]
     write(directory / "SHA256SUMS", "".join(f"{sha256_of(path)}  {path.name}\n" for path in sealed))
+
+
+def raise_seeds(directory: Path, seeds: int) -> None:
+    """Store that a run goes on to more seeds than it was begun with, and nothing else: keys that config.yaml lacks stay
+    out of it.
+
+    The caller seals the run again. Until then there is no SHA256SUMS: after a kill in between, the old one would say
+    that config.yaml is damaged.
+    """
+    path = directory / "config.yaml"
+    text = path.read_text(encoding="utf-8")
+    if (raised := re.sub(r"(?m)^seeds:.*$", f"seeds: {seeds}", text)) != text:
+        (directory / "SHA256SUMS").unlink(missing_ok=True)
+        write(path, raised)
 
 
 def _check_seal(directory: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mrl_jax import config as configuration
 from mrl_jax.config import Config
-from mrl_jax.runs.directory import seal
+from mrl_jax.runs.directory import raise_seeds, seal
 from mrl_jax.runs.results import MetricRow, write_rows
 from mrl_jax.system.files import write
 
@@ -44,6 +44,7 @@ def create(run: Path, name: str, part: Config, dataset: str) -> None:
     place = folder(run, name)
     if not (place / "config.yaml").exists():
         write(place / "config.yaml", configuration.to_yaml(part))
+    raise_seeds(place, part.seeds)
     write(place / "environment.json", (run / "environment.json").read_text(encoding="utf-8"))
     write(place / "dataset.json", dataset)
     seal(place)
