@@ -1,5 +1,6 @@
 """`python -m mrl_jax.embed`: the rows of `model.encode` in each type and format, in files that go on after a kill."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from helpers import write_table
 import mrl_jax
 from mrl_jax import embed, predict, train
 from mrl_jax.data.readers.arrays import check_features
+from mrl_jax.model import embedding_model
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,19 @@ def test_each_type_and_format_has_the_rows_of_the_model(
     assert not bits[:, 4:].any()
     names = {f"{dtype}{suffix}" for dtype in rows} | {"int8.scale.npy"}
     assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_progress_is_counted_by_batches(trained: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow model is no silence for as long as thousands of texts take."""
+    texts, seen = [json.loads(line)["text"] for line in inputs.read_text().splitlines()], []
+
+    class Bar(contextlib.nullcontext):
+        update = staticmethod(seen.append)
+
+    monkeypatch.setattr(embedding_model.console, "progress", lambda *_, **__: Bar(Bar()))
+    mrl_jax.load(trained).encode(texts, batch_size=16)
+    assert sum(seen) == len(texts)
+    assert max(seen) == 16
 
 
 @pytest.mark.parametrize(

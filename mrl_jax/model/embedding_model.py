@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import jax
@@ -169,10 +169,9 @@ class EmbeddingModel:
         cut = 0
         with console.progress(total, "encode", "example", leave=False, shown=shown) as bar:
             for chunk in chunks(raw, chunk_size):
-                z = self._embed_chunk(chunk, batch_size, dim, normalised, prompt)
+                z = self._embed_chunk(chunk, batch_size, dim, normalised, prompt, bar.update)
                 self.unknown += int(np.count_nonzero(~z.any(axis=1)))
                 cut += getattr(self.reader, "cut", 0)
-                bar.update(len(z))
                 yield z
         if cut and not self._warned_cut:
             self._warned_cut = True
@@ -203,8 +202,15 @@ class EmbeddingModel:
             raise ValueError(f"batch_size={batch_size} is not allowed; at least 1")
 
     def _embed_chunk(
-        self, raw: Sequence[str] | np.ndarray, batch_size: int, dim: int, normalised: bool, prompt: str | None = None
+        self,
+        raw: Sequence[str] | np.ndarray,
+        batch_size: int,
+        dim: int,
+        normalised: bool,
+        prompt: str | None = None,
+        embedded: Callable[[int], Any] = lambda n: None,
     ) -> np.ndarray:
+        """`embedded` hears of every batch how many examples it had."""
         batch_size = min(batch_size, 1 << (len(raw) - 1).bit_length()) if len(raw) else 1  # few shapes to compile
         examples = Examples(self.reader(put(self.prompts.of(prompt), raw)), np.zeros(len(raw), np.int32))
         z = np.empty((len(raw), dim), np.float32)
@@ -213,6 +219,7 @@ class EmbeddingModel:
                 del batch["label"]
                 z_BxD = self._embed(self.weights, batch)
                 z[rows] = np.asarray(nesting.truncate(z_BxD, dim) if normalised else z_BxD[:, :dim])[valid]
+                embedded(len(rows))
         return z
 
     def predict(
