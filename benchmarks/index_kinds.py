@@ -26,7 +26,7 @@ import retrieval
 
 from mrl_jax.data import DataConfig, PairDataset, load
 from mrl_jax.model.pretrained import pretrained
-from mrl_jax.search import choose, plan
+from mrl_jax.search import choose, plan, timing
 from mrl_jax.search.dispatch import search_index
 from mrl_jax.search.index import Description, Document, Index, by_kind, create_index, exists, open_as, open_index
 from mrl_jax.search.index.faiss import HNSW_LINKS, HNSW_NODES, FaissIndex
@@ -65,20 +65,20 @@ def measured(
     """What one kind costs and finds; of `exact` also without a shortlist."""
     kind, dim = index.description.kind, index.description.scanned
     started = time.perf_counter()
-    size = choose._prepared(index)
+    size = timing.prepare(index)
     found: dict[str, Any] = {"built in s": time.perf_counter() - started, "bytes per document": size / len(index)}
 
     def recall(size: int) -> float:
         return float(plan.recall(search_index(index, queries, K, [(dim, size)]).rows, truth).mean())
 
     found["recall"] = {CANDIDATES: recall(CANDIDATES)}
-    sizes = choose._sizes(K, len(index))
+    sizes = choose.shortlist_sizes(K, len(index))
     place = bisect.bisect_left(sizes, target, key=recall)  # more candidates never hold less
     kept = sizes[place] if place < len(sizes) else None
     found["shortlist"] = kept
 
     def seconds(stages: list[tuple[int, int]] | None, count: int) -> float:
-        return choose._seconds(lambda z, one: search_index(index, z, K, one), queries, stages, count)
+        return timing.seconds(lambda z, one: search_index(index, z, K, one), queries, stages, count)
 
     found["ms"] = {n: None if kept is None else 1e3 * seconds([(dim, kept)], n) for n in together}
     if kind == "exact":
@@ -105,7 +105,7 @@ def peer(
     if links_of is None:
         graph.add(x)
     else:
-        other, distinct = links_of._searchable
+        other, distinct = links_of.searchable
         rows = distinct.rows
         graph.storage.add(np.ascontiguousarray(x[rows]))
         graph.ntotal, graph.hnsw = other.ntotal, faiss.downcast_index(other).hnsw
@@ -120,7 +120,7 @@ def peer(
     def search(z: np.ndarray, stages: Any) -> Any:
         return graph.search(z, K)
 
-    return found | {"ms": {n: 1e3 * choose._seconds(search, queries, None, n) for n in together}}
+    return found | {"ms": {n: 1e3 * timing.seconds(search, queries, None, n) for n in together}}
 
 
 def main() -> None:
@@ -187,7 +187,7 @@ def main() -> None:
                     rows = search(test, stages).rows
                     auto[together] |= {
                         "recall of the chosen": float(plan.recall(rows, truth).mean()),
-                        "ms of the chosen": 1e3 * choose._seconds(search, test, stages, together),
+                        "ms of the chosen": 1e3 * timing.seconds(search, test, stages, together),
                     }
                     auto[together]["ratio"] = auto[together]["ms of the chosen"] / best[0]
             print(f"auto, {together} together: {json.dumps(auto[together])}", flush=True)

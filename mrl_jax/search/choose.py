@@ -13,15 +13,14 @@ embedded queries to results, reading from the file included.
 import bisect
 import contextlib
 import functools
-import itertools
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from mrl_jax.search import plan as plans
+from mrl_jax.search import timing
 from mrl_jax.search.dispatch import Stages, search_index
 from mrl_jax.search.index import Description, Index, by_kind, is_in_folder, open_as
 from mrl_jax.search.index.exact import ExactIndex
@@ -30,9 +29,6 @@ from mrl_jax.search.queries import SearchResults, leave_out
 from mrl_jax.search.truth import best_of_blocks
 from mrl_jax.system.errors import UserError, one_of
 
-ROUNDS = 3  # the least of so many measurements counts
-MAX_BATCHES = 20  # that one of them is the median of
-ROUND_SECONDS = 1.0  # after so long no further batch of a round is begun
 PILOT, MAX_PILOT = 4, 1000  # one of so many held-out queries is of the pilot, and at most so many are
 FINALISTS = 2  # most methods that are certified
 LONGEST, STEPS = 500, 40  # shortlists have 1 to LONGEST documents per result, in so many steps of equal ratio
@@ -115,7 +111,7 @@ def choose(
     for kind in kinds:
         with contextlib.closing(open_as(str(index.folder), kind)) as one:
             try:
-                for method in _try(one, *pilot, len(others[0]), delta / FINALISTS, together):
+                for method in try_kind(one, *pilot, len(others[0]), delta / FINALISTS, together):
                     show(method)
                     (exact if method.stages is None else promising).append(method)
             except UserError as error:  # an extra that is not installed, too few documents for this kind
@@ -127,7 +123,7 @@ def choose(
     kept = list(exact)
     for finalist in finalists:
         with contextlib.closing(open_as(str(index.folder), finalist.kind)) as one:
-            certified = _certify(one, finalist, *others, delta / len(finalists), together)
+            certified = certify(one, finalist, *others, delta / len(finalists), together)
         show(certified)
         kept += [] if certified.seconds is None else [certified]
     if not kept:
@@ -156,13 +152,13 @@ def _first_dims(about: Description, kind: str) -> list[int]:
     return [about._replace(kind=kind).scanned]
 
 
-def _sizes(asked: int, count: int) -> list[int]:
-    """Lengths of shortlists, the shortest first."""
+def shortlist_sizes(asked: int, count: int) -> list[int]:
+    """Lengths of shortlists to try for `asked` results among `count` documents, the shortest first."""
     steps = np.geomspace(asked, LONGEST * asked, STEPS)
     return sorted({min(round(size), count) for size in steps if count >= asked})
 
 
-def _try(
+def try_kind(
     index: Index, queries: np.ndarray, goal: plans.Goal, others: int, level: float, together: int
 ) -> Iterator[Method]:
     """The methods of one kind of index, tried on the queries of the pilot.
@@ -172,11 +168,11 @@ def _try(
     """
     about = index.description
     if isinstance(index, ExactIndex):
-        built, megabytes = _built(lambda: index.principal_directions.nbytes)
-        seconds = _seconds(_search(index, goal), queries, None, together)
+        built, megabytes = timing.built(lambda: index.principal_directions.nbytes)
+        seconds = timing.seconds(_search(index, goal), queries, None, together)
         yield Method(about.kind, None, 1.0, 0.0, seconds, megabytes, built)
-    built, megabytes = _built(lambda: _prepared(index))
-    sizes = _sizes(goal.asked, len(index))
+    built, megabytes = timing.built(lambda: timing.prepare(index))
+    sizes = shortlist_sizes(goal.asked, len(index))
     for dim in _first_dims(about, about.kind) if sizes else ():
 
         @functools.cache
@@ -191,17 +187,17 @@ def _try(
         stages = [(dim, sizes[place])]
         method = Method(about.kind, stages, float(1 - losses(sizes[place]).mean()), None, None, megabytes, built)
         if kept:
-            method = method._replace(seconds=_seconds(_search(index, goal), queries, stages, together))
+            method = method._replace(seconds=timing.seconds(_search(index, goal), queries, stages, together))
         yield method
 
 
-def _certify(
+def certify(
     index: Index, promising: Method, queries: np.ndarray, goal: plans.Goal, level: float, together: int
 ) -> Method:
     """The shortest list that is shown to keep the target; with `seconds` None the one that failed, if the first did."""
     assert promising.stages is not None
     dim, size = promising.stages[0]
-    sizes = _sizes(goal.asked, len(index))
+    sizes = shortlist_sizes(goal.asked, len(index))
     sizes = sizes[: sizes.index(size) + 1 + LONGER]
     search = _search(index, goal)
     tested = [
@@ -211,7 +207,7 @@ def _certify(
     kept = [method for method in tested if method.p is not None and method.p <= level]
     if not kept:
         return tested[0]
-    return kept[-1]._replace(seconds=_seconds(search, queries, kept[-1].stages, together))
+    return kept[-1]._replace(seconds=timing.seconds(search, queries, kept[-1].stages, together))
 
 
 def _search(index: Index, goal: plans.Goal) -> Callable[[np.ndarray, Stages | None], SearchResults]:
@@ -220,39 +216,3 @@ def _search(index: Index, goal: plans.Goal) -> Callable[[np.ndarray, Stages | No
 
 def _seconds_of(method: Method) -> float:
     return float("inf") if method.seconds is None else method.seconds
-
-
-def _prepared(index: Index) -> int:
-    """Make an index ready; the bytes of what a shortlist is searched in."""
-    if isinstance(index, ExactIndex):
-        return index.prefixes.nbytes
-    assert isinstance(index, Store)
-    index.prepare()
-    return sum(path.stat().st_size for path in index.folder.glob(f"{index.description.kind}-*.index"))
-
-
-def _built(make: Callable[[], int]) -> tuple[float, float]:
-    """The seconds that something takes, and the megabytes that it returns as bytes."""
-    started = time.perf_counter()
-    size = make()
-    return time.perf_counter() - started, size / 1e6
-
-
-def _seconds(
-    search: Callable[[np.ndarray, Stages | None], object], queries: np.ndarray, stages: Stages | None, together: int
-) -> float:
-    """Of a search for `together` queries: the least over rounds of the median over batches, after one that warms up."""
-    batches = [np.resize(queries[at:], (together, queries.shape[1])) for at in range(0, len(queries), together)]
-    search(batches[0], stages)
-    medians = []
-    for _ in range(ROUNDS):
-        measured: list[float] = []
-        began = time.perf_counter()
-        for batch in itertools.islice(itertools.cycle(batches), MAX_BATCHES):
-            started = time.perf_counter()
-            search(batch, stages)
-            measured.append(time.perf_counter() - started)
-            if time.perf_counter() - began > ROUND_SECONDS:
-                break
-        medians.append(float(np.median(measured)))
-    return min(medians)

@@ -72,7 +72,7 @@ def test_cells_on_few_dims_are_those_of_the_nearest_centre_on_them(tmp_path: Pat
     index.close()
     index = open_index(str(tmp_path / "index"))  # from the file
     assert index.description == about
-    ivf = index._searchable[0]
+    ivf = index.searchable[0]
     stage = faiss.downcast_index(ivf.quantizer)
     centres = faiss.downcast_index(stage.index).reconstruct_n(0, ivf.nlist)
     assert centres.shape == (20, 4)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mrl_jax.search import choose, dispatch
+from mrl_jax.search import choose, dispatch, timing
 from mrl_jax.search import plan as plans
 from mrl_jax.search.index import Description, Document, exact, open_index
 from mrl_jax.search.index.faiss import FaissIndex
@@ -31,8 +31,8 @@ def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program is compiled for each size of a shortlist."""
     monkeypatch.setattr(choose, "LONGEST", 50)
     monkeypatch.setattr(choose, "STEPS", 5)
-    monkeypatch.setattr(choose, "ROUNDS", 1)
-    monkeypatch.setattr(choose, "MAX_BATCHES", 5)
+    monkeypatch.setattr(timing, "ROUNDS", 1)
+    monkeypatch.setattr(timing, "MAX_BATCHES", 5)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, *fast: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("kind", ["exact", "faiss-flat", "faiss-hnsw"])
 def test_the_fastest_kind_is_taken_and_kept(kind: str, index, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = {("exact", "exact")} if kind == "exact" else {(kind, f"8:{n}") for n in choose._sizes(10, COUNT)}
+    fast = {("exact", "exact")} if kind == "exact" else {(kind, f"8:{n}") for n in choose.shortlist_sizes(10, COUNT)}
     slow_down(monkeypatch, *fast)
     tried: list[choose.Method] = []
     kinds = ["exact", "faiss-flat", "faiss-hnsw"]
@@ -115,8 +115,8 @@ def test_no_more_choices_fall_short_than_delta_allows(monkeypatch: pytest.Monkey
     rng = np.random.default_rng(0)
     monkeypatch.setattr(choose, "LONGEST", 40)
     monkeypatch.setattr(choose, "STEPS", 40)
-    monkeypatch.setattr(choose, "_prepared", lambda index: 0)
-    monkeypatch.setattr(choose, "_seconds", lambda search, queries, stages, together: stages[0][1])
+    monkeypatch.setattr(timing, "prepare", lambda index: 0)
+    monkeypatch.setattr(timing, "seconds", lambda search, queries, stages, together: stages[0][1])
     truth = np.arange(10)
 
     def search(index, z, k, stages):
@@ -133,8 +133,8 @@ def test_no_more_choices_fall_short_than_delta_allows(monkeypatch: pytest.Monkey
     goal = plans.Goal(np.tile(truth, (300, 1)), 10, 0.95, "recall", None)
     short, chosen, level = 0, [], 0.2
     for _ in range(400):
-        (found,) = choose._try(Fake(), QUERIES[:100], goal._replace(truth=goal.truth[:100]), 300, level, 1)
-        method = choose._certify(Fake(), found, QUERIES, goal, level, 1)
+        (found,) = choose.try_kind(Fake(), QUERIES[:100], goal._replace(truth=goal.truth[:100]), 300, level, 1)
+        method = choose.certify(Fake(), found, QUERIES, goal, level, 1)
         if method.seconds is not None:
             chosen.append(method.stages[0][1])
             short += 1.4 / method.stages[0][1] > 0.05

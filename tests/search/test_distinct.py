@@ -172,7 +172,7 @@ def test_an_index_of_faiss_has_each_prefix_once_and_a_file_of_before_is_built_an
     z[100:] = z[:1]
     index = create("faiss", "faiss-hnsw", tmp_path, z)
     index.prepare()
-    assert index._searchable[0].ntotal == 100
+    assert index.searchable[0].ntotal == 100
     (path,) = (tmp_path / "index").glob("*.index")
     old = faiss.index_factory(PREFIX, "HNSW32,Flat", faiss.METRIC_INNER_PRODUCT)
     old.add(base.unit(z[:, :PREFIX]))

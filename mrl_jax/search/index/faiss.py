@@ -54,7 +54,7 @@ class FaissIndex(store.Store):
     """See `Index`. An entry of the FAISS index is a distinct prefix."""
 
     @cached_property
-    def _searchable(self) -> tuple[Any, Distinct]:
+    def searchable(self) -> tuple[Any, Distinct]:
         """The FAISS index, and the documents that its entries stand for."""
         faiss = library()
 
@@ -120,23 +120,23 @@ class FaissIndex(store.Store):
         return unit(self.stored_vectors()[rows][:, : self.description.scanned])
 
     def _invalidate(self) -> None:
-        self.__dict__.pop("_searchable", None)
+        self.__dict__.pop("searchable", None)
 
     def prepare(self) -> None:
         super().prepare()
-        _ = self._searchable
+        _ = self.searchable
 
     def candidates(self, queries: np.ndarray, size: int, view: int | None = None) -> np.ndarray:
         if queries.ndim != 2 or queries.shape[1] != self.description.width:
             raise ValueError(f"queries have shape {queries.shape}; the index takes [Q, {self.description.width}]")
-        index, distinct = self._searchable
+        index, distinct = self.searchable
         prefixes = unit(queries[:, : self.description.scanned])
         with self._errors():
             entries = _search(library(), index, prefixes, min(size, index.ntotal), view or size)
         return distinct.expand(entries, size)
 
     def copies(self, handles: np.ndarray, most: int) -> list[np.ndarray]:
-        return self._searchable[1].copies(handles, most)
+        return self.searchable[1].copies(handles, most)
 
 
 def _with_coarse_cells(faiss: Any, dim: int, coarse: int, cells: int) -> Any:
