@@ -32,8 +32,8 @@ from scipy.stats import chi2, norm, t
 from mrl_jax import config as configuration
 from mrl_jax.report import cells, formats, plots
 from mrl_jax.report.figures import Axis, Figure, Lines, Look, Points, title_of
-from mrl_jax.report.sections import Section, Table
 from mrl_jax.report.statistics import LEVEL
+from mrl_jax.report.tables import Section, Table
 from mrl_jax.system import files
 from mrl_jax.system.errors import UserError
 

@@ -1,7 +1,7 @@
 """What a study says: arms compared pair by pair, what nesting costs, what an oracle would save, who needs more dims.
 
-Everything is computed from per-example outcomes of the test split, at the nesting dims; `sections.py` and `figures.py`
-show it. Accuracies are shares in [0, 1].
+Everything is computed from per-example outcomes of the test split, at the nesting dims; `sections.py`, `contrasts.py`
+and `figures.py` show it. Accuracies are shares in [0, 1].
 """
 
 import itertools

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 from mrl_jax.report.compare import Comparisons
-from mrl_jax.report.sections import Section, Table
 from mrl_jax.report.statistics import Difference
 from mrl_jax.report.study import Study
+from mrl_jax.report.tables import Section, Table
 
 
 def markdown(study: Study, parts: Sequence[Section]) -> str:

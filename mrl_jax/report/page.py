@@ -17,8 +17,8 @@ from plotly.offline import get_plotlyjs
 
 from mrl_jax.report import figures, page_plots
 from mrl_jax.report.figures import Figure
-from mrl_jax.report.sections import Section, Table
 from mrl_jax.report.study import Study
+from mrl_jax.report.tables import Section, Table
 
 
 def html(study: Study, parts: Sequence[Section]) -> str:

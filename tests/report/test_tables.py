@@ -17,10 +17,12 @@ from mrl_jax.arms import ARMS
 from mrl_jax.config import LossConfig
 from mrl_jax.report import compare, formats, statistics
 from mrl_jax.report.compare import Comparison
+from mrl_jax.report.contrasts import over_the_table
 from mrl_jax.report.gather import gather
-from mrl_jax.report.sections import Section, Table, over_the_table, sections
+from mrl_jax.report.sections import sections
 from mrl_jax.report.statistics import Crossover, Difference
 from mrl_jax.report.study import Series, Study
+from mrl_jax.report.tables import Section, Table
 
 HOSTILE = ("a|b_c*d", "<script>x</script>", "100% $x^2$ & #1 ~\\end{tabular}", "[link](http://x) `code`\nnew")
 
