@@ -139,8 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
     reads.add_argument("--dim", type=int, help="prefix length, by default the largest that was trained")
     reads.add_argument("--cascade", action="store_true", help="read few dims, and more where the answer is not sure")
     console.add_parts(parser)
-    parser.add_argument("--epsilon", type=float, help="accuracy that the cascade may lose, as a share (0.01)")
-    parser.add_argument("--delta", type=float, help="probability with which it may lose more (0.1)")
+    parser.add_argument("--epsilon", type=console.share, help="accuracy that the cascade may lose, as a share (0.01)")
+    parser.add_argument("--delta", type=console.share, help="probability with which it may lose more (0.1)")
     parser.add_argument("--top-k", type=console.positive, default=1, help="classes per text with their probabilities")
     parser.add_argument("--calibrate", metavar="FILE", help="held-out texts with labels, to calibrate on")
     return console.run(

@@ -327,7 +327,7 @@ def test_a_killed_process_is_continued(trained: Path, inputs: Path, tmp_path: Pa
         (["--dim", "4", "--cascade"], "not allowed with argument"),
         (["--dim", "4", "--epsilon", "0.1"], "--epsilon and --delta go with --cascade"),
         (["--cascade"], "calibration examples cannot certify epsilon=0.01"),
-        (["--cascade", "--epsilon", "3"], "epsilon=3.0 is not allowed"),
+        (["--cascade", "--epsilon", "3"], "argument --epsilon: 3 is not allowed; it must be between 0 and 1"),
         (["--top-k", "0"], "at least 1"),
         (["--calibrate", "no.jsonl"], "--calibrate=no.jsonl: there is no such file"),
         (["--out", "labels.csv"], "--out=labels.csv is not allowed; a file ending in .jsonl"),

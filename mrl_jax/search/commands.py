@@ -182,8 +182,10 @@ def add_new(
 
 def query(options: argparse.Namespace) -> None:
     """Print the best documents for each text or picture."""
-    if not all(text.strip() for text in options.text):
-        raise UserError("the text to search for is empty")
+    for place, text in enumerate(options.text, 1):
+        if not text.strip():
+            which = f" (text {place} of {len(options.text)})" if len(options.text) > 1 else ""
+            raise UserError(f"the text to search for is empty{which}")
     if not options.text and not options.image:
         raise UserError("nothing to search for is given: a text, or --image FILE")
     with contextlib.closing(open_index(options.index, token=options.token)) as index:

@@ -273,7 +273,7 @@ def test_mistakes_in_the_command_are_named(run: Path, corpus: Path, built: Path,
         (["query", str(built), "x", "--image", "a.png"], "the model of this index reads texts, and no pictures"),
         (["bench", str(built), "--queries", str(tmp_path)], "this is a folder; a file is needed"),
         (["query", str(corpus), "x"], "is not an index: this is a file; a folder is needed"),
-        (["query", str(built), "a", " "], "the text to search for is empty"),
+        (["query", str(built), "a", " "], "the text to search for is empty (text 2 of 2)"),
         (["query", "", "a"], "'' is no place for an index; give a folder"),
         (["build", str(run), str(corpus), "--index", "ftp://host"], "'ftp://host' is no place for an index"),
         (
