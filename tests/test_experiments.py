@@ -255,6 +255,21 @@ def test_the_atlas_is_made_of_its_runs(encoder: str) -> None:
         assert "\n".join(lines) in page
 
 
+def test_the_detached_arm_of_the_atlas_is_that_of_its_runs() -> None:
+    (lines,) = (rows for header, rows in tables(PAGES["atlas"].read_text(encoding="utf-8")) if "against" in header)
+    assert {line[0] for line in lines} == {
+        path.name for path in (ROOT / "results" / "reference" / "atlas" / "detached").iterdir()
+    }
+    for name, against, *shown in lines:
+        rows = read(f"atlas/detached/{name}", "differences.csv")
+        pairs = [row for row in rows if (row["a"], row["b"]) == ("MRL-E detached", against)]
+        cells = [
+            f"{100 * float(row['mean']):+.2f}".replace("-", "−") for row in pairs if row["metric"] == "linear_top1"
+        ]
+        settled = [float(row["p_holm"]) < 0.05 for row in pairs if row["metric"] == "linear_top1"]
+        assert shown == [f"**{cell}**" if is_so else cell for cell, is_so in zip(cells, settled, strict=True)]
+
+
 @pytest.mark.parametrize(
     ("page", "alone", "taught", "metric"),
     [

@@ -283,10 +283,7 @@ def _section(
         header = ["width", "data sets", "mean [95 %]", "one more data set [95 %]", "spread of data sets"]
         tables.append(Table(f"across-{metric}-{contrast[1]}-{contrast[2]}", caption, header, rows))
         panels.append(_panel(name, curves, summary))
-    note = (
-        "Above zero the first arm is better. Thin: each data set. Thick: their mean, with its 95 % interval over data "
-        "sets."
-    )
+    note = "Above zero the first arm is better. The mean has its 95 % interval over data sets."
     figure = Figure(f"across-{metric}", "", panels, note, shared_y=False, small=True)
     return Section(f"{title_of(metric)}".capitalize(), sentences, tables, [figure])
 
@@ -317,7 +314,7 @@ def _coverage(curves: Mapping[str, Curve]) -> str:
 def _panel(name: str, curves: Mapping[str, Curve], summary: Mapping[float, Pooled]) -> Lines:
     lines = [
         Points(
-            data,
+            "each data set",
             (data,),
             Look("#999999", None, width=0.8),
             sorted(curve),
