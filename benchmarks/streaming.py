@@ -1,8 +1,10 @@
 """Data larger than memory: peak memory of training on it and of indexing it, at 1 M and 10 M rows, and how fast.
 
     python benchmarks/streaming.py train pairs index [--rows 1000000 10000000] [--both 1000000]
+    python benchmarks/streaming.py open --rows 10000000
 
 Training is set against the same run in memory (--both rows); the index is the default one, by a model of 128 dims.
+`open` measures what opening an index takes alone, of random vectors, which no model has to make.
 
 Rows are synthetic: a text is two phrases of 1 to 3 words out of 40,000, words drawn by Zipf's law from 30,000, the last
 one telling the phrase's topic. The label is one of 20, the topic of the first phrase. Of a
@@ -13,6 +15,7 @@ Updates results/reference/benchmarks/streaming.json.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -23,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 PHRASES, WORDS, TOPICS = 40_000, 30_000, 20
+BLOCK = 50_000  # random vectors that are added together
 OUT = Path(__file__).parent.parent / "results" / "reference" / "benchmarks" / "streaming.json"
 SETTINGS = [
     *("name=streaming", "width=128", "nesting_dims=[8,32,128]", "trainer.batch_size=256"),
@@ -130,6 +134,19 @@ def build(folder: Path, rows: int, run: Path, place: Path) -> dict[str, float]:
     }
 
 
+def build_of_vectors(rows: int, place: Path) -> None:
+    """An index of so many random vectors, each the embedding of a short text."""
+    from mrl_jax.search.index import Description, Document, create_index
+
+    rng = np.random.default_rng(0)
+    with contextlib.closing(create_index(str(place), Description(128, (8, 32, 128), 32, "", "##0"))) as index:
+        for start in range(0, rows, BLOCK):
+            block = range(start, min(start + BLOCK, rows))
+            index.add(
+                [Document(str(row), f"text {row}") for row in block], rng.standard_normal((len(block), 128), "f4")
+            )
+
+
 # What a command does before it has a query: open the index, and have its prefixes laid out.
 OPEN = """
 import resource, sys, time
@@ -156,7 +173,7 @@ def opening(place: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=("train", "pairs", "index"))
+    parser.add_argument("what", nargs="+", choices=("train", "pairs", "index", "open"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--both", type=int, default=1_000_000, help="rows that are trained on in memory as well")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/streaming"))
@@ -195,6 +212,10 @@ def main() -> None:
         for rows in options.rows:
             place = options.folder / f"{stamp}-{rows}.index"
             note(f"{rows:,} documents indexed", build(options.folder, rows, run, place) | opening(place))
+    for rows in options.rows if "open" in options.what else ():
+        place = options.folder / f"{stamp}-{rows}-vectors.index"
+        build_of_vectors(rows, place)
+        note(f"{rows:,} documents opened", opening(place))
 
 
 if __name__ == "__main__":
