@@ -255,6 +255,26 @@ def test_the_atlas_is_made_of_its_runs(encoder: str) -> None:
         assert "\n".join(lines) in page
 
 
+def test_trained_shortlists_are_those_of_the_outcomes() -> None:
+    """trained.csv has the means of the outcomes per query, and the page what trained.csv has."""
+    rows = list(csv.DictReader((PAGES["shortlist"].parent / "trained.csv").open(encoding="utf-8")))
+    pages = [line for header, lines in tables(PAGES["shortlist"].read_text(encoding="utf-8")) for line in lines]
+    for row in rows:
+        folder = ROOT / "results" / "reference" / "shortlist" / f"{row['data'].lower()}_{row['training']}"
+        key = "ndcg" if row["metric"].startswith("ndcg") else "recall"
+        seeds = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("seed*.json"))]
+        value = np.mean([seed[row["arm"]][row["dim"]][key] for seed in seeds])
+        if "÷" in row["metric"]:
+            value /= float(next(one["value"] for one in rows if one["arm"] == "full" and one["data"] == row["data"]))
+        assert float(row["value"]) == pytest.approx(value, abs=2e-4)
+        if row["arm"] != "full" and row["training"] != "light":
+            cell = f"{100 * float(row['value']):.1f}"
+            if (row["training"], row["arm"]) != ("nested", "prefix"):
+                less, low, high = (f"{100 * float(row[name]):+.1f}" for name in ("minus_nested", "low", "high"))
+                cell += f" {less} [{low}, {high}]".replace("-", "−")
+            assert any(line[0] == row["data"] and cell in line for line in pages), (row, cell)
+
+
 def test_the_detached_arm_of_the_atlas_is_that_of_its_runs() -> None:
     (lines,) = (rows for header, rows in tables(PAGES["atlas"].read_text(encoding="utf-8")) if "against" in header)
     assert {line[0] for line in lines} == {
