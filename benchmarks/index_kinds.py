@@ -38,7 +38,7 @@ PREFIX, COARSE = 64, 16
 CANDIDATES = 100
 BLOCK = 50_000
 BASE = 16_000  # documents that others are synthesised around
-VIEWS = (32, 64, 128, 256, 512, 1024, 1536, 2048)  # nodes that the peer's search of its graph keeps in view
+VIEWS = (32, 64, 128, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048)  # nodes that the peer keeps in view
 
 
 def embedded(name: str, documents: int, real: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +48,8 @@ def embedded(name: str, documents: int, real: int, queries: int) -> tuple[np.nda
     model = pretrained(name)
     texts = list(data.test.documents)[: min(documents, real)]
     asked = [*data.test.queries, *(data.train.table[i] for i in np.unique(data.train.columns[:, 0]))]
-    x, q = model.encode(texts), model.encode([str(text) for text in asked[:queries]])
+    drawn = np.random.default_rng(0).permutation(queries)  # so that no split is of train's definitions alone
+    x, q = model.encode(texts), model.encode([str(asked[i]) for i in drawn])
     more = documents - len(x)
     return (np.concatenate([x, retrieval.synthesise(x[:BASE], more, 10)]) if more else x), q
 

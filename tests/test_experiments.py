@@ -245,7 +245,7 @@ def test_the_bot_is_the_one_that_was_measured() -> None:
     assert shown == len(lines)
 
 
-@pytest.mark.parametrize("encoder", ["bag"])
+@pytest.mark.parametrize("encoder", ["bag", "minilm"])
 def test_the_atlas_is_made_of_its_runs(encoder: str) -> None:
     analyse = script("atlas")
     page = PAGES["atlas"].read_text(encoding="utf-8")
