@@ -38,7 +38,23 @@ PREFIX, COARSE = 64, 16
 CANDIDATES = 100
 BLOCK = 50_000
 BASE = 16_000  # documents that others are synthesised around
-VIEWS = (32, 64, 128, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048)  # nodes that the peer keeps in view
+VIEWS = (
+    32,
+    64,
+    128,
+    256,
+    320,
+    384,
+    448,
+    512,
+    640,
+    768,
+    896,
+    1024,
+    1280,
+    1536,
+    2048,
+)  # nodes that the peer keeps in view
 
 
 def embedded(name: str, documents: int, real: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
